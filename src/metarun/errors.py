@@ -1,0 +1,66 @@
+"""What a user is told when an input is wrong, and the checks that say it."""
+
+import math
+from collections.abc import Iterable
+
+
+class MetarunError(Exception):
+    """A mistake or a condition that the user can act on: printed as one message, without a traceback."""
+
+
+class ConfigError(MetarunError):
+    """A configuration value that cannot be used.
+
+    Args:
+      key: the key to change, as typed on the command line, e.g. `method.inner_lr`.
+      got: the value as it arrived.
+      allowed: the values that would do, in words.
+    """
+
+    def __init__(self, key: str, got: object, allowed: str):
+        self.key = key
+        super().__init__(f"{key}={got}: expected {allowed}.")
+
+
+class DataError(MetarunError):
+    """A data set that is absent, broken, or too small; the message names the file and the ways out."""
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def positive_int(key: str, value: object) -> int:
+    """Returns `value` if it is a whole number of at least 1; raises `ConfigError` otherwise."""
+    if not _real(value) or value != int(value) or value < 1:
+        raise ConfigError(key, value, "a whole number, 1 or more")
+    return int(value)
+
+
+def non_negative_int(key: str, value: object) -> int:
+    """Returns `value` if it is a whole number of at least 0; raises `ConfigError` otherwise."""
+    if not _real(value) or value != int(value) or value < 0:
+        raise ConfigError(key, value, "a whole number, 0 or more")
+    return int(value)
+
+
+def positive_float(key: str, value: object) -> float:
+    """Returns `value` as a float if it is a finite number above 0; raises `ConfigError` otherwise."""
+    if not _real(value) or value <= 0:
+        raise ConfigError(key, value, "a number above 0")
+    return float(value)
+
+
+def one_of(key: str, value: object, allowed: Iterable[str]) -> str:
+    """Returns `value` if it is among `allowed`; raises `ConfigError` otherwise."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ConfigError(key, value, "one of " + ", ".join(map(str, allowed)))
+    return value
+
+
+def true_or_false(key: str, value: object) -> bool:
+    """Returns `value` if it is a boolean; raises `ConfigError` otherwise."""
+    if not isinstance(value, bool):
+        raise ConfigError(key, value, "true or false")
+    return value

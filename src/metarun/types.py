@@ -1,0 +1,156 @@
+"""The shapes that everything else agrees on. Functions speak of one unbatched task; a meta-batch is the same
+pytree with a leading task axis."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = Any  # a plain nested dict of arrays
+Metrics = Mapping[str, Array]
+
+
+class Split(NamedTuple):
+    """A labelled set.
+
+    Attributes:
+      x: inputs, `[n, *feature]`, float32; images are `[n, height, width, channel]` in [0, 1].
+      y: targets, `[n]` int32 labels in [0, way) or `[n, *target]` float32.
+    """
+
+    x: Array
+    y: Array
+
+
+class Task(NamedTuple):
+    """One task: adapt on `support`, answer on `query`."""
+
+    support: Split
+    query: Split
+
+
+class TaskSource(NamedTuple):
+    """A distribution over tasks.
+
+    Attributes:
+      data: the arrays that tasks are cut from, as a pytree; an argument of `sample` and not a part of it, so that
+        a compiled step holds one copy on the device and no constants.
+      sample: `(data, key) -> Task`, one task; pure and jittable, so that tasks are drawn inside the compiled step.
+    """
+
+    data: Any
+    sample: Callable[[Any, Array], Task]
+
+
+class DataSet(NamedTuple):
+    """Three task sources that share no class, and what is needed to state the protocol.
+
+    Attributes:
+      train, val, test: the sources of meta-training, meta-validation and meta-test.
+      objective: "classification" or "regression".
+      num_outputs: outputs of a model for it: the way, or the size of a regression target.
+      protocol: facts that move the number: split, class counts, rotations, checksum of the data.
+    """
+
+    train: TaskSource
+    val: TaskSource
+    test: TaskSource
+    objective: str
+    num_outputs: int
+    protocol: Mapping[str, Any]
+
+
+class Model(NamedTuple):
+    """A network as two pure functions; its parameters are its only state.
+
+    Attributes:
+      init: `(key, x) -> params`, for `x: [n, *feature]`.
+      apply: `(params, x, reference=None) -> outputs: [n, num_outputs]`. Where the network normalises over a set, it
+        uses the statistics of the first `reference` rows of `x` (all rows if None).
+    """
+
+    init: Callable[[Array, Array], Params]
+    apply: Callable[..., Array]
+
+
+class Method(NamedTuple):
+    """A meta-learning algorithm as pure functions of one task.
+
+    Attributes:
+      init: `(key, task) -> meta_params`; the task serves for its shapes.
+      adapt: `(meta_params, support, key) -> adapted`, whatever the method adapts, at its evaluation setting.
+      predict: `(adapted, x: [n, *feature]) -> outputs: [n, num_outputs]`.
+      loss: `(meta_params, task, key) -> (scalar, metrics)`, the outer loss whose gradient meta-training follows.
+      unadapted: `(meta_params, support, key) -> adapted`, the state in which `adapt` starts, having seen no label.
+      protocol: conventions of its evaluation that move a number without being the method, to be stated with it:
+        inner steps at test, `query_statistics` ("query" where answers may depend on the other queries), ...
+    """
+
+    init: Callable[[Array, Task], Params]
+    adapt: Callable[[Params, Split, Array], Any]
+    predict: Callable[[Any, Array], Array]
+    loss: Callable[[Params, Task, Array], tuple[Array, Metrics]]
+    unadapted: Callable[[Params, Split, Array], Any]
+    protocol: Mapping[str, Any]
+
+
+class TrainState(NamedTuple):
+    """What training changes.
+
+    Attributes:
+      step: scalar int32, outer steps taken.
+      params: meta-parameters.
+      opt_state: state of the outer optimiser.
+    """
+
+    step: Array
+    params: Params
+    opt_state: Any
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+      metric: name of the quantity, e.g. "accuracy" or "mse".
+      value: its mean over tasks.
+      ci95: half the width of its 95% interval over tasks, 1.96 s / sqrt(n).
+      num_tasks: n.
+      per_task: `[n]` NumPy array, the quantity of each task.
+      checks: name -> {"passed": bool, "value": float, ...}; empty unless asked for.
+    """
+
+    metric: str
+    value: float
+    ci95: float
+    num_tasks: int
+    per_task: Any
+    checks: Mapping[str, Mapping[str, Any]]
+
+
+class Experiment(NamedTuple):
+    """What the runner drives. Few-shot learning and reinforcement learning both build one.
+
+    Attributes:
+      init: `() -> TrainState`, from the run's seed.
+      step: `(state, num_steps) -> (state, metrics)`: that many outer steps in one dispatch, which consumes the `state`
+        that it is given; `metrics` are means over them. Step `i` draws its tasks from `fold_in(root key, i)`, so how steps are grouped changes no draw.
+      evaluate: `(params, split, num_tasks, checks=False) -> Evaluation` on `split` "val" or "test", whose tasks are
+        the same at every call and for every training seed.
+      examples: `(params, num_tasks) -> (tasks, before, after)`, test tasks and the outputs on their queries before and
+        after adaptation, `[num_tasks, num_query, num_outputs]`, to be looked at.
+      metric: name of the quantity that `evaluate` measures.
+      maximize: whether more of it is better.
+      tasks_per_step: tasks in a meta-batch.
+      protocol: everything that moves the number, as nested plain values.
+    """
+
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, int], tuple[TrainState, Metrics]]
+    evaluate: Callable[..., Evaluation]
+    examples: Callable[[Params, int], tuple[Task, Array, Array]]
+    metric: str
+    maximize: bool
+    tasks_per_step: int
+    protocol: Mapping[str, Any]
