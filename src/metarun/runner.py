@@ -1,0 +1,409 @@
+"""The host loop of a run: step, evaluate, log, checkpoint; and in the end the test. It reads from top to bottom.
+
+A run is a directory. Whatever ends it early, the same call continues it from its newest checkpoint, and then computes
+what it would have computed: dispatches begin and end at the same steps wherever a run is cut.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from metarun import checkpoint, metrics
+from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_int, true_or_false
+from metarun.files import canonical_json, locked, plain, write_json, writing
+from metarun.progress import RunProgress
+from metarun.types import Experiment, Metrics, Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """How long and how often.
+
+    Attributes:
+      steps: outer steps in all.
+      steps_per_dispatch: outer steps of one call of `Experiment.step`; a call ends earlier where a validation is due.
+      eval_every: outer steps from one validation to the next; the last step is validated too. 0 for none, and then
+        the last parameters are tested.
+      val_tasks: tasks of a validation.
+      eval_tasks: tasks of the final test.
+      checkpoint_every: outer steps from one checkpoint to the next, at the end of a dispatch; 0 for one at the end.
+      log_every: outer steps from one line of metrics to the next, at the end of a dispatch.
+      resume: whether to continue what the directory holds, or to replace it.
+    """
+
+    steps: int
+    steps_per_dispatch: int = 10
+    eval_every: int = 0
+    val_tasks: int = 100
+    eval_tasks: int = 600
+    checkpoint_every: int = 100
+    log_every: int = 10
+    resume: bool = True
+
+    def __post_init__(self):
+        for key in ("steps", "steps_per_dispatch", "val_tasks", "eval_tasks", "log_every"):
+            positive_int(key, getattr(self, key))
+        for key in ("eval_every", "checkpoint_every"):
+            non_negative_int(key, getattr(self, key))
+        true_or_false("resume", self.resume)
+
+
+class RunState(NamedTuple):
+    """The arrays of a checkpoint.
+
+    Attributes:
+      train: what `Experiment.step` takes and returns.
+      selected: the parameters that validated best so far, or the latest where none have been validated.
+    """
+
+    train: TrainState
+    selected: Params
+
+
+@dataclasses.dataclass
+class Ledger:
+    """The numbers of a run that survive its interruption.
+
+    Attributes:
+      seconds: spent in dispatches, less the first of each process, which compiles.
+      timed_steps: outer steps of those dispatches.
+      compile_seconds: spent in the first dispatch of each process: compilation and its steps.
+      best: {step, value, ci95} of the best validation; the earlier of equals.
+    """
+
+    seconds: float = 0.0
+    timed_steps: int = 0
+    compile_seconds: float = 0.0
+    best: dict[str, Any] | None = None
+
+
+class Interrupted(MetarunError):
+    """A signal ended the run; it can be continued.
+
+    Attributes:
+      exit_code: 128 + number of the signal, as a shell reports it.
+    """
+
+    def __init__(self, signum: int, message: str):
+        self.exit_code = 128 + signum
+        super().__init__(f"Stopped by {signal.Signals(signum).name} {message}")
+
+
+def run(
+    experiment: Experiment,
+    settings: RunSettings,
+    directory: Path,
+    *,
+    facts: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    logger: Callable[[Path, int], metrics.Logger] = metrics.no_logger,
+    draw: Callable[[Path, Params, int | None], None] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Trains, selects by validation, tests, and writes `result.json`; or continues to do so.
+
+    SIGINT and SIGTERM end it at the next dispatch with a checkpoint, a second SIGINT at once (main thread only).
+
+    Args:
+      experiment: what to train; among the metrics of its `step` is "loss".
+      settings: how long and how often; only `steps` (upwards) and how often things are done may change on resuming.
+      directory: of the run; gets `metrics.jsonl`, `checkpoints/STEP/` and `result.json`, and is locked meanwhile.
+      facts: entries of `result.json` that are known beforehand: method, dataset, way, shot, seed, device, ...
+      identity: flat key -> value, the settings that a checkpoint must have been made with to be continued.
+      logger: factory of a logger beside `metrics.jsonl`, such as `metrics.tensorboard`.
+      draw: `(directory, selected_params, selected_step) -> None`, draws the run's pictures, before `result.json`.
+      console: where progress and messages go; standard error by default.
+
+    Returns:
+      What `result.json` holds: that of the earlier run if the directory's is complete already.
+
+    Raises:
+      Interrupted: a signal came.
+      MetarunError: the loss is not finite; the directory is in use or cannot be written; its checkpoints are damaged,
+        of another architecture or of other settings.
+    """
+    directory = Path(directory)
+    console = console or Console(stderr=True)
+    with locked(directory), _stop_on_signals() as stop:
+        try:
+            return _run(experiment, settings, directory, facts, plain(identity), logger, draw, console, stop)
+        except KeyboardInterrupt:
+            where = f"at once; the same command continues {directory} from its newest checkpoint."
+            raise Interrupted(stop.signum or signal.SIGINT, where) from None
+
+
+def load_selected(directory: Path, template: Params, say: Callable[[str], object] = print) -> Params:
+    """Returns the parameters that the run in `directory` selected so far: at its end, the tested ones.
+
+    Args:
+      directory: of a run.
+      template: parameters of the same model, for their structure, shapes and types.
+      say: told of damaged checkpoints that are passed over.
+
+    Raises:
+      MetarunError: there is no readable checkpoint, or it is of another architecture.
+    """
+    directory = Path(directory)
+    saved = checkpoint.newest(directory / "checkpoints", say)
+    if saved is None:
+        raise MetarunError(f"{directory} holds no checkpoint: expected the directory of a run, with checkpoints/STEP/.")
+    return checkpoint.load(saved, RunState(train=None, selected=template), partial=True).selected
+
+
+def protocol_id(protocol: Mapping[str, Any]) -> str:
+    """Returns 16 hexadecimal digits that are equal for equal protocols, whatever the order of their keys."""
+    return hashlib.sha256(canonical_json(protocol).encode()).hexdigest()[:16]
+
+
+def _run(
+    experiment: Experiment,
+    settings: RunSettings,
+    directory: Path,
+    facts: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    logger: Callable[[Path, int], metrics.Logger],
+    draw: Callable[[Path, Params, int | None], None] | None,
+    console: Console,
+    stop: "_Stop",
+) -> dict[str, Any]:
+    checkpoints, result_path = directory / "checkpoints", directory / "result.json"
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+
+    # ---- Resume, or begin.
+    if not settings.resume:
+        _remove_run(directory)
+    checkpoint.remove_leftovers(checkpoints)
+    saved = checkpoint.newest(checkpoints, say)
+    step, ledger = 0, Ledger()
+    if saved is not None:
+        step, ledger = saved.step, Ledger(**saved.metadata["ledger"])
+        _check_continues(saved, identity, settings, directory)
+        result = _finished(result_path, experiment, settings)
+        if result is not None:
+            say(f"The run in {directory} is complete: {step} steps. Nothing to do.")
+            return result
+        say(f"Resuming at step {step} of {settings.steps}.")
+    train = experiment.init()
+    selected = _copy(train.params)
+    if saved is not None:
+        train, selected = checkpoint.load(saved, RunState(train, selected))
+
+    with contextlib.ExitStack() as opened:
+        loggers = [metrics.jsonl(directory, step), logger(directory, step)]
+        for each in loggers:
+            opened.callback(each.close)
+        progress = opened.enter_context(RunProgress(console, step, settings.steps))
+        compiled, saved_step, line_start = False, step, dataclasses.replace(ledger)
+
+        while step < settings.steps:
+            # ---- One dispatch.
+            previous, step = step, _next_boundary(step, settings)
+            began = time.perf_counter()
+            train, train_metrics = experiment.step(train, step - previous)
+            train_metrics = {name: float(value) for name, value in jax.device_get(dict(train_metrics)).items()}
+            elapsed = time.perf_counter() - began
+            if compiled:
+                ledger.seconds += elapsed
+                ledger.timed_steps += step - previous
+            else:
+                compiled = True
+                ledger.compile_seconds += elapsed
+            if not math.isfinite(train_metrics["loss"]):
+                raise _diverged(f"The loss is {train_metrics['loss']}", previous, step, saved_step, directory)
+            stopping = stop.signum
+            last = step == settings.steps
+
+            # ---- Validate; the best parameters are tested in the end.
+            val = {}
+            if settings.eval_every and (last or step % settings.eval_every == 0):
+                found = experiment.evaluate(train.params, "val", settings.val_tasks)
+                val = {f"val/{found.metric}": found.value, "val/ci95": found.ci95}
+                if _better(found.value, ledger.best, experiment.maximize):
+                    ledger.best = {"step": step, "value": found.value, "ci95": found.ci95}
+                    selected = _copy(train.params)
+
+            # ---- Log.
+            rate = _tasks_per_second(experiment, ledger, line_start)
+            line = bool(val) or last or _crosses(settings.log_every, previous, step)
+            progress.show(step, _summary(experiment, rate, train_metrics, val, ledger.best), line=line)
+            if line:
+                values = {"seconds": round(ledger.seconds, 3), "tasks_per_second": rate}
+                values |= {f"train/{name}": value for name, value in train_metrics.items()} | val
+                for each in loggers:
+                    each.write(step, values)
+                line_start = dataclasses.replace(ledger)
+
+            # ---- Save.
+            if stopping or last or _crosses(settings.checkpoint_every, previous, step):
+                if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(train.params))):
+                    raise _diverged("A parameter is not finite", saved_step, step, saved_step, directory)
+                if ledger.best is None:
+                    selected = train.params
+                metadata = {"identity": identity, "ledger": dataclasses.asdict(ledger)}
+                checkpoint.save(checkpoints, step, RunState(train, selected), metadata)
+                saved_step = step
+            if stopping:
+                raise Interrupted(
+                    stopping,
+                    f"at step {step} of {settings.steps}; the same command continues {directory} from there.",
+                )
+
+    # ---- Test. All is saved: from here on a signal need not wait.
+    stop.at_once = True
+    if stop.signum:
+        raise KeyboardInterrupt
+    say(f"Testing on {settings.eval_tasks} tasks, with checks.")
+    tested = experiment.evaluate(selected, "test", settings.eval_tasks, checks=True)
+    if draw is not None:
+        draw(directory, selected, ledger.best["step"] if ledger.best else None)
+    result = {
+        "metric": tested.metric,
+        "value": tested.value,
+        "ci95": tested.ci95,
+        "num_tasks": tested.num_tasks,
+        **facts,
+        "protocol": experiment.protocol,
+        "protocol_id": protocol_id(experiment.protocol),
+        "steps": step,
+        "selected_step": ledger.best["step"] if ledger.best else step,
+        "val": ledger.best["value"] if ledger.best else None,
+        "seconds": ledger.seconds,
+        "compile_seconds": ledger.compile_seconds,
+        "tasks_per_second": _tasks_per_second(experiment, ledger, Ledger())
+        or round(step * experiment.tasks_per_step / ledger.compile_seconds, 3),  # if all ran in first dispatches
+        "checks": tested.checks,
+    }
+    write_json(result_path, result)
+    return plain(result)
+
+
+def _remove_run(directory: Path) -> None:
+    with writing(directory):
+        for name in ("result.json", "metrics.jsonl"):
+            (directory / name).unlink(missing_ok=True)
+        if (directory / "checkpoints").exists():
+            shutil.rmtree(directory / "checkpoints")
+
+
+def _check_continues(
+    saved: checkpoint.Saved, identity: Mapping[str, Any], settings: RunSettings, directory: Path
+) -> None:
+    """Raises `MetarunError` unless `saved` was made with the settings of `identity` and within `settings.steps`."""
+    then = saved.metadata["identity"]
+    absent = "absent"
+    differing = [key for key in {**then, **identity} if then.get(key, absent) != identity.get(key, absent)]
+    if differing:
+        shown = ", ".join(f"{key} ({then.get(key, absent)} then, {identity.get(key, absent)} now)" for key in differing)
+        raise MetarunError(
+            f"The run in {directory} was begun with other settings: {shown}. To continue it, give it its own; or name "
+            f"a new directory with hydra.run.dir=DIR, or give resume=false to replace this run."
+        )
+    if saved.step > settings.steps:
+        raise ConfigError("steps", settings.steps, f"{saved.step} or more: the run in {directory} is that far")
+
+
+def _finished(path: Path, experiment: Experiment, settings: RunSettings) -> dict[str, Any] | None:
+    """Returns the result in `path` if it is of as many steps and as many test tasks under the same protocol."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    asked = (settings.steps, settings.eval_tasks, protocol_id(experiment.protocol))
+    return result if tuple(result.get(key) for key in ("steps", "num_tasks", "protocol_id")) == asked else None
+
+
+def _copy(params: Params) -> Params:
+    """Returns parameters that outlive the donation of `params` to the next step."""
+    return jax.tree.map(jnp.copy, params)
+
+
+def _next_boundary(step: int, settings: RunSettings) -> int:
+    periods = [settings.steps_per_dispatch] + [settings.eval_every] * bool(settings.eval_every)
+    return min(settings.steps, *(step - step % period + period for period in periods))
+
+
+def _crosses(period: int, previous: int, step: int) -> bool:
+    """Whether a multiple of `period` lies in (previous, step]; never for period 0."""
+    return period > 0 and step // period > previous // period
+
+
+def _better(value: float, best: Mapping[str, Any] | None, maximize: bool) -> bool:
+    if best is None:
+        return math.isfinite(value)
+    return value > best["value"] if maximize else value < best["value"]
+
+
+def _tasks_per_second(experiment: Experiment, now: Ledger, since: Ledger) -> float | None:
+    """Returns the rate of dispatches between two states of the ledger, or None if there was none but to compile."""
+    seconds = now.seconds - since.seconds
+    return round((now.timed_steps - since.timed_steps) * experiment.tasks_per_step / seconds, 3) if seconds else None
+
+
+def _summary(
+    experiment: Experiment, rate: float | None, train: Metrics, val: Mapping[str, float], best: Mapping[str, Any] | None
+) -> str:
+    """Returns the numbers of a step in one line."""
+    parts = [] if rate is None else [f"{rate:.0f} tasks/s"]
+    parts += [f"{name} {train[name]:.4g}" for name in ("loss", f"query/{experiment.metric}") if name in train]
+    if val:
+        parts.append(f"val {val[f'val/{experiment.metric}']:.4g} ± {val['val/ci95']:.2g}")
+    if best:
+        parts.append(f"best val {best['value']:.4g} at {best['step']}")
+    return "  ".join(parts)
+
+
+def _diverged(what: str, previous: int, step: int, saved_step: int, directory: Path) -> MetarunError:
+    kept = f"the checkpoint of step {saved_step} is kept" if saved_step else "nothing was saved"
+    return MetarunError(
+        f"{what} between steps {previous + 1} and {step} of the run in {directory}; {kept}. Lower outer_lr or "
+        f"method.inner_lr, or clip gradients, in a new directory (hydra.run.dir=DIR)."
+    )
+
+
+@dataclasses.dataclass
+class _Stop:
+    """What signals asked for.
+
+    Attributes:
+      signum: the first signal that came.
+      at_once: whether a signal need not wait for the end of a dispatch.
+    """
+
+    signum: int | None = None
+    at_once: bool = False
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+
+    def handle(signum: int, frame: object) -> None:
+        again = stop.signum is not None and signum == signal.SIGINT
+        stop.signum = stop.signum or signum
+        if again or stop.at_once:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield stop
+        return
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

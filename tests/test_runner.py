@@ -1,0 +1,475 @@
+import io
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from small_disk import fill, needs_root, small_disk
+from toy_experiment import FACTS, toy_experiment
+
+from metarun import checkpoint, files, metrics, runner
+from metarun.errors import ConfigError, MetarunError
+from metarun.runner import Interrupted, RunSettings, load_selected, protocol_id
+
+SETTINGS = RunSettings(
+    steps=60, steps_per_dispatch=4, eval_every=10, val_tasks=20, eval_tasks=50, checkpoint_every=10, log_every=8
+)
+TIMES = {"seconds", "tasks_per_second", "compile_seconds"}
+
+
+def run(directory, settings=SETTINGS, experiment=None, identity=None, said=None, **changes):
+    settings = RunSettings(**{**vars(settings), **changes})
+    console = Console(file=said or io.StringIO(), width=200)
+    return runner.run(
+        experiment or toy_experiment(),
+        settings,
+        directory,
+        facts=FACTS,
+        identity=identity or {"seed": 0, "method.inner_lr": 0.4},
+        console=console,
+    )
+
+
+def lines_of(directory):
+    """Returns the lines of metrics.jsonl without what the clock decides."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def result_of(directory):
+    """Returns what result.json holds, without what the clock decides."""
+    result = json.loads((directory / "result.json").read_text())
+    return {key: value for key, value in result.items() if key not in TIMES}
+
+
+def state_of(directory):
+    """Returns the newest checkpoint: step, best validation, and the bytes of every array."""
+    train = toy_experiment().init()
+    saved = checkpoint.newest(directory / "checkpoints", print)
+    arrays = checkpoint.load(saved, runner.RunState(train, train.params))
+    as_bytes = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(arrays)]
+    return saved.step, saved.metadata["ledger"]["best"], as_bytes
+
+
+def assert_same_run(directory, expected):
+    assert lines_of(directory) == lines_of(expected)
+    assert state_of(directory) == state_of(expected)
+    assert result_of(directory) == result_of(expected)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    run(directory)
+    return directory
+
+
+def signals_during(step_of_signal, signum=signal.SIGTERM, times=1):
+    """Returns the toy experiment, which sends this process a signal in the dispatch that reaches `step_of_signal`."""
+    toy = toy_experiment()
+
+    def step(state, num_steps):
+        reaches = int(state.step) < step_of_signal <= int(state.step) + num_steps
+        for _ in range(times * reaches):
+            os.kill(os.getpid(), signum)
+        return toy.step(state, num_steps)
+
+    return toy._replace(step=step)
+
+
+# ---- One run from beginning to end.
+
+
+def test_result(uninterrupted):
+    result = json.loads((uninterrupted / "result.json").read_text())
+    validated = {line["step"]: line["val/mse"] for line in lines_of(uninterrupted) if "val/mse" in line}
+    selected = min(validated, key=validated.get)
+    params = load_selected(uninterrupted, toy_experiment().init().params)
+    tested = toy_experiment().evaluate(params, "test", 50)
+    assert {key: result[key] for key in FACTS} == FACTS
+    assert (result["metric"], result["num_tasks"], result["steps"]) == ("mse", 50, 60)
+    assert (result["value"], result["ci95"]) == (tested.value, tested.ci95)
+    assert (result["selected_step"], result["val"]) == (selected, validated[selected])
+    assert result["protocol"] == toy_experiment().protocol
+    assert result["protocol_id"] == protocol_id({"features": 5, "split": "test"})
+    assert result["checks"] == {"above_noise": {"passed": True, "value": result["value"]}}
+    assert result["seconds"] > 0 and result["compile_seconds"] > 0
+    # 60 steps of one task, of which the first 4 are in the dispatch that compiles.
+    assert result["tasks_per_second"] == pytest.approx(56 / result["seconds"], rel=1e-3)
+    assert result["value"] < 0.1
+
+
+def test_the_protocol_id_is_of_the_protocol_alone():
+    # printf '{"a":[2,3],"b":1}' | sha256sum
+    assert protocol_id({"b": 1, "a": (2, 3)}) == protocol_id({"a": [2, 3], "b": 1}) == "2aae3bfa906be395"
+    assert protocol_id({"a": [3, 2], "b": 1}) != "2aae3bfa906be395"
+
+
+def test_metrics(uninterrupted):
+    lines = lines_of(uninterrupted)
+    assert [line["step"] for line in lines] == [8, 10, 16, 20, 24, 30, 32, 40, 48, 50, 56, 60]
+    assert [line["step"] for line in lines if "val/mse" in line] == [10, 20, 30, 40, 50, 60]
+    assert all({"train/loss", "train/query/mse"} < set(line) for line in lines)
+    assert all("val/ci95" in line for line in lines if "val/mse" in line)
+    first = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[0])
+    assert list(first)[:3] == ["step", "seconds", "tasks_per_second"]
+
+
+def test_the_last_two_checkpoints_are_kept(uninterrupted):
+    assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == ["50", "60"]
+
+
+def test_steps_are_grouped_as_settings_say(tmp_path):
+    toy, calls = toy_experiment(), []
+
+    def step(state, num_steps):
+        calls.append(num_steps)
+        return toy.step(state, num_steps)
+
+    run(tmp_path, experiment=toy._replace(step=step), steps=23, steps_per_dispatch=4, eval_every=10)
+    assert calls == [4, 4, 2, 2, 4, 4, 3]
+
+
+def test_without_validation_the_last_parameters_are_tested(tmp_path):
+    splits = []
+    result = run(tmp_path, experiment=toy_experiment(evaluated=splits.append), steps=12, eval_every=0)
+    assert splits == ["test"]
+    assert (result["selected_step"], result["val"]) == (12, None)
+    params = load_selected(tmp_path, toy_experiment().init().params)
+    assert result["value"] == toy_experiment().evaluate(params, "test", 50).value
+
+
+@pytest.mark.parametrize("maximize, selected", [(True, 20), (False, 40)])
+def test_the_best_validation_is_selected_and_the_earlier_of_equals(tmp_path, maximize, selected):
+    values = iter([math.nan, 0.9, 0.5, 0.1, 0.9, 0.1])
+    toy, validated, tested = toy_experiment(), [], []
+
+    def evaluate(params, split, num_tasks, checks=False):
+        found = toy.evaluate(params, split, num_tasks, checks)
+        if split == "test":
+            tested.append(np.array(params["w"]))
+            return found
+        validated.append(np.array(params["w"]))
+        return found._replace(value=next(values))
+
+    result = run(tmp_path, experiment=toy._replace(evaluate=evaluate, maximize=maximize))
+    assert (result["selected_step"], result["val"]) == (selected, 0.9 if maximize else 0.1)
+    assert tested[0].tobytes() == validated[selected // 10 - 1].tobytes() != validated[5].tobytes()
+
+
+def test_a_complete_run_is_not_run_again(uninterrupted):
+    before = (uninterrupted / "result.json").read_bytes()
+    toy = toy_experiment()._replace(step=None, evaluate=None)
+    said = io.StringIO()
+    assert run(uninterrupted, experiment=toy, said=said) == json.loads(before)
+    assert "complete: 60 steps" in said.getvalue()
+    assert (uninterrupted / "result.json").read_bytes() == before
+
+
+def test_more_test_tasks_only_test_again(tmp_path):
+    run(tmp_path, steps=8)
+    before = (tmp_path / "checkpoints" / "8" / "manifest.json").read_bytes()
+    result = run(tmp_path, steps=8, eval_tasks=70, experiment=toy_experiment()._replace(step=None))
+    assert result["num_tasks"] == json.loads((tmp_path / "result.json").read_text())["num_tasks"] == 70
+    assert (tmp_path / "checkpoints" / "8" / "manifest.json").read_bytes() == before
+
+
+def test_steps_may_grow_but_not_shrink(uninterrupted, tmp_path):
+    run(tmp_path, steps=40)
+    run(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+    with pytest.raises(ConfigError, match=r"steps=40: expected 60 or more"):
+        run(tmp_path, steps=40)
+
+
+@pytest.mark.parametrize("key", ["steps", "steps_per_dispatch", "val_tasks", "eval_tasks", "log_every"])
+def test_settings_are_checked(key):
+    with pytest.raises(ConfigError, match=f"{key}=0: expected a whole number, 1 or more"):
+        RunSettings(**{"steps": 1, key: 0})
+
+
+# ---- Interrupted and continued.
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_at_any_dispatch_changes_nothing(uninterrupted, tmp_path, signum):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    steps = sorted(random.Random(signum).sample(range(4, 57, 4), 4))  # each in a dispatch of its own
+    for step in steps:
+        with pytest.raises(Interrupted):
+            run(tmp_path, experiment=signals_during(step, signum))
+        assert not (tmp_path / "result.json").exists()
+    assert {number: signal.getsignal(number) for number in before} == before
+    run(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_signal_stops_after_the_dispatch_at_hand(tmp_path):
+    with pytest.raises(Interrupted, match=rf"Stopped by SIGTERM at step 24 of 60; the same command continues {tmp_path}") as error:
+        run(tmp_path, experiment=signals_during(22))
+    assert error.value.exit_code == 128 + signal.SIGTERM
+    assert state_of(tmp_path)[0] == 24
+    said = io.StringIO()
+    run(tmp_path, said=said)
+    assert "Resuming at step 24 of 60" in said.getvalue()
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    with pytest.raises(Interrupted, match="Stopped by SIGINT at once") as error:
+        run(tmp_path, experiment=signals_during(22, signal.SIGINT, times=2))
+    assert error.value.exit_code == 128 + signal.SIGINT
+    assert state_of(tmp_path)[0] == 20
+
+
+def test_a_signal_during_the_test_need_not_wait(uninterrupted, tmp_path):
+    def evaluated(split):
+        if split == "test":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, experiment=toy_experiment(evaluated=evaluated))
+    assert not (tmp_path / "result.json").exists()
+    run(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_outside_the_main_thread_it_runs_without_handlers(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(tmp_path, steps=8)))
+    thread.start()
+    thread.join()
+    assert results[0]["steps"] == 8
+
+
+LONG = {"steps": 300}
+SECONDS_PER_DISPATCH = 0.06  # ten processes, killed 0.3 s after their first validation at most, do not reach the end
+
+
+def run_slowly(directory, began):
+    """The body of a process to be killed; says when it has compiled all and will save."""
+    jax.config.update("jax_compilation_cache_dir", str(directory.with_name("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    toy = toy_experiment(seconds_per_dispatch=SECONDS_PER_DISPATCH)
+
+    def evaluate(*args, **options):
+        found = toy.evaluate(*args, **options)
+        began.send(True)
+        return found
+
+    run(directory, experiment=toy._replace(evaluate=evaluate), **LONG)
+
+
+def test_killed_ten_times(tmp_path):
+    # Processes of a server that has imported everything: real ones, really killed, but quick to start.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["metarun.runner"])
+    directory, delays, steps = tmp_path / "run", random.Random(0), []
+    while len(steps) < 10:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=run_slowly, args=(directory, sender))
+        process.start()
+        assert receiver.poll(60) and receiver.recv()
+        time.sleep(delays.uniform(0.0, 0.3))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        saved = checkpoint.newest(directory / "checkpoints", pytest.fail)
+        steps.append(saved.step if saved else 0)
+    assert steps == sorted(steps) and len(set(steps)) >= 3, steps
+    run(directory, **LONG)
+    run(tmp_path / "uninterrupted", **LONG)
+    assert_same_run(directory, tmp_path / "uninterrupted")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_exits_with_the_code_of_its_signal(tmp_path, signum):
+    toy = Path(__file__).with_name("toy_experiment.py")
+    settings = ["steps=2000", "steps_per_dispatch=4", "log_every=4"]
+    command = [sys.executable, "-W", "error", str(toy), str(tmp_path), *settings]
+    with subprocess.Popen([*command, "seconds_per_dispatch=0.02"], stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("step "):
+                process.send_signal(signum)
+                break
+        error = process.stderr.read()
+    assert process.returncode == 128 + signum, error
+    assert f"Stopped by {signum.name} at step " in error and "Traceback" not in error
+    step = int(error.split(" at step ")[1].split()[0])
+    assert checkpoint.newest(tmp_path / "checkpoints", pytest.fail).step == step > 0
+
+
+# ---- What goes wrong.
+
+
+def test_a_damaged_checkpoint_costs_steps_and_not_the_run(uninterrupted, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, experiment=signals_during(36))
+    (tmp_path / "checkpoints" / "36" / "manifest.json").write_text("{")
+    said = io.StringIO()
+    run(tmp_path, said=said)
+    assert "36 is damaged" in said.getvalue() and "Falling back to the one of step 30." in said.getvalue()
+    assert "Resuming at step 30 of 60." in said.getvalue()
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_another_architecture_is_an_error(tmp_path):
+    run(tmp_path, steps=8)
+    with pytest.raises(MetarunError, match=r"train/params/w is \[5\] float32 in the checkpoint and \[3\] float32 here"):
+        run(tmp_path, experiment=toy_experiment(num_features=3))
+
+
+def test_other_settings_are_an_error(tmp_path):
+    run(tmp_path, steps=8, identity={"seed": 0, "method.inner_lr": 0.4, "old": 1})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(MetarunError) as error:
+        run(tmp_path, identity={"seed": 0, "method.inner_lr": 0.1, "new": None})
+    for part in ("method.inner_lr (0.4 then, 0.1 now)", "old (1 then, absent now)", "new (absent then, None now)"):
+        assert part in str(error.value)
+    assert "seed" not in str(error.value)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_without_resume_a_run_is_replaced(uninterrupted, tmp_path):
+    run(tmp_path, steps=100, identity={"seed": 1})
+    run(tmp_path, resume=False)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_half_written_line_is_written_again(uninterrupted, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, experiment=signals_during(36))
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 40, "train/l')
+    run(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def diverging(at_step, name):
+    """Returns the toy experiment, whose loss or parameters (`name`) are NaN from `at_step` on."""
+    toy = toy_experiment()
+
+    def step(state, num_steps):
+        state, found = toy.step(state, num_steps)
+        if int(state.step) >= at_step and name == "loss":
+            found = {**found, "loss": found["loss"] * np.nan}
+        elif int(state.step) >= at_step:
+            state = state._replace(params={**state.params, "b": state.params["b"] * np.nan})
+        return state, found
+
+    return toy._replace(step=step)
+
+
+def test_a_loss_that_is_nan_ends_the_run(uninterrupted, tmp_path):
+    with pytest.raises(MetarunError, match=r"The loss is nan between steps 41 and 44 .* checkpoint of step 40 is kept"):
+        run(tmp_path, experiment=diverging(43, "loss"))
+    assert state_of(tmp_path)[0] == 40
+    run(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_parameters_that_are_nan_are_never_saved(tmp_path):
+    with pytest.raises(MetarunError, match=r"A parameter is not finite between steps 31 and 40 .* step 30 is kept"):
+        run(tmp_path, experiment=diverging(40, "parameter"))
+    assert state_of(tmp_path)[0] == 30
+
+
+def test_one_process_a_directory(tmp_path):
+    with files.locked(tmp_path), pytest.raises(MetarunError, match=f"Another process is writing in {tmp_path}"):
+        run(tmp_path)
+    run(tmp_path, steps=4)
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MetarunError, match=r"Cannot write .*file: .*hydra\.run\.dir"):
+        run(tmp_path / "file")
+    with pytest.raises(MetarunError, match=r"Cannot write .*file/run: Not a directory"):
+        run(tmp_path / "file" / "run")
+    (tmp_path / "run" / "result.json").mkdir(parents=True)
+    with pytest.raises(MetarunError, match=r"Cannot write .*result\.json: Is a directory"):
+        run(tmp_path / "run", steps=4)
+
+
+@needs_root
+def test_a_full_disk_loses_nothing(uninterrupted, tmp_path):
+    with small_disk(tmp_path / "disk", "300k") as disk:
+        toy = toy_experiment()
+
+        def step(state, num_steps):
+            if int(state.step) == 32:
+                fill(disk / "filler")
+            return toy.step(state, num_steps)
+
+        with pytest.raises(MetarunError, match=r"Cannot write .*: the disk is full"):
+            run(disk / "run", experiment=toy._replace(step=step))
+        with pytest.raises(MetarunError, match=r"Cannot write .*: the disk is full"):
+            run(disk / "run")
+        assert state_of(disk / "run")[0] == 30
+        (disk / "filler").unlink()
+        run(disk / "run")
+        assert_same_run(disk / "run", uninterrupted)
+
+
+@needs_root
+@pytest.mark.parametrize("write", ["result", "metrics", "tensorboard"])
+def test_a_full_disk_is_named_with_the_file(tmp_path, write):
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        loggers = {"metrics": metrics.jsonl(disk, 0), "tensorboard": metrics.tensorboard(disk, 0)}
+        fill(disk / "filler")
+        name = {"result": "result.json", "metrics": "metrics.jsonl", "tensorboard": "events.out.tfevents"}[write]
+        with pytest.raises(MetarunError, match=rf"Cannot write .*{name}.*: the disk is full \(0\.00 MB free\)"):
+            if write == "result":
+                files.write_json(disk / "result.json", {"text": "x" * 10_000})
+            else:
+                for step in range(1000):
+                    loggers[write].write(step, {"train/loss": 0.5})
+        for logger in loggers.values():
+            logger.close()
+        assert not list(disk.glob("result.json*"))
+
+
+@needs_root
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(MetarunError, match=r"Cannot write .*run: Read-only file system"):
+            run(disk / "run")
+
+
+# ---- What is shown.
+
+
+def test_plain_lines_without_a_terminal(tmp_path):
+    said = io.StringIO()
+    run(tmp_path, said=said, steps=20)
+    text = said.getvalue()
+    assert "\x1b" not in text and "\r" not in text
+    assert [line.split()[1] for line in text.splitlines()] == ["8/20", "10/20", "16/20", "20/20", "on"]
+    for part in ("tasks/s", "loss ", "query/mse ", "val ", "best val ", "elapsed", "left"):
+        assert part in text.splitlines()[-2]
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    screen = io.StringIO()
+    runner.run(
+        toy_experiment(),
+        RunSettings(steps=8, eval_every=4, steps_per_dispatch=2, val_tasks=5, eval_tasks=5),
+        tmp_path,
+        facts=FACTS,
+        identity={},
+        console=Console(file=screen, force_terminal=True, width=200, _environ={"TERM": "xterm"}),
+    )
+    assert "\x1b[" in screen.getvalue() and "━" in screen.getvalue()
+    assert "8/8" in screen.getvalue() and "best val" in screen.getvalue()
