@@ -1,0 +1,70 @@
+"""Images of many classes in one array, and its form on disk."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+IMAGES = "images.npy"
+CLASSES = "classes.json"
+
+
+class ClassBank(NamedTuple):
+    """Images with the classes stacked: class `c` owns the rows `first[c]` to `first[c] + count[c] - 1`.
+
+    Attributes:
+      images: `[num_images, height, width, channel]` uint8.
+      first: `[num_classes]` int32.
+      count: `[num_classes]` int32; classes may differ in size.
+    """
+
+    images: Array
+    first: Array
+    count: Array
+
+
+class NamedBank(NamedTuple):
+    """A bank on the host with what its classes are called.
+
+    Attributes:
+      bank: the images, as NumPy arrays.
+      names: the name of each class, unique.
+      groups: the group of each class, such as its script, alphabet or part.
+    """
+
+    bank: ClassBank
+    names: Sequence[str]
+    groups: Sequence[str]
+
+
+def stack(images: Iterable[np.ndarray]) -> ClassBank:
+    """Stacks classes, each `[count, height, width, channel]` uint8, into a bank."""
+    images = list(images)
+    count = np.array([len(one) for one in images], np.int32)
+    return ClassBank(np.concatenate(images), (np.cumsum(count) - count).astype(np.int32), count)
+
+
+def select(bank: ClassBank, classes: Iterable[int]) -> ClassBank:
+    """Returns a bank of its own with the given classes of `bank`, in the order given."""
+    return stack(bank.images[bank.first[c] : bank.first[c] + bank.count[c]] for c in classes)
+
+
+def save(folder: Path, named: NamedBank) -> None:
+    """Writes a bank into `folder`: the images as .npy, the rest as JSON."""
+    np.save(folder / IMAGES, named.bank.images)
+    classes = {"names": list(named.names), "groups": list(named.groups), "count": named.bank.count.tolist()}
+    (folder / CLASSES).write_text(json.dumps(classes, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def load(folder: Path) -> NamedBank:
+    """Reads what `save` wrote; the images are mapped from the file, not read."""
+    classes = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+    count = np.array(classes["count"], np.int32)
+    images = np.load(folder / IMAGES, mmap_mode="r")
+    bank = ClassBank(images, (np.cumsum(count) - count).astype(np.int32), count)
+    return NamedBank(bank, classes["names"], classes["groups"])

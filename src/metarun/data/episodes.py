@@ -1,0 +1,149 @@
+"""Few-shot classification tasks cut from a bank of images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+
+from metarun.data.class_bank import Array, ClassBank, select
+from metarun.errors import ConfigError, DataError, positive_int, true_or_false
+from metarun.types import DataSet, Split, Task, TaskSource
+
+NUM_TURNS = 4
+
+
+def episodes(
+    bank: ClassBank, *, way: int, shot: int, query_shot: int, rotations: bool, split: str = "data", query_key: str = "query_shot"
+) -> TaskSource:
+    """Returns the source of `way`-way tasks over the classes of `bank`.
+
+    A task draws `way` distinct classes and `shot + query_shot` distinct images of each, all uniformly. Labels
+    0..way-1 fall on the classes at random, and support and query are each in random order: neither the label nor the
+    position of an image says anything about its class. Images come as float32 in [0, 1].
+
+    Args:
+      bank: the images of one split.
+      way: classes in a task, at least 2.
+      shot: support images a class; support.x is `[way*shot, height, width, channel]`.
+      query_shot: query images a class; query.x is `[way*query_shot, height, width, channel]`.
+      rotations: whether a class turned by 90, 180 and 270 degrees makes three more classes.
+      split: what to call the bank in an error.
+      query_key: what to call `query_shot` in an error.
+
+    Raises:
+      ConfigError: a number that is not positive, or that asks for more classes or images than the bank has.
+      DataError: rotations of images that are not square.
+
+    References:
+      Rotations as classes: Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks", 2016.
+    """
+    way, shot, query_shot = positive_int("way", way), positive_int("shot", shot), positive_int(query_key, query_shot)
+    turns = NUM_TURNS if true_or_false("dataset.rotations", rotations) else 1
+    num_classes = turns * len(bank.count)
+    if not 2 <= way <= num_classes:
+        raise ConfigError("way", way, f"2 to {num_classes}, the number of classes in {split}")
+    if shot + query_shot > (smallest := int(bank.count.min())):
+        allowed = f"at most {smallest}, the images of the smallest class in {split}"
+        raise ConfigError(f"shot+{query_key}", f"{shot}+{query_shot}", allowed)
+    height, width = bank.images.shape[1:3]
+    if turns > 1 and height != width:
+        raise DataError(f"Images of {split} are not square and cannot be turned: set dataset.rotations=false.")
+    upright = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    turned = np.stack([np.rot90(upright, turn).reshape(-1) for turn in range(turns)])
+
+    def sample(bank: ClassBank, key: Array) -> Task:
+        bank = jax.tree.map(jnp.asarray, bank)
+        class_key, image_key, support_key, query_key = random.split(key, 4)
+        chosen = _distinct(class_key, way, turns * bank.count.size)
+        classes, turn = chosen // turns, chosen % turns
+        draw = jax.vmap(lambda key, count: _distinct(key, shot + query_shot, count))
+        rows = bank.first[classes][:, None] + draw(random.split(image_key, way), bank.count[classes])
+
+        def cut(key: Array, rows: Array) -> Split:
+            label = jnp.repeat(jnp.arange(way, dtype=jnp.int32), rows.shape[1])
+            order = random.permutation(key, label.size)
+            label, rows = label[order], rows.reshape(-1)[order]
+            # Turning by choosing where each pixel comes from costs no more than copying the images.
+            source = jnp.asarray(turned)[turn[label]]
+            pixels = bank.images.reshape(bank.images.shape[0], height * width, -1)[rows[:, None], source]
+            return Split(pixels.reshape(-1, *bank.images.shape[1:]).astype(jnp.float32) / 255, label)
+
+        return Task(cut(support_key, rows[:, :shot]), cut(query_key, rows[:, shot:]))
+
+    return TaskSource(bank, sample)
+
+
+def few_shot(
+    bank: ClassBank,
+    classes: Mapping[str, Sequence[int]],
+    *,
+    way: int,
+    shot: int,
+    query_shot: int,
+    eval_query_shot: int | None,
+    rotations: bool,
+    test_rotations: bool,
+    protocol: Mapping[str, Any],
+) -> DataSet:
+    """Cuts a bank into the three splits of a few-shot data set.
+
+    Args:
+      bank: the images of all classes.
+      classes: the classes of "train", "val" and "test", as indices into the bank.
+      way, shot, query_shot: the size of a task, see `episodes`.
+      eval_query_shot: query images a class in meta-validation and meta-test; None: as in meta-training.
+      rotations: whether turned classes are classes of their own in meta-training.
+      test_rotations: the same for meta-validation and meta-test.
+      protocol: what the data are; class counts before turning, rotations and image size are added.
+
+    Raises:
+      ConfigError: as `episodes`, for the first split that the numbers do not fit.
+    """
+    turned = {
+        "train": true_or_false("dataset.rotations", rotations),
+        "val": true_or_false("dataset.test_rotations", test_rotations),
+        "test": test_rotations,
+    }
+    evaluated = ("query_shot", query_shot) if eval_query_shot is None else ("eval_query_shot", eval_query_shot)
+    queries = {"train": ("query_shot", query_shot), "val": evaluated, "test": evaluated}
+    sources = {
+        split: episodes(
+            select(bank, classes[split]),
+            way=way,
+            shot=shot,
+            query_key=queries[split][0],
+            query_shot=queries[split][1],
+            rotations=turned[split],
+            split=f"the {split} split",
+        )
+        for split in turned
+    }
+    protocol = {
+        **protocol,
+        "classes": {split: len(classes[split]) for split in turned},
+        "rotations": turned,
+        "image_size": list(bank.images.shape[1:3]),
+    }
+    return DataSet(**sources, objective="classification", num_outputs=int(way), protocol=protocol)
+
+
+def _distinct(key: Array, num: int, bound: int | Array) -> Array:
+    """Draws `num` distinct whole numbers from [0, bound), in random order: `[num]` int32.
+
+    Floyd's algorithm: it costs `num` steps whatever the bound, where a permutation would sort all classes for a few.
+    """
+    draw_key, order_key = random.split(key)
+    last = bound - num + jnp.arange(num, dtype=jnp.int32)
+    drawn = random.randint(draw_key, (num,), 0, last + 1, jnp.int32)
+
+    def pick(i: Array, chosen: Array) -> Array:
+        # `last[i]` was out of every earlier draw's reach, so it stands in for a number that is taken.
+        return chosen.at[i].set(jnp.where(jnp.any(chosen == drawn[i]), last[i], drawn[i]))
+
+    chosen = lax.fori_loop(0, num, pick, jnp.full(num, -1, jnp.int32))
+    # A late number is likelier at a late place, hence the shuffle.
+    return random.permutation(order_key, chosen)
+
