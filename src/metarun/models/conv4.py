@@ -1,0 +1,94 @@
+"""The four-layer convolutional network of the few-shot literature."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from metarun.errors import ConfigError, one_of, positive_int, true_or_false
+from metarun.models.convolution import convolve, max_pool, set_norm
+from metarun.types import Array, Model
+
+DOWNSAMPLES = ("stride", "max_pool")
+NORMS = ("batch", "layer", "none")
+
+
+class _Block(nn.Module):
+    filters: int
+    downsample: str
+    norm: str
+    norm_scale: bool
+
+    @nn.compact
+    def __call__(self, x: Array, reference: int | None) -> Array:
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (3, 3, x.shape[-1], self.filters), x.dtype)
+        shift = self.param("norm_shift", nn.initializers.zeros, (self.filters,), x.dtype)
+        scale = self.param("norm_scale", nn.initializers.ones, (self.filters,), x.dtype) if self.norm_scale else None
+        x = convolve(x, kernel, 2 if self.downsample == "stride" else 1)
+        if self.norm == "batch":
+            x = set_norm(x, scale, shift, reference)
+        else:
+            if self.norm == "layer":
+                mean = x.mean((1, 2, 3), keepdims=True)
+                x = (x - mean) / jnp.sqrt(x.var((1, 2, 3), keepdims=True) + 1e-5)
+            if scale is not None:
+                x = x * scale.reshape(1, 1, 1, -1)
+            x = x + shift.reshape(1, 1, 1, -1)
+        x = nn.relu(x)
+        return max_pool(x) if self.downsample == "max_pool" else x
+
+
+class _Conv4(nn.Module):
+    num_outputs: int
+    filters: int
+    downsample: str
+    norm: str
+    norm_scale: bool
+
+    @nn.compact
+    def __call__(self, x: Array, reference: int | None = None) -> Array:
+        for i in range(4):
+            x = _Block(self.filters, self.downsample, self.norm, self.norm_scale, name=f"conv{i}")(x, reference)
+        x = x.reshape(x.shape[0], -1)
+        kernel_init = nn.initializers.glorot_uniform()
+        return nn.Dense(self.num_outputs, param_dtype=x.dtype, kernel_init=kernel_init, name="head")(x)
+
+
+def conv4(
+    *, num_outputs: int, filters: int = 64, downsample: str = "stride", norm: str = "batch", norm_scale: bool = True
+) -> Model:
+    """Four blocks of 3x3 convolution, normalisation, ReLU and downsampling by two, then a linear layer.
+
+    Args:
+      num_outputs: outputs of the linear layer, the way.
+      filters: channels of every block (`model.filters`): 64 for Omniglot and 32 for miniImageNet in MAML.
+      downsample: "stride" (stride 2, Omniglot in MAML) or "max_pool" (2x2, miniImageNet).
+      norm: "batch" (statistics of the set at hand, never running ones), "layer" (statistics of each image alone), or
+        "none".
+      norm_scale: whether the normalisation has a learnt scale besides its shift; MAML's published code has none.
+
+    Returns:
+      A `Model` for images `[n, height, width, channel]` of at least 16x16 under max-pooling.
+
+    Raises:
+      ConfigError: for a value that is not allowed.
+
+    Source: Vinyals et al. 2016, Matching Networks, section 4.1; Finn et al. 2017, section 5.2.
+    """
+    module = _Conv4(
+        positive_int("way", num_outputs),
+        positive_int("model.filters", filters),
+        one_of("model.downsample", downsample, DOWNSAMPLES),
+        one_of("model.norm", norm, NORMS),
+        true_or_false("model.norm_scale", norm_scale),
+    )
+
+    def init(key, x):
+        if x.ndim != 4:
+            raise ConfigError("model", "conv4", f"a model for inputs of shape {x.shape[1:]}, such as mlp")
+        if downsample == "max_pool" and min(x.shape[1:3]) < 16:
+            raise ConfigError("model.downsample", downsample, f"stride: images of {x.shape[1]}x{x.shape[2]} are too small")
+        return module.init(key, x)["params"]
+
+    return Model(
+        init=init,
+        apply=lambda params, x, reference=None: module.apply({"params": params}, x, reference),
+    )

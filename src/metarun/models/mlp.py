@@ -1,0 +1,44 @@
+"""A fully connected network."""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+
+from metarun.errors import ConfigError, positive_int
+from metarun.types import Array, Model
+
+
+class _MLP(nn.Module):
+    num_outputs: int
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        for i, size in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(size, param_dtype=x.dtype, kernel_init=nn.initializers.he_normal(), name=f"dense{i}")(x))
+        return nn.Dense(self.num_outputs, param_dtype=x.dtype, name="head")(x)
+
+
+def mlp(*, num_outputs: int, hidden: Sequence[int] = (40, 40)) -> Model:
+    """Dense layers with ReLU between them; inputs of any shape are flattened.
+
+    Args:
+      num_outputs: size of the last layer.
+      hidden: sizes of the layers before it (`model.hidden`); two of 40 for sinusoids in MAML.
+
+    Returns:
+      A `Model` for `[n, *feature]`. It has no normalisation, so each row's output depends on that row alone.
+
+    Raises:
+      ConfigError: for sizes that are not whole numbers of at least 1.
+
+    Source: Finn et al. 2017, section 5.1.
+    """
+    if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence):
+        raise ConfigError("model.hidden", hidden, "a list of whole numbers such as [40,40]")
+    module = _MLP(positive_int("model.num_outputs", num_outputs), tuple(positive_int("model.hidden", h) for h in hidden))
+    return Model(
+        init=lambda key, x: module.init(key, x)["params"],
+        apply=lambda params, x, reference=None: module.apply({"params": params}, x),
+    )

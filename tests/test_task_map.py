@@ -1,0 +1,60 @@
+"""Every layout of tasks gives what a loop over them gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from metarun.task_map import Layout, default_layout, map_tasks, mean_gradient
+
+
+def layout(devices, chunk):
+    mesh = jax.make_mesh((devices,), ("task",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    return Layout(mesh, chunk)
+
+
+def loss(params, shared, index):
+    x = jnp.sin(shared + index.astype(jnp.float32))
+    value = jnp.sum(jnp.tanh(params["w"] * x) ** 2)
+    return value, {"loss": value, "square": value**2}
+
+
+LAYOUTS = [(devices, chunk) for devices in (1, 2) for chunk in (1, 2, 3, None)]
+
+
+@pytest.mark.parametrize("num_tasks", [1, 4, 7])
+@pytest.mark.parametrize("devices, chunk", LAYOUTS)
+def test_mean_gradient_equals_a_loop(devices, chunk, num_tasks):
+    params, shared = {"w": jnp.array([0.5, -1.0])}, jnp.array([0.1, 0.7])
+    run = jax.jit(lambda p: mean_gradient(loss, layout(devices, chunk), p, shared, jnp.arange(num_tasks)))
+    gradient, metrics = run(params)
+    each = [jax.value_and_grad(loss, has_aux=True)(params, shared, i) for i in jnp.arange(num_tasks)]
+    np.testing.assert_allclose(gradient["w"], np.mean([g["w"] for _, g in each], axis=0), rtol=1e-5)
+    for name in ("loss", "square"):
+        np.testing.assert_allclose(metrics[name], np.mean([m[name] for (_, m), _ in each]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 4, 7])
+@pytest.mark.parametrize("devices, chunk", LAYOUTS)
+def test_map_tasks_equals_a_loop(devices, chunk, num_tasks):
+    tasks = {"a": jnp.arange(num_tasks * 2.0).reshape(num_tasks, 2)}
+    fn = lambda shared, task: {"sum": shared * task["a"].sum(), "a": task["a"]}  # noqa: E731
+    out = jax.jit(lambda t: map_tasks(fn, layout(devices, chunk), jnp.float32(3), t))(tasks)
+    np.testing.assert_array_equal(out["sum"], 3 * tasks["a"].sum(1))
+    np.testing.assert_array_equal(out["a"], tasks["a"])
+
+
+def test_a_padding_task_that_is_not_finite_does_no_harm():
+    # Task 2 fills up the chunks of three tasks on two devices; only its first copy may count.
+    def only_first_is_finite(params, shared, index):
+        value = params * jnp.where(index < 3, 1.0, jnp.nan)
+        return value, {"loss": value}
+
+    gradient, _ = mean_gradient(only_first_is_finite, layout(2, 1), jnp.float32(2), (), jnp.arange(3))
+    assert gradient == 1
+
+
+def test_the_default_uses_every_device_and_one_task_at_a_time_on_a_cpu():
+    assert default_layout().mesh.size == len(jax.devices())
+    assert default_layout().chunk == 1
