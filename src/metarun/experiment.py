@@ -1,0 +1,206 @@
+"""Few-shot learning as an experiment: a method, a data set and an outer optimiser become what the runner drives."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from metarun import checks as check
+from metarun.losses import OBJECTIVES
+from metarun.task_map import Layout, map_tasks, mean_gradient
+from metarun.types import DataSet, Evaluation, Experiment, Method, TrainState
+
+_BLOCK = 50  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
+_CHECKED = 200  # tasks on which the checks run: enough to see a leak of five points
+
+
+def few_shot(
+    method: Method,
+    dataset: DataSet,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    *,
+    seed: int,
+    eval_seed: int,
+    meta_batch_size: int,
+    protocol: Mapping[str, Any],
+) -> Experiment:
+    """Meta-trains `method` on `dataset`: every outer step draws tasks and follows the mean of their outer gradients.
+
+    Args:
+      method: the meta-learner, functions of one task.
+      dataset: sources of training, validation and test tasks.
+      optimizer: outer optimiser.
+      layout: where tasks are computed.
+      seed: of the initial parameters and the training tasks.
+      eval_seed: of the validation and test tasks, the same for every training seed.
+      meta_batch_size: tasks of an outer step.
+      protocol: further facts to state beside the data set's and the method's.
+
+    Returns:
+      An `Experiment`.
+    """
+    score = OBJECTIVES[dataset.objective]
+    classification = dataset.objective == "classification"
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    train, val, test = (
+        source._replace(data=jax.device_put(source.data, layout.replicated))
+        for source in (dataset.train, dataset.val, dataset.test)
+    )
+
+    def init():
+        task = jax.jit(train.sample)(train.data, jax.random.key(0))
+        params = jax.jit(method.init)(init_key, task)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def task_loss(params, data_and_key, index):
+        data, key = data_and_key
+        sample_key, method_key = jax.random.split(jax.random.fold_in(key, index))
+        return method.loss(params, train.sample(data, sample_key), method_key)
+
+    def outer_step(state, data):
+        key = jax.random.fold_in(train_key, state.step)
+        gradient, metrics = mean_gradient(task_loss, layout, state.params, (data, key), jnp.arange(meta_batch_size))
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counts by floats
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    # The number of steps is an argument: any grouping of steps runs the same program, hence the same arithmetic.
+    def dispatch(state, data, num_steps):
+        def body(_, carry):
+            state, sums = carry
+            state, metrics = outer_step(state, data)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(outer_step, state, data)[1])
+        state, sums = lax.fori_loop(0, num_steps, body, (state, zeros))
+        return state, jax.tree.map(lambda s: s / num_steps.astype(s.dtype), sums)
+
+    compiled_dispatch = jax.jit(dispatch, donate_argnums=0)
+
+    def step(state, num_steps):
+        return compiled_dispatch(jax.device_put(state, layout.replicated), train.data, jnp.int32(num_steps))
+
+    samplers = {
+        name: jax.jit(lambda data, keys, sample=source.sample: jax.vmap(lambda key: sample(data, key))(keys))
+        for name, source in (("val", val), ("test", test))
+    }
+
+    def answers(adapt_and_predict):
+        """Compiled `(params, tasks, key) -> outputs` over tasks, which share the program for every split and check."""
+
+        def one(params_and_key, task_and_index):
+            (params, key), (task, index) = params_and_key, task_and_index
+            return adapt_and_predict(params, task, jax.random.fold_in(key, index))
+
+        def over_tasks(params, tasks, key):
+            indices = jnp.arange(tasks.query.y.shape[0])
+            return map_tasks(one, layout, (params, key), (tasks, indices))
+
+        return jax.jit(over_tasks)
+
+    def alone(params, task, key):
+        adapted = method.adapt(params, task.support, key)
+        return jax.vmap(lambda x: method.predict(adapted, x[None])[0])(task.query.x)
+
+    answer = answers(lambda params, task, key: method.predict(method.adapt(params, task.support, key), task.query.x))
+    answer_unadapted = answers(
+        lambda params, task, key: method.predict(method.unadapted(params, task.support, key), task.query.x)
+    )
+    answer_alone = answers(alone)
+
+    @jax.jit
+    def measure(outputs, y):
+        return jax.vmap(lambda outputs, y: score.measure(outputs, y).mean())(outputs, y)
+
+    def draw(split, block, num_tasks):
+        """The `block`-th tasks of a split, the key of their adaptation, and those of three checks, `[3, n]`."""
+        source, index = (val, 0) if split == "val" else (test, 1)
+        block_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(eval_seed), index), block)
+        sample_key, adapt_key, check_key = jax.random.split(block_key, 3)
+        tasks = samplers[split](source.data, jax.random.split(sample_key, num_tasks))
+        return tasks, adapt_key, jax.random.split(check_key, (3, num_tasks))
+
+    def evaluate(params, split, num_tasks, checks=False):
+        params = jax.device_put(params, layout.replicated)
+        per_task, checked = [], []
+        for block in range(-(-num_tasks // _BLOCK)):
+            tasks, key, check_keys = draw(split, block, _BLOCK)
+            outputs = answer(params, tasks, key)
+            per_task.append(np.asarray(measure(outputs, tasks.query.y)))
+            if checks and block * _BLOCK < _CHECKED:
+                checked.append(_check_block(params, tasks, key, check_keys, outputs))
+        per_task = np.concatenate(per_task)[:num_tasks]
+        verdicts = {}
+        if checks:
+            verdicts = _verdicts({name: np.concatenate([b[name] for b in checked])[:num_tasks] for name in checked[0]})
+        ci95 = 1.96 * check.standard_error(per_task)
+        return Evaluation(score.metric, float(per_task.mean()), ci95, num_tasks, per_task, verdicts)
+
+    def _check_block(params, tasks, key, check_keys, outputs):
+        """Outputs and measures of a block of tasks under the changes of `checks`, `[block, ...]` NumPy arrays."""
+        reordered, order = jax.vmap(check.reorder_query)(tasks, check_keys[0])
+        alone_outputs = answer_alone(params, tasks, key)
+        found = {
+            "outputs": outputs,
+            "per_task": measure(outputs, tasks.query.y),
+            "reordered": jnp.take_along_axis(answer(params, reordered, key), jnp.argsort(order)[:, :, None], axis=1),
+            "alone": alone_outputs,
+            "alone_per_task": measure(alone_outputs, tasks.query.y),
+        }
+        if classification:
+            shuffled = jax.vmap(check.shuffle_support_labels)(tasks, check_keys[1])
+            relabel = partial(check.relabel, way=dataset.num_outputs)
+            relabelled, permutation = jax.vmap(relabel)(tasks, check_keys[2])
+            new_outputs = answer(params, relabelled, key)
+            found |= {
+                "unadapted_per_task": measure(answer_unadapted(params, tasks, key), tasks.query.y),
+                "shuffled_per_task": measure(answer(params, shuffled, key), tasks.query.y),
+                "relabelled_per_task": measure(new_outputs, relabelled.query.y),
+                "relabelled": jnp.take_along_axis(new_outputs, permutation[:, None, :], axis=2),
+            }
+        return jax.tree.map(np.asarray, found)
+
+    def _verdicts(found):
+        transductive = method.protocol.get("query_statistics") == "query"
+        changed_alone = check.fraction_changed(found["outputs"], found["alone"], classification)
+        verdicts = {
+            "query_order": check.is_same(found["outputs"], found["reordered"], classification),
+            "query_count": check.query_count(found["per_task"], found["alone_per_task"], changed_alone, transductive),
+        }
+        if classification:
+            changed = check.fraction_changed(found["outputs"], found["relabelled"], True)
+            verdicts |= {
+                "chance_before_adaptation": check.is_chance(found["unadapted_per_task"], dataset.num_outputs),
+                "chance_with_shuffled_labels": check.is_chance(found["shuffled_per_task"], dataset.num_outputs),
+                "relabelling": check.is_unmoved(found["per_task"], found["relabelled_per_task"], changed),
+            }
+        return verdicts
+
+    def examples(params, num_tasks):
+        params = jax.device_put(params, layout.replicated)
+        tasks, key, _ = draw("test", 0, _BLOCK)
+        found = tasks, answer_unadapted(params, tasks, key), answer(params, tasks, key)
+        return jax.tree.map(lambda x: np.asarray(x)[:num_tasks], found)
+
+    return Experiment(
+        init=init,
+        step=step,
+        evaluate=evaluate,
+        examples=examples,
+        metric=score.metric,
+        maximize=score.maximize,
+        tasks_per_step=meta_batch_size,
+        protocol={
+            "dataset": dict(dataset.protocol),
+            "method": dict(method.protocol),
+            "eval_seed": eval_seed,
+            **protocol,
+        },
+    )
+
