@@ -1,0 +1,74 @@
+"""What a person sees of one run: its heading, its result with the checks, its pictures."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from metarun.report.curves import learning_curve
+from metarun.report.gallery import image_gallery, regression_gallery
+from metarun.types import Experiment, Params
+
+GALLERY_TASKS = 4
+
+
+def heading(facts: Mapping[str, Any], directory: Path) -> str:
+    """One line on what runs, where, and where its files go."""
+    setting = f"{facts['way']}-way {facts['shot']}-shot" if facts["way"] else f"{facts['shot']}-shot"
+    return f"{facts['method']} on {facts['dataset']}, {setting}, seed {facts['seed']}, on {facts['device']}\n{directory}"
+
+
+def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None], None]:
+    """Returns `(directory, params, selected_step) -> None`, which draws a run's pictures into `directory/plots`.
+
+    `learning_curve.png` from `metrics.jsonl`, and `gallery.png`: a few test tasks as `params` answer them.
+    """
+
+    def draw(directory: Path, params: Params, selected_step: int | None) -> None:
+        plots = directory / "plots"
+        learning_curve(
+            directory / "metrics.jsonl",
+            plots / "learning_curve.png",
+            metric=experiment.metric,
+            selected_step=selected_step,
+        )
+        tasks, before, after = experiment.examples(params, GALLERY_TASKS)
+        if tasks.query.x.ndim == 5:
+            image_gallery(tasks, after.argmax(-1), plots / "gallery.png", num_tasks=GALLERY_TASKS)
+        elif tasks.query.x.shape[2:] == tasks.query.y.shape[2:] == (1,):
+            regression_gallery(tasks, before, after, plots / "gallery.png", num_tasks=GALLERY_TASKS)
+
+    return draw
+
+
+def summary(result: Mapping[str, Any], directory: Path) -> Group:
+    """The result with its interval, the checks, and where to look further, to be printed."""
+    percent = result["metric"] == "accuracy"
+    number = (lambda x: f"{100 * x:.2f}%") if percent else (lambda x: f"{x:.4g}")
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
+    for column in ("check", "", "value"):
+        table.add_column(column)
+    for name, check in result["checks"].items():
+        verdict = Text("passed", "green") if check["passed"] else Text("FAILED", "bold red")
+        table.add_row(name.replace("_", " "), verdict, _check_value(name, check, number))
+    value = f"test {result['metric']} {number(result['value'])} ± {number(result['ci95'])}"
+    how = (
+        f"95% interval over {result['num_tasks']} tasks; parameters of step {result['selected_step']} of "
+        f"{result['steps']}; {result['tasks_per_second']:.0f} tasks/s in training"
+    )
+    return Group(Text(value, "bold"), Text(how), table, Text(f"result.json and plots/ in {directory}"))
+
+
+def _check_value(name: str, check: Mapping[str, Any], number: Callable[[float], str]) -> str:
+    value = check["value"]
+    if "chance" in check:
+        return f"{number(value)}, chance is {number(check['chance'])}"
+    if name == "query_count":
+        means = "transductive, as declared" if check["declared_transductive"] else "each query alone"
+        return f"{number(check['alone'])} with queries answered one by one: {number(value)} less ({means})"
+    if "changed" in check:
+        return f"{number(value)} difference; {check['changed']:.1%} of answers change"
+    return f"{value:.1%} of answers change"
