@@ -1,0 +1,169 @@
+"""From a composed configuration to the objects of a run. A factory's signature is the schema of its group."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.config import conf_dir
+from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_int
+from metarun.experiment import few_shot
+from metarun.runner import RunSettings
+from metarun.task_map import Layout, default_layout
+from metarun.types import Experiment
+
+_GROUPS = ("method", "model", "dataset", "optimizer", "logger")
+_PACKAGES = ("metarun", "jax", "jaxlib", "flax", "optax", "hydra-core", "orbax-checkpoint", "numpy")
+# What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written.
+_MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "resume", "logger", "dataset.source")
+
+
+class Run(NamedTuple):
+    """A run, ready to be handed to `runner.run`.
+
+    Attributes:
+      experiment: what to train.
+      settings: how long and how often.
+      facts: what `result.json` says of the run besides its outcome.
+      identity: the settings that a checkpoint must share to be continued, flat.
+      logger: factory of the logger.
+      layout: where tasks are computed.
+    """
+
+    experiment: Experiment
+    settings: RunSettings
+    facts: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    logger: Callable[..., Any]
+    layout: Layout
+
+
+def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
+    """Makes the objects of a few-shot run.
+
+    Args:
+      config: the composed configuration, without Hydra's own node.
+      choices: option chosen in each group, e.g. {"method": "maml"}.
+
+    Raises:
+      ConfigError: for a value that cannot be used.
+      DataError: where the data set cannot be had.
+      MetarunError: for a key that nothing reads.
+    """
+    keys = _Keys(OmegaConf.to_container(config, resolve=True), choices)
+    dataset = keys.call("dataset")
+    model = keys.call("model", num_outputs=dataset.num_outputs)
+    method = keys.call("method", model=model, objective=dataset.objective)
+    optimizer = keys.call("optimizer")
+    logger = keys.partial("logger")
+    settings = RunSettings(
+        steps=keys["steps"],
+        steps_per_dispatch=keys["steps_per_dispatch"],
+        eval_every=keys["eval_every"],
+        val_tasks=keys["val_tasks"],
+        eval_tasks=keys["eval_tasks"],
+        checkpoint_every=keys["checkpoint_every"],
+        log_every=keys["log_every"],
+        resume=keys["resume"],
+    )
+    layout = default_layout()
+    sizes = {key: keys[key] for key in ("way", "shot", "query_shot", "eval_query_shot") if key in keys.read}
+    eval_query_shot = sizes["query_shot"] if sizes.get("eval_query_shot") is None else sizes["eval_query_shot"]
+    experiment = few_shot(
+        method,
+        dataset,
+        optimizer,
+        layout,
+        seed=non_negative_int("seed", keys["seed"]),
+        eval_seed=non_negative_int("eval_seed", keys["eval_seed"]),
+        meta_batch_size=positive_int("meta_batch_size", keys["meta_batch_size"]),
+        protocol={
+            **{key: sizes[key] for key in ("way", "shot") if key in sizes},
+            "query_shot": eval_query_shot,
+            "eval_tasks": settings.eval_tasks,
+            "selection": "best validation" if settings.eval_every else "last",
+        },
+    )
+    keys.refuse_unread()
+    facts = {
+        "method": choices["method"],
+        "dataset": choices["dataset"],
+        "way": sizes.get("way"),
+        "shot": sizes["shot"],
+        "query_shot": eval_query_shot,
+        "split": dataset.protocol.get("split"),
+        "seed": keys["seed"],
+        "device": _device(layout),
+        "versions": {"python": python_version(), **{name: version(name) for name in _PACKAGES}},
+    }
+    return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger, layout)
+
+
+class _Keys:
+    """The configuration as a mapping that remembers what was read."""
+
+    def __init__(self, values: Mapping[str, Any], choices: Mapping[str, str]):
+        self.values, self._choices = values, choices
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return self.values[key]
+
+    def call(self, group: str, **given: Any) -> Any:
+        """Calls the group's factory with its own keys, what is given, and the run's scalars that it takes by name."""
+        factory = self.partial(group)
+        parameters = inspect.signature(factory).parameters
+        scalars = [name for name in parameters if name in self.values and name not in (*_GROUPS, *factory.keywords)]
+        return factory(**{name: self[name] for name in scalars}, **{k: v for k, v in given.items() if k in parameters})
+
+    def partial(self, group: str) -> partial:
+        """The group's factory with its own keys filled in."""
+        node = dict(self[group] or {})
+        target = node.pop("_target_", None)
+        if target is None:
+            raise MetarunError(f"{group}={self._choices.get(group)}: this choice names no _target_.")
+        module, _, name = target.rpartition(".")
+        factory = getattr(importlib.import_module(module), name)
+        known = inspect.signature(factory).parameters
+        for key in node:
+            if key not in known:
+                allowed = ", ".join(f"{group}.{name}" for name in known if name not in self.values)
+                raise MetarunError(f"{group}.{key} is read by nothing: {group}={self._choices.get(group)} knows {allowed}.")
+        return partial(factory, **node)
+
+    def refuse_unread(self) -> None:
+        """Raises `MetarunError` for a key that nothing has read: one that was added, or set though it has no effect."""
+        defaults = OmegaConf.load(conf_dir() / "config.yaml")
+        for key, value in self.values.items():
+            if key not in self.read and (key not in defaults or value != defaults[key]):
+                chosen = ", ".join(f"{group}={self._choices.get(group)}" for group in _GROUPS[:3])
+                raise MetarunError(f"{key}={value} is read by nothing in a run of {chosen}: leave it out.")
+
+
+def _identity(values: Mapping[str, Any], choices: Mapping[str, str], data: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {"dataset.sha256": data.get("sha256")}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat[key] = choices.get(key)
+            flat |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != "_target_"}
+        else:
+            flat[key] = value
+    # A schedule is a function of the length of the run.
+    may_change = set(_MAY_CHANGE) - ({"steps"} if values["optimizer"].get("schedule", "constant") != "constant" else set())
+    return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}
+
+
+def _device(layout: Layout) -> str:
+    device = layout.mesh.devices.flat[0]
+    kind = device.device_kind
+    if device.platform == "cpu" and (cpuinfo := Path("/proc/cpuinfo")).exists():
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        kind = names[0] if names else kind
+    return f"{layout.mesh.size} x {kind}"

@@ -1,0 +1,92 @@
+"""The command line's schema, where its YAML lives, and where a run goes. Importing this file does not import JAX."""
+
+import datetime
+import fcntl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+OUTPUTS = Path("outputs")
+
+
+@dataclass
+class RunConfig:
+    """Types of the command line's scalars; their values and meanings stand in `conf/config.yaml`."""
+
+    way: int = MISSING
+    shot: int = MISSING
+    query_shot: int = MISSING
+    eval_query_shot: int | None = MISSING
+    steps: int = MISSING
+    meta_batch_size: int = MISSING
+    outer_lr: float = MISSING
+    seed: int = MISSING
+    eval_tasks: int = MISSING
+    eval_every: int = MISSING
+    val_tasks: int = MISSING
+    eval_seed: int = MISSING
+    checkpoint_every: int = MISSING
+    log_every: int = MISSING
+    steps_per_dispatch: int = MISSING
+    resume: bool = MISSING
+    method: Any = MISSING
+    model: Any = MISSING
+    dataset: Any = MISSING
+    optimizer: Any = MISSING
+    logger: Any = MISSING
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "conf", package.parent.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"metarun's configuration files are missing beside {package}: install the package again.")
+
+
+def register() -> None:
+    """Tells Hydra the schema and how a run's directory is chosen. Calling it again changes nothing."""
+    ConfigStore.instance().store("schema", RunConfig)
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+
+
+def run_dir(overrides: list[str]) -> str:
+    """Returns the directory of a run that names none: that of the same command's unfinished run, or a new one.
+
+    Args:
+      overrides: the command line, as Hydra lists it.
+    """
+    command = OmegaConf.to_yaml(OmegaConf.create(list(overrides)))
+    runs = OUTPUTS.glob("*/*/.hydra/overrides.yaml") if "resume=false" not in overrides else []
+    for file in sorted(runs, reverse=True):
+        directory = file.parent.parent
+        if (directory / "checkpoints").is_dir() and not (directory / "result.json").exists() and _is_free(directory):
+            if file.read_text(encoding="utf-8") == command:
+                return str(directory)
+    now = datetime.datetime.now()
+    day, second = OUTPUTS / now.strftime("%Y-%m-%d"), now.strftime("%H-%M-%S")
+    # Runs that start in the same second, as from a loop in the shell, each get a directory of their own.
+    for attempt in range(1000):
+        directory = day / (f"{second}-{attempt}" if attempt else second)
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            pass  # Hydra makes it again, and that error is the one to show
+        break
+    return str(directory)
+
+
+def _is_free(directory: Path) -> bool:
+    """Whether no process holds the lock of a run."""
+    try:
+        with (directory / ".lock").open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return True

@@ -1,0 +1,151 @@
+"""The configuration: every choice composes and builds, every experiment runs, and no key is dead."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from small_omniglot import write_archives
+from omegaconf import OmegaConf
+
+from metarun import runner
+from metarun.build import build
+from metarun.config import conf_dir, register, run_dir
+from metarun.errors import MetarunError
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def choices_of(group):
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def omniglot(tmp_path_factory):
+    """A folder with two small archives in the layout of Omniglot's."""
+    folder = tmp_path_factory.mktemp("omniglot")
+    write_archives(folder, drawings=20)
+    return folder
+
+
+def built(*overrides):
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", list(overrides), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    return build(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), choices)
+
+
+def overrides_for(dataset, omniglot):
+    if dataset == "omniglot":
+        return [f"dataset.source={omniglot}", "dataset.split=lake", "way=2"]
+    return []
+
+
+def test_conf_dir_is_the_checkout():
+    assert conf_dir() == CONF
+
+
+CHOICES = [(g, c) for g in ("method", "model", "dataset", "optimizer", "logger") for c in choices_of(g)]
+
+
+@pytest.mark.parametrize("group, choice", CHOICES)
+def test_every_choice_builds_an_experiment_that_starts(group, choice, omniglot):
+    overrides = [f"{group}={choice}", *overrides_for(choice, omniglot)]
+    if choice == "sinusoid":
+        overrides.append("model=mlp")
+    state = built(*overrides).experiment.init()
+    assert int(state.step) == 0 and state.params
+
+
+@pytest.mark.parametrize("experiment", choices_of("experiment"))
+def test_every_experiment_runs_two_steps(experiment, omniglot, tmp_path):
+    chosen = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").get("defaults", [])
+    datasets = [entry["override /dataset"] for entry in chosen if "override /dataset" in entry]
+    small = ["steps=2", "steps_per_dispatch=1", "eval_every=1", "val_tasks=4", "eval_tasks=4", "meta_batch_size=2"]
+    run = built(f"experiment={experiment}", *small, *overrides_for(datasets[0] if datasets else None, omniglot))
+    result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
+    assert result["steps"] == 2 and np.isfinite(result["value"])
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("experiment", choices_of("experiment"))
+def test_every_experiment_begins_with_its_command(experiment):
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    assert text.startswith("# @package _global_\n") and f"metarun experiment={experiment}" in text
+
+
+def test_an_experiment_has_the_last_word_but_for_the_command_line():
+    assert built("experiment=maml_sinusoid").settings.steps == 10000
+    assert built("experiment=maml_sinusoid", "steps=7").settings.steps == 7
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("**/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_every_key_has_a_comment(file):
+    if file.parent.name in ("experiment", "help"):
+        return
+    body = file.read_text().split("\nhydra:")[0]
+    for line in body.splitlines():
+        if line and not line.startswith(("#", "_target_", "defaults", "  - ")):
+            assert " # " in line, f"{file.name}: {line}"
+
+
+@pytest.mark.parametrize(
+    "overrides, word",
+    [
+        (["+colour=red"], "colour=red"),
+        (["dataset=sinusoid", "model=mlp", "way=20"], "way=20"),
+        (["+method.outer_steps=3"], "method.outer_steps"),
+        (["+model.depth=4"], "model.depth"),
+        (["+logger.color=1"], "logger.color"),
+    ],
+)
+def test_a_key_that_nothing_reads_fails(overrides, word):
+    with pytest.raises(MetarunError, match=f"{word}.* is read by nothing"):
+        built(*overrides)
+
+
+def test_identity_holds_what_moves_the_parameters_and_not_what_does_not():
+    base = built().identity
+    for same in ("steps=9", "eval_tasks=7", "checkpoint_every=3", "logger=jsonl", "resume=false"):
+        assert built(same).identity == base, same
+    for other in ("seed=1", "way=4", "method.inner_lr=0.1", "model.filters=8", "eval_every=10", "method=fomaml"):
+        assert built(other).identity != base, other
+    scheduled = [built("optimizer.schedule=cosine", f"steps={steps}").identity for steps in (100, 200)]
+    assert scheduled[0] != scheduled[1]
+
+
+def test_protocol_states_what_moves_the_number_without_being_the_method():
+    base = built().experiment.protocol
+    assert base["query_shot"] == 15 and base["dataset"]["name"] == "glyphs" and len(base["dataset"]["sha256"]) == 64
+    ident = runner.protocol_id(base)
+    for same in ("seed=3", "method.inner_lr=0.1", "method=fomaml", "outer_lr=0.1", "model.filters=8"):
+        assert runner.protocol_id(built(same).experiment.protocol) == ident, same
+    for other in ("eval_query_shot=1", "method.query_statistics=support", "eval_seed=1", "eval_tasks=50", "eval_every=0"):
+        assert runner.protocol_id(built(other).experiment.protocol) != ident, other
+
+
+def unfinished(directory, command, *, result=False):
+    (directory / ".hydra").mkdir(parents=True)
+    (directory / "checkpoints").mkdir()
+    (directory / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(command)))
+    if result:
+        (directory / "result.json").write_text(json.dumps({}))
+
+
+def test_the_same_command_finds_its_unfinished_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    day = Path("outputs/2026-01-01")
+    unfinished(day / "10-00-00", ["way=5"])
+    unfinished(day / "11-00-00", ["way=5"], result=True)
+    unfinished(day / "12-00-00", ["way=6"])
+    assert run_dir(["way=5"]) == str(day / "10-00-00")
+    assert run_dir(["way=6"]) == str(day / "12-00-00")
+    for new in (["way=7"], ["way=5", "resume=false"], []):
+        assert "2026-01-01" not in run_dir(new)
+
+
+def test_runs_that_start_in_the_same_second_have_a_directory_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len({run_dir([]) for _ in range(5)}) == 5
