@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from small_omniglot import write_archives
 from omegaconf import OmegaConf
+from small_omniglot import write_archives
 
 from metarun import runner
 from metarun.build import build
@@ -122,7 +122,13 @@ def test_protocol_states_what_moves_the_number_without_being_the_method():
     ident = runner.protocol_id(base)
     for same in ("seed=3", "method.inner_lr=0.1", "method=fomaml", "outer_lr=0.1", "model.filters=8"):
         assert runner.protocol_id(built(same).experiment.protocol) == ident, same
-    for other in ("eval_query_shot=1", "method.query_statistics=support", "eval_seed=1", "eval_tasks=50", "eval_every=0"):
+    for other in (
+        "eval_query_shot=1",
+        "method.query_statistics=support",
+        "eval_seed=1",
+        "eval_tasks=50",
+        "eval_every=0",
+    ):
         assert runner.protocol_id(built(other).experiment.protocol) != ident, other
 
 

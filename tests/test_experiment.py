@@ -42,7 +42,7 @@ def nearest(support, x):
 
 def learner(predict=nearest, statistics="support", unadapted=None):
     """A method without parameters worth the name, which answers by `predict(support, x)`."""
-    blank = lambda support: Split(jnp.zeros_like(support.x), support.y)  # noqa: E731
+    blank = lambda support: Split(jnp.zeros_like(support.x), support.y)
     return Method(
         init=lambda key, task: {"unused": jnp.zeros(())},
         adapt=lambda params, support, key: support,
@@ -55,7 +55,9 @@ def learner(predict=nearest, statistics="support", unadapted=None):
 
 def experiment(method=None, dataset=None, **options):
     settings = {"seed": 0, "eval_seed": 0, "meta_batch_size": 3, "protocol": {}} | options
-    return few_shot(method or learner(), dataset or blobs(), adam(outer_lr=0.01, steps=10), default_layout(), **settings)
+    return few_shot(
+        method or learner(), dataset or blobs(), adam(outer_lr=0.01, steps=10), default_layout(), **settings
+    )
 
 
 def checks(**options):

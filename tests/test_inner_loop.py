@@ -20,7 +20,7 @@ def problem():
 
 
 def adapted(theta, a, steps, **options):
-    inner_loss = lambda params: 0.5 * jnp.sum(jnp.square(params["w"] - a))  # noqa: E731
+    inner_loss = lambda params: 0.5 * jnp.sum(jnp.square(params["w"] - a))
     return gradient_descent(inner_loss, {"w": theta}, lr=C, num_steps=steps, **options)["w"]
 
 
@@ -52,7 +52,7 @@ def test_second_order_agrees_with_finite_differences_and_first_order_does_not():
 def test_only_the_named_parameters_are_adapted():
     with jax.enable_x64(True):
         theta, a, b = problem()
-        loss = lambda p: 0.5 * jnp.sum(jnp.square(p["head"]["w"] - a)) + jnp.sum(p["body"]["w"])  # noqa: E731
+        loss = lambda p: 0.5 * jnp.sum(jnp.square(p["head"]["w"] - a)) + jnp.sum(p["body"]["w"])
         params = {"head": {"w": theta}, "body": {"w": b}}
         fast = gradient_descent(loss, params, lr=C, num_steps=2, adapts=lambda name: name == "head/w")
         np.testing.assert_array_equal(fast["body"]["w"], b)

@@ -216,7 +216,9 @@ def test_stopping_at_any_dispatch_changes_nothing(uninterrupted, tmp_path, signu
 
 
 def test_a_signal_stops_after_the_dispatch_at_hand(tmp_path):
-    with pytest.raises(Interrupted, match=rf"Stopped by SIGTERM at step 24 of 60; the same command continues {tmp_path}") as error:
+    with pytest.raises(
+        Interrupted, match=rf"Stopped by SIGTERM at step 24 of 60; the same command continues {tmp_path}"
+    ) as error:
         run(tmp_path, experiment=signals_during(22))
     assert error.value.exit_code == 128 + signal.SIGTERM
     assert state_of(tmp_path)[0] == 24

@@ -39,7 +39,7 @@ def test_mean_gradient_equals_a_loop(devices, chunk, num_tasks):
 @pytest.mark.parametrize("devices, chunk", LAYOUTS)
 def test_map_tasks_equals_a_loop(devices, chunk, num_tasks):
     tasks = {"a": jnp.arange(num_tasks * 2.0).reshape(num_tasks, 2)}
-    fn = lambda shared, task: {"sum": shared * task["a"].sum(), "a": task["a"]}  # noqa: E731
+    fn = lambda shared, task: {"sum": shared * task["a"].sum(), "a": task["a"]}
     out = jax.jit(lambda t: map_tasks(fn, layout(devices, chunk), jnp.float32(3), t))(tasks)
     np.testing.assert_array_equal(out["sum"], 3 * tasks["a"].sum(1))
     np.testing.assert_array_equal(out["a"], tasks["a"])

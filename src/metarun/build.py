@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config import conf_dir
-from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_int
+from metarun.errors import MetarunError, non_negative_int, positive_int
 from metarun.experiment import few_shot
 from metarun.runner import RunSettings
 from metarun.task_map import Layout, default_layout
@@ -134,8 +134,11 @@ class _Keys:
         known = inspect.signature(factory).parameters
         for key in node:
             if key not in known:
-                allowed = ", ".join(f"{group}.{name}" for name in known if name not in self.values)
-                raise MetarunError(f"{group}.{key} is read by nothing: {group}={self._choices.get(group)} knows {allowed}.")
+                settable = [n for n, p in known.items() if p.default is not p.empty and n not in self.values]
+                allowed = ", ".join(f"{group}.{n}" for n in settable) or "no key"
+                raise MetarunError(
+                    f"{group}.{key} is read by nothing: {group}={self._choices.get(group)} knows {allowed}."
+                )
         return partial(factory, **node)
 
     def refuse_unread(self) -> None:
@@ -156,7 +159,9 @@ def _identity(values: Mapping[str, Any], choices: Mapping[str, str], data: Mappi
         else:
             flat[key] = value
     # A schedule is a function of the length of the run.
-    may_change = set(_MAY_CHANGE) - ({"steps"} if values["optimizer"].get("schedule", "constant") != "constant" else set())
+    may_change = set(_MAY_CHANGE) - (
+        {"steps"} if values["optimizer"].get("schedule", "constant") != "constant" else set()
+    )
     return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}
 
 
@@ -164,6 +169,8 @@ def _device(layout: Layout) -> str:
     device = layout.mesh.devices.flat[0]
     kind = device.device_kind
     if device.platform == "cpu" and (cpuinfo := Path("/proc/cpuinfo")).exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         kind = names[0] if names else kind
     return f"{layout.mesh.size} x {kind}"

@@ -1,7 +1,7 @@
 """Checkpoints: a pytree of arrays and some facts in a directory, written whole or not at all, and verified when read.
 
-    DIRECTORY/STEP/manifest.json    facts, shapes and types of the leaves, size and SHA-256 of every file
-    DIRECTORY/STEP/arrays/          the leaves by name, in Orbax's format
+DIRECTORY/STEP/manifest.json    facts, shapes and types of the leaves, size and SHA-256 of every file
+DIRECTORY/STEP/arrays/          the leaves by name, in Orbax's format
 """
 
 import hashlib

@@ -53,7 +53,11 @@ def is_unmoved(per_task: np.ndarray, changed_per_task: np.ndarray, changed: floa
     """
     difference = np.asarray(changed_per_task) - np.asarray(per_task)
     value = float(difference.mean())
-    return {"passed": bool(abs(value) <= _SIGMAS * standard_error(difference) + 1e-6), "value": value, "changed": changed}
+    return {
+        "passed": bool(abs(value) <= _SIGMAS * standard_error(difference) + 1e-6),
+        "value": value,
+        "changed": changed,
+    }
 
 
 def is_same(outputs: np.ndarray, others: np.ndarray, classification: bool) -> Mapping[str, Any]:
@@ -101,4 +105,3 @@ def fraction_changed(outputs: np.ndarray, others: np.ndarray, classification: bo
 def standard_error(values: np.ndarray) -> float:
     """s / sqrt(n) of `values: [n]`, with s the sample standard deviation; 0 for a single value."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-

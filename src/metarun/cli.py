@@ -39,7 +39,9 @@ def _told(entry) -> int:
         print("metarun: interrupted before training began; nothing was lost.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"metarun: {error.filename or ''}: {error.strerror or error}. Is hydra.run.dir writable?", file=sys.stderr)
+        print(
+            f"metarun: {error.filename or ''}: {error.strerror or error}. Is hydra.run.dir writable?", file=sys.stderr
+        )
         return _FAILED
     return 0
 
@@ -85,7 +87,7 @@ def _train(config: DictConfig) -> None:
     node = HydraConfig.get()
     directory = Path(node.runtime.output_dir)
     run = build(config, dict(node.runtime.choices))
-    console.print(outcome.heading(run.facts, directory), highlight=False)
+    console.print(outcome.heading(run.facts, directory), highlight=False, soft_wrap=True)
     result = runner.run(
         run.experiment,
         run.settings,

@@ -64,9 +64,9 @@ def run_dir(overrides: list[str]) -> str:
     runs = OUTPUTS.glob("*/*/.hydra/overrides.yaml") if "resume=false" not in overrides else []
     for file in sorted(runs, reverse=True):
         directory = file.parent.parent
-        if (directory / "checkpoints").is_dir() and not (directory / "result.json").exists() and _is_free(directory):
-            if file.read_text(encoding="utf-8") == command:
-                return str(directory)
+        unfinished = (directory / "checkpoints").is_dir() and not (directory / "result.json").exists()
+        if unfinished and file.read_text(encoding="utf-8") == command and _is_free(directory):
+            return str(directory)
     now = datetime.datetime.now()
     day, second = OUTPUTS / now.strftime("%Y-%m-%d"), now.strftime("%H-%M-%S")
     # Runs that start in the same second, as from a loop in the shell, each get a directory of their own.

@@ -203,4 +203,3 @@ def few_shot(
             **protocol,
         },
     )
-

@@ -43,7 +43,9 @@ def gradient_descent(
 
     def merge(fast_leaves):
         fast = iter(fast_leaves)
-        return structure.unflatten([next(fast) if moves else leaf for (_, leaf), moves in zip(named, adapted, strict=True)])
+        return structure.unflatten(
+            [next(fast) if moves else leaf for (_, leaf), moves in zip(named, adapted, strict=True)]
+        )
 
     def step(fast_leaves, _):
         gradient = jax.grad(lambda leaves: loss_fn(merge(leaves)))(fast_leaves)

@@ -63,7 +63,11 @@ def map_tasks(fn: Callable[..., Any], layout: Layout, shared: Any, tasks: Any) -
 
 
 def mean_gradient(
-    loss_fn: Callable[[Params, Any, Any], tuple[Array, Metrics]], layout: Layout, params: Params, shared: Any, tasks: Any
+    loss_fn: Callable[[Params, Any, Any], tuple[Array, Metrics]],
+    layout: Layout,
+    params: Params,
+    shared: Any,
+    tasks: Any,
 ) -> tuple[Params, Metrics]:
     """Gradient of the mean of `loss_fn(params, shared, task)[0]` over tasks, and the mean of its metrics.
 
@@ -85,7 +89,7 @@ def mean_gradient(
     def on_device(params, shared, chunks, counted):
         def chunk_loss(params, chunk, counted):
             losses, metrics = _each(lambda task: loss_fn(params, shared, task), chunk)
-            total = lambda x: jnp.where(counted > 0, x, 0).sum()  # noqa: E731
+            total = lambda x: jnp.where(counted > 0, x, 0).sum()
             return total(losses), jax.tree.map(total, metrics)
 
         def add(sums, chunk_and_count):

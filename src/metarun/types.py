@@ -135,7 +135,8 @@ class Experiment(NamedTuple):
     Attributes:
       init: `() -> TrainState`, from the run's seed.
       step: `(state, num_steps) -> (state, metrics)`: that many outer steps in one dispatch, which consumes the `state`
-        that it is given; `metrics` are means over them. Step `i` draws its tasks from `fold_in(root key, i)`, so how steps are grouped changes no draw.
+        that it is given; `metrics`, among them "loss", are means over them. Step `i` draws its tasks from
+        `fold_in(root key, i)`, so how steps are grouped changes no draw.
       evaluate: `(params, split, num_tasks, checks=False) -> Evaluation` on `split` "val" or "test", whose tasks are
         the same at every call and for every training seed.
       examples: `(params, num_tasks) -> (tasks, before, after)`, test tasks and the outputs on their queries before and

@@ -29,7 +29,9 @@ def method(model=None, **options):
     return maml(model=model or conv4(num_outputs=3, filters=4), objective="classification", **options)
 
 
-@pytest.mark.parametrize("steps, downsample, statistics", [(1, "stride", "query"), (2, "stride", "support"), (2, "max_pool", "query")])
+@pytest.mark.parametrize(
+    "steps, downsample, statistics", [(1, "stride", "query"), (2, "stride", "support"), (2, "max_pool", "query")]
+)
 def test_meta_gradient_of_conv4_agrees_with_finite_differences(steps, downsample, statistics):
     with jax.enable_x64(True):
         learner = method(
@@ -57,7 +59,7 @@ def test_first_order_has_the_same_loss_and_another_gradient():
     for first_order in (False, True):
         learner = method(inner_lr=0.4, inner_steps=2, first_order=first_order)
         params = learner.init(jax.random.key(0), task)
-        loss = lambda params: learner.loss(params, task, jax.random.key(2))[0]  # noqa: B023, E731
+        loss = lambda params: learner.loss(params, task, jax.random.key(2))[0]  # noqa: B023
         found[first_order] = jax.value_and_grad(loss)(params)
     np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-6)
     first, second = (ravel_pytree(found[order][1])[0] for order in (True, False))

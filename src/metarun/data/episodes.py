@@ -16,7 +16,14 @@ NUM_TURNS = 4
 
 
 def episodes(
-    bank: ClassBank, *, way: int, shot: int, query_shot: int, rotations: bool, split: str = "data", query_key: str = "query_shot"
+    bank: ClassBank,
+    *,
+    way: int,
+    shot: int,
+    query_shot: int,
+    rotations: bool,
+    split: str = "data",
+    query_key: str = "query_shot",
 ) -> TaskSource:
     """Returns the source of `way`-way tasks over the classes of `bank`.
 
@@ -146,4 +153,3 @@ def _distinct(key: Array, num: int, bound: int | Array) -> Array:
     chosen = lax.fori_loop(0, num, pick, jnp.full(num, -1, jnp.int32))
     # A late number is likelier at a late place, hence the shuffle.
     return random.permutation(order_key, chosen)
-

@@ -69,7 +69,9 @@ def maml(
     """
     lr = positive_float("method.inner_lr", inner_lr)
     train_steps = positive_int("method.inner_steps", inner_steps)
-    eval_steps = train_steps if eval_inner_steps is None else non_negative_int("method.eval_inner_steps", eval_inner_steps)
+    eval_steps = (
+        train_steps if eval_inner_steps is None else non_negative_int("method.eval_inner_steps", eval_inner_steps)
+    )
     true_or_false("method.first_order", first_order)
     true_or_false("method.remat", remat)
     adapts = INNER_PARAMS[one_of("method.inner_params", inner_params, INNER_PARAMS)]

@@ -85,7 +85,9 @@ def conv4(
         if x.ndim != 4:
             raise ConfigError("model", "conv4", f"a model for inputs of shape {x.shape[1:]}, such as mlp")
         if downsample == "max_pool" and min(x.shape[1:3]) < 16:
-            raise ConfigError("model.downsample", downsample, f"stride: images of {x.shape[1]}x{x.shape[2]} are too small")
+            raise ConfigError(
+                "model.downsample", downsample, f"stride: images of {x.shape[1]}x{x.shape[2]} are too small"
+            )
         return module.init(key, x)["params"]
 
     return Model(

@@ -16,7 +16,9 @@ class _MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         x = x.reshape(x.shape[0], -1)
         for i, size in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(size, param_dtype=x.dtype, kernel_init=nn.initializers.he_normal(), name=f"dense{i}")(x))
+            x = nn.relu(
+                nn.Dense(size, param_dtype=x.dtype, kernel_init=nn.initializers.he_normal(), name=f"dense{i}")(x)
+            )
         return nn.Dense(self.num_outputs, param_dtype=x.dtype, name="head")(x)
 
 
@@ -37,7 +39,9 @@ def mlp(*, num_outputs: int, hidden: Sequence[int] = (40, 40)) -> Model:
     """
     if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence):
         raise ConfigError("model.hidden", hidden, "a list of whole numbers such as [40,40]")
-    module = _MLP(positive_int("model.num_outputs", num_outputs), tuple(positive_int("model.hidden", h) for h in hidden))
+    module = _MLP(
+        positive_int("model.num_outputs", num_outputs), tuple(positive_int("model.hidden", h) for h in hidden)
+    )
     return Model(
         init=lambda key, x: module.init(key, x)["params"],
         apply=lambda params, x, reference=None: module.apply({"params": params}, x),

@@ -18,7 +18,9 @@ GALLERY_TASKS = 4
 def heading(facts: Mapping[str, Any], directory: Path) -> str:
     """One line on what runs, where, and where its files go."""
     setting = f"{facts['way']}-way {facts['shot']}-shot" if facts["way"] else f"{facts['shot']}-shot"
-    return f"{facts['method']} on {facts['dataset']}, {setting}, seed {facts['seed']}, on {facts['device']}\n{directory}"
+    return (
+        f"{facts['method']} on {facts['dataset']}, {setting}, seed {facts['seed']}, on {facts['device']}\n{directory}"
+    )
 
 
 def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None], None]:
