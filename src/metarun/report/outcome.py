@@ -48,8 +48,12 @@ def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None], Non
 
 def summary(result: Mapping[str, Any], directory: Path) -> Group:
     """The result with its interval, the checks, and where to look further, to be printed."""
-    percent = result["metric"] == "accuracy"
-    number = (lambda x: f"{100 * x:.2f}%") if percent else (lambda x: f"{x:.4g}")
+
+    def number(x: float | None) -> str:
+        if x is None:
+            return "not finite"
+        return f"{100 * x:.2f}%" if result["metric"] == "accuracy" else f"{x:.4g}"
+
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
     for column in ("check", "", "value"):
         table.add_column(column)
@@ -58,10 +62,14 @@ def summary(result: Mapping[str, Any], directory: Path) -> Group:
         table.add_row(name.replace("_", " "), verdict, _check_value(name, check, number))
     value = f"test {result['metric']} {number(result['value'])} ± {number(result['ci95'])}"
     how = (
-        f"95% interval over {result['num_tasks']} tasks; parameters of step {result['selected_step']} of "
-        f"{result['steps']}; {result['tasks_per_second']:.0f} tasks/s in training"
+        f"95% interval over {result['num_tasks']} tasks; parameters of step {result['selected_step']}; "
+        f"{result['tasks_per_second']:.0f} tasks/s"
     )
-    return Group(Text(value, "bold"), Text(how), table, Text(f"result.json and plots/ in {directory}"))
+    parts = [Text(value, "bold"), Text(how), table, Text(f"result.json and plots/ in {directory}")]
+    if result["value"] is None:
+        advice = "Adaptation diverges on some test tasks: lower method.inner_lr or method.eval_inner_steps."
+        parts.insert(1, Text(advice, "bold red"))
+    return Group(*parts)
 
 
 def _check_value(name: str, check: Mapping[str, Any], number: Callable[[float], str]) -> str:
@@ -69,8 +77,8 @@ def _check_value(name: str, check: Mapping[str, Any], number: Callable[[float], 
     if "chance" in check:
         return f"{number(value)}, chance is {number(check['chance'])}"
     if name == "query_count":
-        means = "transductive, as declared" if check["declared_transductive"] else "each query alone"
-        return f"{number(check['alone'])} with queries answered one by one: {number(value)} less ({means})"
+        return f"{number(check['alone'])} one query at a time" + ", transductive" * check["declared_transductive"]
     if "changed" in check:
-        return f"{number(value)} difference; {check['changed']:.1%} of answers change"
+        difference = None if value is None else abs(value)
+        return f"{number(difference)} difference; {check['changed']:.1%} of answers change"
     return f"{value:.1%} of answers change"

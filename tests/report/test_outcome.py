@@ -1,0 +1,51 @@
+"""The words of a run's end."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from metarun.report.outcome import heading, summary
+
+CHECKS = {
+    "query_order": {"passed": True, "value": 0.0},
+    "query_count": {"passed": True, "value": 0.2, "alone": 0.75, "changed": 0.25, "declared_transductive": True},
+    "chance_before_adaptation": {"passed": False, "value": 0.31, "chance": 0.2},
+    "relabelling": {"passed": True, "value": -0.001, "changed": 0.02},
+}
+RESULT = {"metric": "accuracy", "value": 0.9512, "ci95": 0.0031, "num_tasks": 600, "selected_step": 900}
+RESULT |= {"tasks_per_second": 101.4, "checks": CHECKS}
+
+
+def printed(result):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(summary(result, Path("outputs/run")))
+    return console.file.getvalue()
+
+
+def test_result_interval_and_checks_are_said_in_lines_that_fit_a_terminal():
+    text = printed(RESULT)
+    assert text.startswith(
+        "test accuracy 95.12% ± 0.31%\n95% interval over 600 tasks; parameters of step 900; 101 tasks/s"
+    )
+    (failed,) = (line for line in text.splitlines() if "FAILED" in line)
+    assert failed.split() == ["chance", "before", "adaptation", "FAILED", "31.00%,", "chance", "is", "20.00%"]
+    assert "75.00% one query at a time, transductive" in text
+    assert "0.10% difference; 2.0% of answers change" in text
+    assert len(text.splitlines()) == 8
+
+
+def test_a_value_that_is_not_finite_says_what_to_change():
+    checks = {
+        "query_count": {"passed": True, "value": None, "alone": None, "changed": 0.0, "declared_transductive": False}
+    }
+    text = printed(RESULT | {"metric": "mse", "value": None, "ci95": None, "checks": checks})
+    assert text.startswith("test mse not finite ± not finite\n")
+    assert "method.eval_inner_steps" in text
+
+
+@pytest.mark.parametrize("way, setting", [(5, "5-way 1-shot"), (None, "1-shot")])
+def test_heading(way, setting):
+    facts = {"method": "maml", "dataset": "glyphs", "way": way, "shot": 1, "seed": 3, "device": "2 x cpu"}
+    assert heading(facts, Path("run")) == f"maml on glyphs, {setting}, seed 3, on 2 x cpu\nrun"
