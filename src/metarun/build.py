@@ -33,7 +33,6 @@ class Run(NamedTuple):
       facts: what `result.json` says of the run besides its outcome.
       identity: the settings that a checkpoint must share to be continued, flat.
       logger: factory of the logger.
-      layout: where tasks are computed.
     """
 
     experiment: Experiment
@@ -41,7 +40,6 @@ class Run(NamedTuple):
     facts: Mapping[str, Any]
     identity: Mapping[str, Any]
     logger: Callable[..., Any]
-    layout: Layout
 
 
 def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
@@ -102,7 +100,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "device": _device(layout),
         "versions": {"python": python_version(), **{name: version(name) for name in _PACKAGES}},
     }
-    return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger, layout)
+    return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger)
 
 
 class _Keys:
