@@ -12,7 +12,7 @@ from small_omniglot import write_archives
 from metarun import runner
 from metarun.build import build
 from metarun.config import conf_dir, register, run_dir
-from metarun.errors import MetarunError
+from metarun.errors import ConfigError, MetarunError
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -98,6 +98,7 @@ def test_every_key_has_a_comment(file):
         (["dataset=sinusoid", "model=mlp", "way=20"], "way=20"),
         (["+method.outer_steps=3"], "method.outer_steps"),
         (["+model.depth=4"], "model.depth"),
+        (["+method.remat=true"], "method.remat"),
         (["+logger.color=1"], "logger.color"),
     ],
 )
@@ -106,9 +107,44 @@ def test_a_key_that_nothing_reads_fails(overrides, word):
         built(*overrides)
 
 
+@pytest.mark.parametrize(
+    "override, allowed",
+    [
+        ("memory.limit=lots", "a size such as 8GB"),
+        ("memory.chunk=0", "auto, or a whole number"),
+        ("memory.chunk=all", "auto, or a whole number"),
+        ("memory.remat=1", "auto, true or false"),
+    ],
+)
+def test_a_memory_setting_that_cannot_be_used_is_named(override, allowed):
+    with pytest.raises(ConfigError, match=f"{override}: expected {allowed}"):
+        built(override)
+
+
+def test_a_method_without_inner_steps_has_nothing_to_rematerialise(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "plain_method.py").write_text(
+        "from metarun.methods.maml import maml\n\n\n"
+        "def plain(*, model, objective):\n    return maml(model=model, objective=objective)\n"
+    )
+    plain = ["experiment=maml_sinusoid", "~method.inner_lr", "~method.inner_steps", "~method.eval_inner_steps"]
+    plain += ["~method.first_order", "~method.inner_params", "~method.inner_reduction", "~method.query_statistics"]
+    plain += ["method._target_=plain_method.plain"]
+    assert built(*plain).experiment.prepare().variant == ""
+    with pytest.raises(ConfigError, match=r"memory\.remat=True: expected auto or false"):
+        built(*plain, "memory.remat=true")
+
+
+def test_memory_settings_decide_how_tasks_are_computed():
+    plan = built("experiment=maml_sinusoid", "memory.chunk=5", "memory.remat=true").experiment.prepare()
+    assert (plan.chunk, plan.variant) == (5, "inner steps rematerialised")
+    plan = built("experiment=maml_sinusoid", "memory.limit=1GB").experiment.prepare()
+    assert (plan.chunk, plan.variant, plan.bytes_available) == (1, "inner steps kept", 10**9)
+
+
 def test_identity_holds_what_moves_the_parameters_and_not_what_does_not():
     base = built().identity
-    for same in ("steps=9", "eval_tasks=7", "checkpoint_every=3", "logger=jsonl", "resume=false"):
+    for same in ("steps=9", "eval_tasks=7", "checkpoint_every=3", "logger=jsonl", "resume=false", "memory.limit=1GB"):
         assert built(same).identity == base, same
     for other in ("seed=1", "way=4", "method.inner_lr=0.1", "model.filters=8", "eval_every=10", "method=fomaml"):
         assert built(other).identity != base, other

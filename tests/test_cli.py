@@ -83,6 +83,16 @@ def test_a_run_leaves_what_it_promises(finished):
     assert f"{100 * result['value']:.2f}% ±" in done.stdout
 
 
+def test_the_plan_is_printed_and_kept(finished):
+    directory, done = finished
+    plan = json.loads((directory / "result.json").read_text())["plan"]
+    assert (plan["tasks"], plan["variant"]) == (-(-8 // plan["devices"]), "inner steps kept")
+    assert 0 < plan["bytes_predicted"] < plan["bytes_available"]
+    (line,) = [line for line in done.stderr.splitlines() if "a device; compiled in" in line]
+    assert f" x {plan['tasks']} tasks, one at a time; inner steps kept; " in line
+    assert line.endswith(f"{plan['compile_seconds']:.1f} s")
+
+
 def test_help_names_groups_and_keys(tmp_path):
     done = metarun("--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -123,6 +133,9 @@ def test_help_names_groups_and_keys(tmp_path):
         (["+method.inner_lrr=0.1"], ["method.inner_lrr", "method.inner_lr"]),
         (["+colour=red"], ["colour", "read by nothing"]),
         (["dataset=sinusoid"], ["model=conv4", "mlp"]),
+        (["memory.limit=lots"], ["memory.limit=lots", "8GB"]),
+        (["memory.limt=1GB"], ["memory.limt", "Did you mean memory.limit"]),
+        (["memory.limit=100KB"], ["100 KB are available", "MB of a device by prediction", "memory.limit"]),
         (["eval_query_shot=20"], ["shot+eval_query_shot=1+20", "20"]),
         (["dataset=omniglot", "dataset.source=/nowhere"], ["/nowhere", "dataset.source"]),
     ],

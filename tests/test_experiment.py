@@ -55,9 +55,8 @@ def learner(predict=nearest, statistics="support", unadapted=None):
 
 def experiment(method=None, dataset=None, **options):
     settings = {"seed": 0, "eval_seed": 0, "meta_batch_size": 3, "protocol": {}} | options
-    return few_shot(
-        method or learner(), dataset or blobs(), adam(outer_lr=0.01, steps=10), default_layout(), **settings
-    )
+    variants = {"": method or learner()}
+    return few_shot(variants, dataset or blobs(), adam(outer_lr=0.01, steps=10), [default_layout()], **settings)
 
 
 def checks(**options):

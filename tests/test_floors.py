@@ -26,6 +26,7 @@ FLOORS = [
     [
         "metarun.inner_loop",
         "metarun.task_map",
+        "metarun.memory",
         "metarun.losses",
         "metarun.optimizers",
         "metarun.checks",

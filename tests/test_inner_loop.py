@@ -29,7 +29,7 @@ def outer_loss(theta, a, b, steps, **options):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("steps", [0, 1, 5, 20])
+@pytest.mark.parametrize("steps", [0, 1, 5, 11, 20])
 def test_golden_gradients(steps, remat):
     with jax.enable_x64(True):
         theta, a, b = problem()
@@ -47,6 +47,40 @@ def test_second_order_agrees_with_finite_differences_and_first_order_does_not():
         check_grads(lambda t: outer_loss(t, a, b, 3), (theta,), order=2, modes=("rev",))
         with pytest.raises(AssertionError):
             check_grads(lambda t: outer_loss(t, a, b, 3, first_order=True), (theta,), order=2, modes=("rev",))
+
+
+def network_loss(params, steps, remat):
+    """Query loss of a small network after inner steps on its support loss, of no closed form."""
+    x = jnp.linspace(-1, 1, 12, dtype=jnp.float64).reshape(6, 2)
+    loss = lambda p, x: jnp.mean(jnp.square(jnp.tanh(jnp.tanh(x @ p["w"]) @ p["v"]) - jnp.cos(3 * x)))
+    return loss(gradient_descent(lambda p: loss(p, x[:4]), params, lr=C, num_steps=steps, remat=remat), x[4:])
+
+
+@pytest.mark.parametrize("steps", [3, 16, 23])
+def test_rematerialisation_changes_no_gradient(steps):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0))
+        params = {"w": jax.random.normal(keys[0], (2, 7)), "v": jax.random.normal(keys[1], (7, 2))}
+        kept, again = (jax.grad(network_loss)(params, steps, remat) for remat in (False, True))
+        assert float(jnp.abs(kept["w"]).max()) > 1e-3
+        for name in params:
+            np.testing.assert_allclose(again[name], kept[name], rtol=1e-11, atol=1e-14)
+        check_grads(lambda p: network_loss(p, steps, True), (params,), order=1, modes=("rev",))
+
+
+def test_memory_of_rematerialised_steps_grows_slower_than_their_number():
+    x = jnp.linspace(-1, 1, 512 * 32, dtype=jnp.float32).reshape(512, 32)
+    params = {"w": jax.ShapeDtypeStruct((32, 32), jnp.float32)}
+
+    def temporary(steps, remat):
+        support_loss = lambda p: jnp.mean(jnp.square(jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"]) - x))
+        descent = lambda p: support_loss(gradient_descent(support_loss, p, lr=C, num_steps=steps, remat=remat))
+        return jax.jit(jax.grad(descent)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    five, twenty, hundred = (temporary(steps, remat=True) for steps in (5, 20, 100))
+    assert twenty < 2 * five and hundred < 3 * five
+    assert hundred < 3 * temporary(5, remat=False)
+    assert hundred < temporary(100, remat=False) / 5
 
 
 def test_only_the_named_parameters_are_adapted():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from small_disk import fill, needs_root, small_disk
-from toy_experiment import FACTS, toy_experiment
+from toy_experiment import FACTS, PLAN, toy_experiment
 
 from metarun import checkpoint, files, metrics, runner
 from metarun.errors import ConfigError, MetarunError
@@ -104,7 +104,8 @@ def test_result(uninterrupted):
     assert result["protocol"] == toy_experiment().protocol
     assert result["protocol_id"] == protocol_id({"features": 5, "split": "test"})
     assert result["checks"] == {"above_noise": {"passed": True, "value": result["value"]}}
-    assert result["seconds"] > 0 and result["compile_seconds"] > 0
+    assert result["seconds"] > 0 and result["compile_seconds"] > PLAN.compile_seconds
+    assert result["plan"] == PLAN._asdict()
     # 60 steps of one task, of which the first 4 are in the dispatch that compiles.
     assert result["tasks_per_second"] == pytest.approx(56 / result["seconds"], rel=1e-3)
     assert result["value"] < 0.1
@@ -453,12 +454,40 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
 # ---- What is shown.
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "1 device x 1 task, one at a time; 2 KB a device; compiled in 0.2 s"),
+        (
+            {"devices": 2, "tasks": 4, "variant": "inner steps kept", "bytes_available": 11_800_000_000},
+            "2 devices x 4 tasks, one at a time; inner steps kept; 2 KB of 11.8 GB a device; compiled in 0.2 s",
+        ),
+        ({"tasks": 32, "chunk": 32}, "1 device x 32 tasks, all at once; 2 KB a device; compiled in 0.2 s"),
+        ({"tasks": 32, "chunk": 8}, "1 device x 32 tasks, 8 at once; 2 KB a device; compiled in 0.2 s"),
+    ],
+)
+def test_the_plan_is_said_at_the_start(tmp_path, changes, words):
+    said = io.StringIO()
+    run(tmp_path, experiment=toy_experiment()._replace(prepare=lambda: PLAN._replace(**changes)), said=said, steps=4)
+    assert said.getvalue().splitlines()[0] == words
+
+
+def test_another_form_of_the_step_is_said_on_resuming(tmp_path):
+    run(tmp_path, steps=4)
+    said = io.StringIO()
+    run(tmp_path, steps=8, said=said)
+    assert "Until step" not in said.getvalue()
+    other = toy_experiment()._replace(prepare=lambda: PLAN._replace(tasks=2, chunk=2))
+    run(tmp_path, steps=12, experiment=other, said=said)
+    assert "Until step 8 it was: 1 device x 1 task, one at a time. What follows is equal within" in said.getvalue()
+
+
 def test_plain_lines_without_a_terminal(tmp_path):
     said = io.StringIO()
     run(tmp_path, said=said, steps=20)
     text = said.getvalue()
     assert "\x1b" not in text and "\r" not in text
-    assert [line.split()[1] for line in text.splitlines()] == ["8/20", "10/20", "16/20", "20/20", "on"]
+    assert [line.split()[1] for line in text.splitlines()] == ["device", "8/20", "10/20", "16/20", "20/20", "on"]
     for part in ("tasks/s", "loss ", "query/mse ", "val ", "best val ", "elapsed", "left"):
         assert part in text.splitlines()[-2]
 

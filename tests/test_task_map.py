@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from metarun.task_map import Layout, default_layout, map_tasks, mean_gradient
+from metarun.task_map import Layout, default_layout, frugal_layouts, map_tasks, mean_gradient
 
 
 def layout(devices, chunk):
@@ -58,3 +58,11 @@ def test_a_padding_task_that_is_not_finite_does_no_harm():
 def test_the_default_uses_every_device_and_one_task_at_a_time_on_a_cpu():
     assert default_layout().mesh.size == len(jax.devices())
     assert default_layout().chunk == 1
+
+
+@pytest.mark.parametrize(
+    "devices, chunk, num_tasks, chunks",
+    [(2, 1, 8, [1]), (1, None, 8, [8, 4, 2, 1]), (2, None, 25, [13, 7, 4, 2, 1]), (1, 3, 8, [3, 2, 1]), (2, 9, 1, [1])],
+)
+def test_frugal_layouts_halve_what_a_device_computes_at_once(devices, chunk, num_tasks, chunks):
+    assert [each.chunk for each in frugal_layouts(layout(devices, chunk), num_tasks)] == chunks

@@ -15,10 +15,11 @@ import numpy as np
 from metarun.errors import MetarunError
 from metarun.metrics import tensorboard
 from metarun.runner import RunSettings, run
-from metarun.types import Evaluation, Experiment, TrainState
+from metarun.types import Evaluation, Experiment, Plan, TrainState
 
 FACTS = {"method": "toy", "dataset": "lines", "way": 1, "shot": 1, "query_shot": 16, "split": "test", "seed": 0}
 FACTS |= {"device": "cpu", "versions": {"jax": jax.__version__}}
+PLAN = Plan(devices=1, tasks=1, chunk=1, variant="", bytes_predicted=2000, bytes_available=None, compile_seconds=0.25)
 TARGET = np.linspace(-1, 1, 5, dtype=np.float32)
 
 
@@ -76,6 +77,7 @@ def toy_experiment(num_features=5, seconds_per_dispatch=0.0, evaluated=lambda sp
 
     return Experiment(
         init=init,
+        prepare=lambda: PLAN,
         step=step,
         evaluate=evaluate,
         examples=lambda params, num_tasks: None,

@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config import conf_dir
-from metarun.errors import MetarunError, non_negative_int, positive_int
+from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_int
 from metarun.experiment import few_shot
+from metarun.memory import available, parse_limit
 from metarun.runner import RunSettings
-from metarun.task_map import Layout, default_layout
-from metarun.types import Experiment
+from metarun.task_map import Layout, default_layout, frugal_layouts
+from metarun.types import Experiment, Method
 
 _GROUPS = ("method", "model", "dataset", "optimizer", "logger")
 _PACKAGES = ("metarun", "jax", "jaxlib", "flax", "optax", "hydra-core", "orbax-checkpoint", "numpy")
-# What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written.
-_MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "resume", "logger", "dataset.source")
+# What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
+# how it is fitted to a device.
+_MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "resume", "logger", "dataset.source", "memory")
 
 
 class Run(NamedTuple):
@@ -57,7 +59,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     keys = _Keys(OmegaConf.to_container(config, resolve=True), choices)
     dataset = keys.call("dataset")
     model = keys.call("model", num_outputs=dataset.num_outputs)
-    method = keys.call("method", model=model, objective=dataset.objective)
+    variants = _variants(keys, model=model, objective=dataset.objective)
     optimizer = keys.call("optimizer")
     logger = keys.partial("logger")
     settings = RunSettings(
@@ -70,23 +72,26 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         log_every=keys["log_every"],
         resume=keys["resume"],
     )
-    layout = default_layout()
+    meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
+    layouts = _layouts(keys["memory"]["chunk"], meta_batch_size)
+    devices = list(layouts[0].mesh.devices.flat)
     sizes = {key: keys[key] for key in ("way", "shot", "query_shot", "eval_query_shot") if key in keys.read}
     eval_query_shot = sizes["query_shot"] if sizes.get("eval_query_shot") is None else sizes["eval_query_shot"]
     experiment = few_shot(
-        method,
+        variants,
         dataset,
         optimizer,
-        layout,
+        layouts,
         seed=non_negative_int("seed", keys["seed"]),
         eval_seed=non_negative_int("eval_seed", keys["eval_seed"]),
-        meta_batch_size=positive_int("meta_batch_size", keys["meta_batch_size"]),
+        meta_batch_size=meta_batch_size,
         protocol={
             **{key: sizes[key] for key in ("way", "shot") if key in sizes},
             "query_shot": eval_query_shot,
             "eval_tasks": settings.eval_tasks,
             "selection": "best validation" if settings.eval_every else "last",
         },
+        bytes_available=available(devices, parse_limit(keys["memory"]["limit"])),
     )
     keys.refuse_unread()
     facts = {
@@ -97,10 +102,33 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "query_shot": eval_query_shot,
         "split": dataset.protocol.get("split"),
         "seed": keys["seed"],
-        "device": _device(layout),
+        "device": _device(layouts[0]),
         "versions": {"python": python_version(), **{name: version(name) for name in _PACKAGES}},
     }
     return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger)
+
+
+def _layouts(chunk: object, num_tasks: int) -> list[Layout]:
+    """The layouts that `memory.chunk` leaves, the fastest first."""
+    if chunk == "auto":
+        return frugal_layouts(default_layout(), num_tasks)
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ConfigError("memory.chunk", chunk, "auto, or a whole number, 1 or more")
+    return [default_layout()._replace(chunk=chunk)]
+
+
+def _variants(keys: "_Keys", **given: Any) -> dict[str, Method]:
+    """The variants of the method that `memory.remat` leaves, in words, the fastest first."""
+    remat = keys["memory"]["remat"]
+    if remat != "auto" and not isinstance(remat, bool):
+        raise ConfigError("memory.remat", remat, "auto, true or false")
+    if "remat" not in inspect.signature(keys.factory("method")).parameters:
+        if remat is True:
+            raise ConfigError("memory.remat", remat, "auto or false: this method has no inner steps to compute again")
+        return {"": keys.call("method", **given)}
+    words = {False: "inner steps kept", True: "inner steps rematerialised"}
+    allowed = (False, True) if remat == "auto" else (remat,)
+    return {words[again]: keys.call("method", remat=again, **given) for again in allowed}
 
 
 class _Keys:
@@ -116,20 +144,24 @@ class _Keys:
 
     def call(self, group: str, **given: Any) -> Any:
         """Calls the group's factory with its own keys, what is given, and the run's scalars that it takes by name."""
-        factory = self.partial(group)
+        factory = self.partial(group, given)
         parameters = inspect.signature(factory).parameters
         scalars = [name for name in parameters if name in self.values and name not in (*_GROUPS, *factory.keywords)]
         return factory(**{name: self[name] for name in scalars}, **{k: v for k, v in given.items() if k in parameters})
 
-    def partial(self, group: str) -> partial:
-        """The group's factory with its own keys filled in."""
-        node = dict(self[group] or {})
-        target = node.pop("_target_", None)
+    def factory(self, group: str) -> Callable[..., Any]:
+        """What the group's choice names as its `_target_`."""
+        target = (self[group] or {}).get("_target_")
         if target is None:
             raise MetarunError(f"{group}={self._choices.get(group)}: this choice names no _target_.")
         module, _, name = target.rpartition(".")
-        factory = getattr(importlib.import_module(module), name)
-        known = inspect.signature(factory).parameters
+        return getattr(importlib.import_module(module), name)
+
+    def partial(self, group: str, given: Iterable[str] = ()) -> partial:
+        """The group's factory with its own keys filled in, which may not be among those `given`."""
+        factory = self.factory(group)
+        node = {key: value for key, value in self[group].items() if key != "_target_"}
+        known = {name: p for name, p in inspect.signature(factory).parameters.items() if name not in given}
         for key in node:
             if key not in known:
                 settable = [n for n, p in known.items() if p.default is not p.empty and n not in self.values]

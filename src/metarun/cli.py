@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config import RunConfig, conf_dir, register
+from metarun.config import MemoryConfig, RunConfig, conf_dir, register
 from metarun.errors import MetarunError
 
 _FAILED = 1
@@ -63,7 +63,7 @@ def _explained(error: Exception) -> str:
 
 def _known_keys() -> list[str]:
     """Every key of `RunConfig` and of the groups' YAML files."""
-    keys = list(RunConfig.__annotations__)
+    keys = [*RunConfig.__annotations__, *(f"memory.{key}" for key in MemoryConfig.__annotations__)]
     for file in conf_dir().glob("*/*.yaml"):
         keys += [f"{file.parent.name}.{key}" for key in OmegaConf.load(file) if not str(key).startswith("_")]
     return sorted(set(keys))

@@ -2,7 +2,7 @@
 
 import datetime
 import fcntl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,15 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 OUTPUTS = Path("outputs")
+
+
+@dataclass
+class MemoryConfig:
+    """Keys of `memory`; `build` checks their values, which are of several types."""
+
+    limit: Any = MISSING
+    chunk: Any = MISSING
+    remat: Any = MISSING
 
 
 @dataclass
@@ -32,6 +41,7 @@ class RunConfig:
     log_every: int = MISSING
     steps_per_dispatch: int = MISSING
     resume: bool = MISSING
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     method: Any = MISSING
     model: Any = MISSING
     dataset: Any = MISSING

@@ -1,7 +1,7 @@
 """Few-shot learning as an experiment: a method, a data set and an outer optimiser become what the runner drives."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -12,42 +12,50 @@ from jax import lax
 
 from metarun import checks as check
 from metarun.losses import OBJECTIVES
+from metarun.memory import fastest_that_fits
 from metarun.task_map import Layout, map_tasks, mean_gradient
-from metarun.types import DataSet, Evaluation, Experiment, Method, TrainState
+from metarun.types import DataSet, Evaluation, Experiment, Method, Plan, TrainState
 
 _BLOCK = 50  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
 _CHECKED = 200  # tasks on which the checks run: enough to see a leak of five points
 
 
 def few_shot(
-    method: Method,
+    variants: Mapping[str, Method],
     dataset: DataSet,
     optimizer: optax.GradientTransformation,
-    layout: Layout,
+    layouts: Sequence[Layout],
     *,
     seed: int,
     eval_seed: int,
     meta_batch_size: int,
     protocol: Mapping[str, Any],
+    bytes_available: int | None = None,
 ) -> Experiment:
-    """Meta-trains `method` on `dataset`: every outer step draws tasks and follows the mean of their outer gradients.
+    """Meta-trains a method on `dataset`: every outer step draws tasks and follows the mean of their outer gradients.
 
     Args:
-      method: the meta-learner, functions of one task.
+      variants: words -> the meta-learner, functions of one task; the variants compute the same, the fastest first and
+        the most frugal last. Evaluation, which keeps nothing for a backward pass, uses the first.
       dataset: sources of training, validation and test tasks.
       optimizer: outer optimiser.
-      layout: where tasks are computed.
+      layouts: where tasks are computed, of one mesh, the fastest first.
       seed: of the initial parameters and the training tasks.
       eval_seed: of the validation and test tasks, the same for every training seed.
       meta_batch_size: tasks of an outer step.
       protocol: further facts to state beside the data set's and the method's.
+      bytes_available: memory of a device, which decides between variants and layouts; None: the first will do.
 
     Returns:
-      An `Experiment`.
+      An `Experiment`. Its `prepare` raises `MetarunError` if no variant in any layout fits.
     """
+    method, layout = next(iter(variants.values())), layouts[0]
+    eval_layout = layout  # until `prepare` has chosen
     score = OBJECTIVES[dataset.objective]
     classification = dataset.objective == "classification"
+    # Keys are arguments of every compiled program, so that other seeds do not compile it again.
     init_key, train_key = jax.random.split(jax.random.key(seed))
+    train_key = jax.device_put(train_key, layout.replicated)
     train, val, test = (
         source._replace(data=jax.device_put(source.data, layout.replicated))
         for source in (dataset.train, dataset.val, dataset.test)
@@ -58,33 +66,57 @@ def few_shot(
         params = jax.jit(method.init)(init_key, task)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    def task_loss(params, data_and_key, index):
-        data, key = data_and_key
-        sample_key, method_key = jax.random.split(jax.random.fold_in(key, index))
-        return method.loss(params, train.sample(data, sample_key), method_key)
+    def outer_step(variant, layout, state, data, root_key):
+        def task_loss(params, data_and_key, index):
+            data, key = data_and_key
+            sample_key, method_key = jax.random.split(jax.random.fold_in(key, index))
+            return variants[variant].loss(params, train.sample(data, sample_key), method_key)
 
-    def outer_step(state, data):
-        key = jax.random.fold_in(train_key, state.step)
+        key = jax.random.fold_in(root_key, state.step)
         gradient, metrics = mean_gradient(task_loss, layout, state.params, (data, key), jnp.arange(meta_batch_size))
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counts by floats
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     # The number of steps is an argument: any grouping of steps runs the same program, hence the same arithmetic.
-    def dispatch(state, data, num_steps):
+    def dispatch(one_step, state, data, root_key, num_steps):
         def body(_, carry):
             state, sums = carry
-            state, metrics = outer_step(state, data)
+            state, metrics = one_step(state, data, root_key)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(outer_step, state, data)[1])
+        metrics = jax.eval_shape(one_step, state, data, root_key)[1]
+        zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
         state, sums = lax.fori_loop(0, num_steps, body, (state, zeros))
         return state, jax.tree.map(lambda s: s / num_steps.astype(s.dtype), sums)
 
-    compiled_dispatch = jax.jit(dispatch, donate_argnums=0)
+    @cache
+    def fitted():
+        chunks = {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts}
+
+        def shaped(tree):
+            of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated)
+            return jax.tree.map(of, tree)
+
+        arguments = shaped((jax.eval_shape(init), train.data, train_key, jnp.int32(0)))
+
+        def compile_fn(variant, chunk):
+            run = partial(dispatch, partial(outer_step, variant, chunks[chunk]))
+            return jax.jit(run, donate_argnums=0).lower(*arguments).compile()
+
+        return fastest_that_fits(compile_fn, list(variants), list(chunks), bytes_available)
+
+    def prepare():
+        nonlocal eval_layout
+        fit = fitted()
+        eval_layout = layout._replace(chunk=fit.chunk)
+        devices = layout.mesh.size
+        share = -(-meta_batch_size // devices)
+        return Plan(devices, share, fit.chunk, fit.variant, fit.predicted, bytes_available, fit.compile_seconds)
 
     def step(state, num_steps):
-        return compiled_dispatch(jax.device_put(state, layout.replicated), train.data, jnp.int32(num_steps))
+        whole = jax.device_put((state, jnp.int32(num_steps)), layout.replicated)
+        return fitted().program(whole[0], train.data, train_key, whole[1])
 
     samplers = {
         name: jax.jit(lambda data, keys, sample=source.sample: jax.vmap(lambda key: sample(data, key))(keys))
@@ -98,11 +130,12 @@ def few_shot(
             (params, key), (task, index) = params_and_key, task_and_index
             return adapt_and_predict(params, task, jax.random.fold_in(key, index))
 
-        def over_tasks(params, tasks, key):
+        @partial(jax.jit, static_argnums=0)
+        def over_tasks(layout, params, tasks, key):
             indices = jnp.arange(tasks.query.y.shape[0])
             return map_tasks(one, layout, (params, key), (tasks, indices))
 
-        return jax.jit(over_tasks)
+        return lambda params, tasks, key: over_tasks(eval_layout, params, tasks, key)
 
     def alone(params, task, key):
         adapted = method.adapt(params, task.support, key)
@@ -190,6 +223,7 @@ def few_shot(
 
     return Experiment(
         init=init,
+        prepare=prepare,
         step=step,
         evaluate=evaluate,
         examples=examples,

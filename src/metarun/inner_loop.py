@@ -1,6 +1,7 @@
 """Gradient descent on the support loss, differentiable in its starting point."""
 
 from collections.abc import Callable
+from math import isqrt
 
 import jax
 from jax import lax
@@ -8,6 +9,7 @@ from jax import lax
 from metarun.types import Array, Params
 
 _UNROLLED = 5  # more inner steps than this are one scanned body: the compile time stays that of one step
+_FEW = 10  # copies of the parameters, a few: with more inner steps than this, rematerialisation has two levels
 
 
 def gradient_descent(
@@ -28,8 +30,8 @@ def gradient_descent(
       lr: step size.
       num_steps: number of steps; 0 returns `params`.
       first_order: treat the gradients as constants, so that d theta_k / d theta_0 is the identity.
-      remat: compute each step again in the backward pass instead of keeping its activations: memory of one step
-        and one copy of the parameters a step, for about a third more time.
+      remat: compute the steps again in the backward pass instead of keeping their activations: memory of one step
+        and of about 2 sqrt(num_steps) copies of the parameters, for a third to two thirds more time.
       adapts: whether the parameter of that name ("layer/kernel") is adapted; the others stay as they are.
 
     Returns:
@@ -53,6 +55,25 @@ def gradient_descent(
             gradient = lax.stop_gradient(gradient)
         return [leaf - lr * g for leaf, g in zip(fast_leaves, gradient, strict=True)], None
 
-    body = jax.checkpoint(step) if remat else step
-    fast_leaves, _ = lax.scan(body, start, None, length=num_steps, unroll=num_steps <= _UNROLLED or 1)
+    if remat:
+        return merge(_rematerialised(step, start, num_steps))
+    fast_leaves, _ = lax.scan(step, start, None, length=num_steps, unroll=num_steps <= _UNROLLED or 1)
     return merge(fast_leaves)
+
+
+def _rematerialised(step, start, num_steps):
+    """Scans `step` `num_steps` times; the backward pass keeps copies of its carry alone, and computes all else again.
+
+    Many steps fall into segments of about sqrt(num_steps): between segments a copy each is kept, and while a segment
+    is differentiated one for each of its steps. Scans are never unrolled here: XLA would merge steps and their
+    recomputations, and keep the activations after all.
+    """
+
+    def scan(body, carry, length):
+        return lax.scan(jax.checkpoint(body, prevent_cse=False), carry, None, length=length)
+
+    segment = isqrt(num_steps) if num_steps > _FEW else 1
+    if segment > 1:
+        start, _ = scan(lambda carry, _: scan(step, carry, segment), start, num_steps // segment)
+        num_steps %= segment
+    return scan(step, start, num_steps)[0]

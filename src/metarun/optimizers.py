@@ -1,5 +1,7 @@
 """Outer optimisers: optax with the schedule and the clipping that the command line can ask for."""
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from metarun.errors import ConfigError, one_of, positive_float, positive_int
@@ -40,12 +42,23 @@ def adam(
     Source: Kingma and Ba 2015, Adam, algorithm 1.
     """
     lr = positive_float("outer_lr", outer_lr)
+    decay = []
     if one_of("optimizer.schedule", schedule, SCHEDULES) == "cosine":
-        lr = optax.cosine_decay_schedule(lr, positive_int("steps", steps))
+        decay = [optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, positive_int("steps", steps)))]
     parts = []
     if clip_value is not None:
         parts.append(optax.clip(positive_float("optimizer.clip_value", clip_value)))
     if clip_norm is not None:
         parts.append(optax.clip_by_global_norm(positive_float("optimizer.clip_norm", clip_norm)))
     b1, b2 = _unit_interval("optimizer.b1", b1), _unit_interval("optimizer.b2", b2)
-    return optax.chain(*parts, optax.adam(lr, b1=b1, b2=b2))
+    return optax.chain(*parts, optax.scale_by_adam(b1=b1, b2=b2), *decay, _descend(lr))
+
+
+def _descend(lr):
+    """Multiplies updates by -lr. The rate is state, not a constant of the program: another one compiles nothing."""
+
+    def update(updates, rate, params=None):
+        del params
+        return jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates), rate
+
+    return optax.GradientTransformation(lambda params: jnp.float32(lr), update)

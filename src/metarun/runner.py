@@ -26,8 +26,9 @@ from rich.console import Console
 from metarun import checkpoint, metrics
 from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_int, true_or_false
 from metarun.files import canonical_json, locked, plain, write_json, writing
+from metarun.memory import in_words
 from metarun.progress import RunProgress
-from metarun.types import Experiment, Metrics, Params, TrainState
+from metarun.types import Experiment, Metrics, Params, Plan, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Ledger:
     Attributes:
       seconds: spent in dispatches, less the first of each process, which compiles.
       timed_steps: outer steps of those dispatches.
-      compile_seconds: spent in the first dispatch of each process: compilation and its steps.
+      compile_seconds: spent in preparing and in the first dispatch of each process, with its steps.
       best: {step, value, ci95} of the best validation; the earlier of equals.
     """
 
@@ -203,12 +204,21 @@ def _run(
     if saved is not None:
         train, selected = checkpoint.load(saved, RunState(train, selected))
 
+    # ---- Compile the step in the form that fits the memory.
+    plan = experiment.prepare()
+    ledger.compile_seconds += plan.compile_seconds
+    say(f"{_form(plan)}; {_needs(plan)}")
+    if saved is not None and saved.metadata["form"] != _form(plan):
+        say(
+            f"Until step {step} it was: {saved.metadata['form']}. What follows is equal within rounding, not to the bit."
+        )
+
     with contextlib.ExitStack() as opened:
         loggers = [metrics.jsonl(directory, step), logger(directory, step)]
         for each in loggers:
             opened.callback(each.close)
         progress = opened.enter_context(RunProgress(console, step, settings.steps))
-        compiled, saved_step, line_start = False, step, dataclasses.replace(ledger)
+        warm, saved_step, line_start = False, step, dataclasses.replace(ledger)
 
         while step < settings.steps:
             # ---- One dispatch.
@@ -217,11 +227,11 @@ def _run(
             train, train_metrics = experiment.step(train, step - previous)
             train_metrics = {name: float(value) for name, value in jax.device_get(dict(train_metrics)).items()}
             elapsed = time.perf_counter() - began
-            if compiled:
+            if warm:
                 ledger.seconds += elapsed
                 ledger.timed_steps += step - previous
             else:
-                compiled = True
+                warm = True
                 ledger.compile_seconds += elapsed
             if not math.isfinite(train_metrics["loss"]):
                 raise _diverged(f"The loss is {train_metrics['loss']}", previous, step, saved_step, directory)
@@ -254,7 +264,7 @@ def _run(
                     raise _diverged("A parameter is not finite", saved_step, step, saved_step, directory)
                 if ledger.best is None:
                     selected = train.params
-                metadata = {"identity": identity, "ledger": dataclasses.asdict(ledger)}
+                metadata = {"identity": identity, "ledger": dataclasses.asdict(ledger), "form": _form(plan)}
                 checkpoint.save(checkpoints, step, RunState(train, selected), metadata)
                 saved_step = step
             if stopping:
@@ -284,6 +294,7 @@ def _run(
         "val": ledger.best["value"] if ledger.best else None,
         "seconds": ledger.seconds,
         "compile_seconds": ledger.compile_seconds,
+        "plan": plan._asdict(),
         "tasks_per_second": _tasks_per_second(experiment, ledger, Ledger())
         or round(step * experiment.tasks_per_step / ledger.compile_seconds, 3),  # if all ran in first dispatches
         "checks": tested.checks,
@@ -365,6 +376,23 @@ def _summary(
     if best:
         parts.append(f"best val {best['value']:.4g} at {best['step']}")
     return "  ".join(parts)
+
+
+def _form(plan: Plan) -> str:
+    """Returns how a plan computes, which decides a run's numbers to the last bit."""
+    if plan.chunk == 1:
+        how = "one at a time"
+    else:
+        how = "all at once" if plan.chunk >= plan.tasks else f"{plan.chunk} at once"
+    devices = f"{plan.devices} device{'s' * (plan.devices > 1)}"
+    tasks = f"{plan.tasks} task{'s' * (plan.tasks > 1)}"
+    return "; ".join(filter(None, [f"{devices} x {tasks}, {how}", plan.variant]))
+
+
+def _needs(plan: Plan) -> str:
+    """Returns what a plan takes of memory and of time."""
+    of = "" if plan.bytes_available is None else f" of {in_words(plan.bytes_available)}"
+    return f"{in_words(plan.bytes_predicted)}{of} a device; compiled in {plan.compile_seconds:.1f} s"
 
 
 def _diverged(what: str, previous: int, step: int, saved_step: int, directory: Path) -> MetarunError:

@@ -33,12 +33,25 @@ class Layout(NamedTuple):
         """The sharding of what every device needs whole: parameters, data."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    def chunk_of(self, num_tasks: int) -> int:
+        """Tasks that a device computes at once, of a meta-batch of `num_tasks`."""
+        share = -(-num_tasks // self.mesh.size)
+        return min(self.chunk or share, share)
+
 
 def default_layout() -> Layout:
     """All local devices; tasks one by one on a CPU's cores, together on an accelerator."""
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     return Layout(mesh, 1 if devices[0].platform == "cpu" else None)
+
+
+def frugal_layouts(layout: Layout, num_tasks: int) -> list[Layout]:
+    """Returns `layout` and ever more frugal ones for `num_tasks`: its chunk, halves of it, and so on down to 1."""
+    layouts = [layout._replace(chunk=layout.chunk_of(num_tasks))]
+    while layouts[-1].chunk > 1:
+        layouts.append(layout._replace(chunk=-(-layouts[-1].chunk // 2)))
+    return layouts
 
 
 def map_tasks(fn: Callable[..., Any], layout: Layout, shared: Any, tasks: Any) -> Any:
@@ -115,7 +128,7 @@ def _each(fn, chunk):
 def _chunks(layout, tasks, padding=None):
     """`[num_tasks, ...]` -> `[num_chunks, chunk, ...]`, num_chunks a multiple of the devices; the last task fills up."""
     num_tasks, devices = jax.tree.leaves(tasks)[0].shape[0], layout.mesh.size
-    chunk = min(layout.chunk or num_tasks, -(-num_tasks // devices))
+    chunk = layout.chunk_of(num_tasks)
     missing = -num_tasks % (chunk * devices)
 
     def reshape(x):

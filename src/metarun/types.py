@@ -129,11 +129,34 @@ class Evaluation(NamedTuple):
     checks: Mapping[str, Mapping[str, Any]]
 
 
+class Plan(NamedTuple):
+    """How an outer step is computed, and what it takes.
+
+    Attributes:
+      devices: on which it runs.
+      tasks: of the meta-batch, on each device.
+      chunk: of these, computed at once.
+      variant: of the method, in words; "" if there is but one.
+      bytes_predicted: memory that the compiled step takes on a device.
+      bytes_available: memory that a device had for it; None: unknown.
+      compile_seconds: spent compiling it, or loading it from the cache of compiled programs.
+    """
+
+    devices: int
+    tasks: int
+    chunk: int
+    variant: str
+    bytes_predicted: int
+    bytes_available: int | None
+    compile_seconds: float
+
+
 class Experiment(NamedTuple):
     """What the runner drives. Few-shot learning and reinforcement learning both build one.
 
     Attributes:
       init: `() -> TrainState`, from the run's seed.
+      prepare: `() -> Plan`, compiles `step` in the form that fits the memory; `step` does so itself where nobody has.
       step: `(state, num_steps) -> (state, metrics)`: that many outer steps in one dispatch, which consumes the `state`
         that it is given; `metrics`, among them "loss", are means over them. Step `i` draws its tasks from
         `fold_in(root key, i)`, so how steps are grouped changes no draw.
@@ -148,6 +171,7 @@ class Experiment(NamedTuple):
     """
 
     init: Callable[[], TrainState]
+    prepare: Callable[[], Plan]
     step: Callable[[TrainState, int], tuple[TrainState, Metrics]]
     evaluate: Callable[..., Evaluation]
     examples: Callable[[Params, int], tuple[Task, Array, Array]]

@@ -59,7 +59,7 @@ def maml(
       inner_reduction: how the support losses become a scalar, see `losses.reduce_loss`.
       query_statistics: which set's statistics normalise the queries: "query", the queries themselves (transductive:
         the answer to one depends on the others; what the published code does), or "support".
-      remat: trade time for memory in the inner steps, see `inner_loop.gradient_descent`.
+      remat: trade time for memory in the inner steps, see `inner_loop.gradient_descent`; chosen by `memory.remat`.
 
     Returns:
       A `Method` whose meta-parameters are theta.
@@ -73,7 +73,6 @@ def maml(
         train_steps if eval_inner_steps is None else non_negative_int("method.eval_inner_steps", eval_inner_steps)
     )
     true_or_false("method.first_order", first_order)
-    true_or_false("method.remat", remat)
     adapts = INNER_PARAMS[one_of("method.inner_params", inner_params, INNER_PARAMS)]
     one_of("method.inner_reduction", inner_reduction, REDUCTIONS)
     one_of("method.query_statistics", query_statistics, STATISTICS)
