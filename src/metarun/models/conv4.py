@@ -23,17 +23,18 @@ class _Block(nn.Module):
         shift = self.param("norm_shift", nn.initializers.zeros, (self.filters,), x.dtype)
         scale = self.param("norm_scale", nn.initializers.ones, (self.filters,), x.dtype) if self.norm_scale else None
         x = convolve(x, kernel, 2 if self.downsample == "stride" else 1)
+        factor, offset = scale, shift
         if self.norm == "batch":
-            x = set_norm(x, scale, shift, reference)
-        else:
-            if self.norm == "layer":
-                mean = x.mean((1, 2, 3), keepdims=True)
-                x = (x - mean) / jnp.sqrt(x.var((1, 2, 3), keepdims=True) + 1e-5)
-            if scale is not None:
-                x = x * scale.reshape(1, 1, 1, -1)
-            x = x + shift.reshape(1, 1, 1, -1)
-        x = nn.relu(x)
-        return max_pool(x) if self.downsample == "max_pool" else x
+            factor, offset = set_norm(x, scale, shift, reference)
+        elif self.norm == "layer":
+            mean = x.mean((1, 2, 3), keepdims=True)
+            x = (x - mean) / jnp.sqrt(x.var((1, 2, 3), keepdims=True) + 1e-5)
+        # Pooling comes before the affine map and the ReLU, with the same result, on a quarter of the pixels.
+        if self.downsample == "max_pool":
+            x = max_pool(x, factor)
+        if factor is not None:
+            x = x * factor.reshape(1, 1, 1, -1)
+        return nn.relu(x + offset.reshape(1, 1, 1, -1))
 
 
 class _Conv4(nn.Module):
