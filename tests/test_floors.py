@@ -44,6 +44,7 @@ FLOORS = [
         "metarun.types",
         "metarun.errors",
         "metarun.backend",
+        "metarun.machine",
         "metarun.config",
         "metarun",
         *(f"metarun.{package}" for package in ("data", "methods", "models", "report")),

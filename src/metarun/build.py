@@ -4,9 +4,6 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
-from platform import python_version
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.config import conf_dir
 from metarun.errors import MetarunError, non_negative_int, positive_int
 from metarun.experiment import few_shot
+from metarun.machine import device_name, versions
 from metarun.runner import RunSettings
-from metarun.task_map import Layout, default_layout
+from metarun.task_map import default_layout
 from metarun.types import Experiment
 
 _GROUPS = ("method", "model", "dataset", "optimizer", "logger")
-_PACKAGES = ("metarun", "jax", "jaxlib", "flax", "optax", "hydra-core", "orbax-checkpoint", "numpy")
 # What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written.
 _MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "resume", "logger", "dataset.source")
 
@@ -97,8 +94,8 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "query_shot": eval_query_shot,
         "split": dataset.protocol.get("split"),
         "seed": keys["seed"],
-        "device": _device(layout),
-        "versions": {"python": python_version(), **{name: version(name) for name in _PACKAGES}},
+        "device": device_name(layout.mesh.devices.flat),
+        "versions": versions(),
     }
     return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger)
 
@@ -161,14 +158,3 @@ def _identity(values: Mapping[str, Any], choices: Mapping[str, str], data: Mappi
         {"steps"} if values["optimizer"].get("schedule", "constant") != "constant" else set()
     )
     return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}
-
-
-def _device(layout: Layout) -> str:
-    device = layout.mesh.devices.flat[0]
-    kind = device.device_kind
-    if device.platform == "cpu" and (cpuinfo := Path("/proc/cpuinfo")).exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        kind = names[0] if names else kind
-    return f"{layout.mesh.size} x {kind}"
