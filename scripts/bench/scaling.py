@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from bench import meter, recipe
 from metarun.files import write_bytes
@@ -97,13 +98,14 @@ def draw(found: Mapping[str, Mapping[int, Point]]) -> Figure:
         values = list(points)
         upper.plot(values, [point.tasks_per_s for point in points.values()], color=BLUE, marker="o")
         lower.plot(values, [point.predicted_bytes / 1e6 for point in points.values()], color=VERMILION, marker="o")
-        quiet(upper, axis)
-        quiet(lower, "")
         for panel in (upper, lower):
+            quiet(panel, "")
             panel.set_xscale("log", base=2)
             panel.set_yscale("log", base=10)
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.minorticks_off()
         lower.set_xticks(values, [str(value) for value in values])
-        lower.minorticks_off()
         lower.set_xlabel(axis, fontsize=LABEL_SIZE)
     places[0][0].set_ylabel("tasks/s", fontsize=LABEL_SIZE)
     places[1][0].set_ylabel("predicted MB a device", fontsize=LABEL_SIZE)
