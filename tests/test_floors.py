@@ -40,11 +40,11 @@ FLOORS = [
         "metarun.report.gallery",
     ],
     ["metarun.data.class_bank", "metarun.report.figure"],
-    ["metarun.files"],
+    ["metarun.files", "metarun.backend"],
     [
         "metarun.types",
         "metarun.errors",
-        "metarun.backend",
+        "metarun.machine",
         "metarun.config",
         "metarun",
         *(f"metarun.{package}" for package in ("data", "methods", "models", "report")),

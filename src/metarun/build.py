@@ -4,23 +4,21 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
-from platform import python_version
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from metarun.backend import set_precision
 from metarun.config import conf_dir
 from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_int
 from metarun.experiment import few_shot
+from metarun.machine import device_name, versions
 from metarun.memory import available, parse_limit
 from metarun.runner import RunSettings
 from metarun.task_map import Layout, default_layout, frugal_layouts
 from metarun.types import Experiment, Method
 
 _GROUPS = ("method", "model", "dataset", "optimizer", "logger")
-_PACKAGES = ("metarun", "jax", "jaxlib", "flax", "optax", "hydra-core", "orbax-checkpoint", "numpy")
 # What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
 # how it is fitted to a device.
 _MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "resume", "logger", "dataset.source", "memory")
@@ -57,6 +55,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
       MetarunError: for a key that nothing reads.
     """
     keys = _Keys(OmegaConf.to_container(config, resolve=True), choices)
+    set_precision(keys["precision"])
     dataset = keys.call("dataset")
     model = keys.call("model", num_outputs=dataset.num_outputs)
     variants = _variants(keys, model=model, objective=dataset.objective)
@@ -102,8 +101,8 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "query_shot": eval_query_shot,
         "split": dataset.protocol.get("split"),
         "seed": keys["seed"],
-        "device": _device(layouts[0]),
-        "versions": {"python": python_version(), **{name: version(name) for name in _PACKAGES}},
+        "device": device_name(layouts[0].mesh.devices.flat),
+        "versions": versions(),
     }
     return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger)
 
@@ -193,14 +192,3 @@ def _identity(values: Mapping[str, Any], choices: Mapping[str, str], data: Mappi
         {"steps"} if values["optimizer"].get("schedule", "constant") != "constant" else set()
     )
     return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}
-
-
-def _device(layout: Layout) -> str:
-    device = layout.mesh.devices.flat[0]
-    kind = device.device_kind
-    if device.platform == "cpu" and (cpuinfo := Path("/proc/cpuinfo")).exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        kind = names[0] if names else kind
-    return f"{layout.mesh.size} x {kind}"

@@ -32,6 +32,7 @@ class RunConfig:
     steps: int = MISSING
     meta_batch_size: int = MISSING
     outer_lr: float = MISSING
+    precision: str = MISSING
     seed: int = MISSING
     eval_tasks: int = MISSING
     eval_every: int = MISSING

@@ -1,5 +1,7 @@
 """What a compiled program takes of a device's memory, what the device has, and the fastest program that fits."""
 
+import ctypes
+import gc
 import os
 import re
 import time
@@ -106,6 +108,7 @@ def fastest_that_fits(
             program = compile_fn(variant, chunk)
             fixed, temporary = predicted(program)
             if bytes_available is None or fixed + temporary <= bytes_available:
+                _give_back_freed()
                 return Fit(program, variant, chunk, fixed + temporary, time.perf_counter() - began)
             smallest = min(smallest or fixed + temporary, fixed + temporary)
             left = [c for c in left if fixed + temporary * c // chunk <= bytes_available] or left[-1:]
@@ -156,3 +159,11 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
+
+
+def _give_back_freed() -> None:
+    """Returns to the system what tracing and compiling have freed; glibc would keep it for the life of the process."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

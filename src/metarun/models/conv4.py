@@ -9,6 +9,7 @@ from metarun.types import Array, Model
 
 DOWNSAMPLES = ("stride", "max_pool")
 NORMS = ("batch", "layer", "none")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 
 
 class _Block(nn.Module):
@@ -16,22 +17,27 @@ class _Block(nn.Module):
     downsample: str
     norm: str
     norm_scale: bool
+    compute_dtype: jnp.dtype | None
 
     @nn.compact
     def __call__(self, x: Array, reference: int | None) -> Array:
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (3, 3, x.shape[-1], self.filters), x.dtype)
-        shift = self.param("norm_shift", nn.initializers.zeros, (self.filters,), x.dtype)
-        scale = self.param("norm_scale", nn.initializers.ones, (self.filters,), x.dtype) if self.norm_scale else None
+        dtype = x.dtype  # of parameters and statistics
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (3, 3, x.shape[-1], self.filters), dtype)
+        shift = self.param("norm_shift", nn.initializers.zeros, (self.filters,), dtype)
+        scale = self.param("norm_scale", nn.initializers.ones, (self.filters,), dtype) if self.norm_scale else None
+        x, kernel = (a.astype(self.compute_dtype or dtype) for a in (x, kernel))
         x = convolve(x, kernel, 2 if self.downsample == "stride" else 1)
         factor, offset = scale, shift
         if self.norm == "batch":
             factor, offset = set_norm(x, scale, shift, reference)
         elif self.norm == "layer":
+            x = x.astype(dtype)
             mean = x.mean((1, 2, 3), keepdims=True)
             x = (x - mean) / jnp.sqrt(x.var((1, 2, 3), keepdims=True) + 1e-5)
         # Pooling comes before the affine map and the ReLU, with the same result, on a quarter of the pixels.
         if self.downsample == "max_pool":
-            x = max_pool(x, factor)
+            x = max_pool(x, None if factor is None else factor.astype(x.dtype))
+        x = x.astype(dtype)
         if factor is not None:
             x = x * factor.reshape(1, 1, 1, -1)
         return nn.relu(x + offset.reshape(1, 1, 1, -1))
@@ -43,18 +49,26 @@ class _Conv4(nn.Module):
     downsample: str
     norm: str
     norm_scale: bool
+    compute_dtype: jnp.dtype | None
 
     @nn.compact
     def __call__(self, x: Array, reference: int | None = None) -> Array:
+        shared = self.filters, self.downsample, self.norm, self.norm_scale, self.compute_dtype
         for i in range(4):
-            x = _Block(self.filters, self.downsample, self.norm, self.norm_scale, name=f"conv{i}")(x, reference)
+            x = _Block(*shared, name=f"conv{i}")(x, reference)
         x = x.reshape(x.shape[0], -1)
         kernel_init = nn.initializers.glorot_uniform()
         return nn.Dense(self.num_outputs, param_dtype=x.dtype, kernel_init=kernel_init, name="head")(x)
 
 
 def conv4(
-    *, num_outputs: int, filters: int = 64, downsample: str = "stride", norm: str = "batch", norm_scale: bool = True
+    *,
+    num_outputs: int,
+    filters: int = 64,
+    downsample: str = "stride",
+    norm: str = "batch",
+    norm_scale: bool = True,
+    precision: str = "float32",
 ) -> Model:
     """Four blocks of 3x3 convolution, normalisation, ReLU and downsampling by two, then a linear layer.
 
@@ -65,6 +79,8 @@ def conv4(
       norm: "batch" (statistics of the set at hand, never running ones), "layer" (statistics of each image alone), or
         "none".
       norm_scale: whether the normalisation has a learnt scale besides its shift; MAML's published code has none.
+      precision: "bfloat16": convolutions and pooling are computed in it, while parameters, statistics, affine maps and
+        the linear layer stay in the type of the input; "float32" and "tensorfloat32": all in the type of the input.
 
     Returns:
       A `Model` for images `[n, height, width, channel]` of at least 16x16 under max-pooling.
@@ -80,6 +96,7 @@ def conv4(
         one_of("model.downsample", downsample, DOWNSAMPLES),
         one_of("model.norm", norm, NORMS),
         true_or_false("model.norm_scale", norm_scale),
+        jnp.bfloat16 if one_of("precision", precision, PRECISIONS) == "bfloat16" else None,
     )
 
     def init(key, x):

@@ -141,8 +141,9 @@ def _kernel_gradient(x, g, stride):
     if images == x.shape[0]:
         return form(x, g, stride)
     blocks = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))
-    zero = jnp.zeros((3, 3, x.shape[3], g.shape[3]), x.dtype)
-    return lax.scan(lambda total, block: (total + form(*block, stride), None), zero, blocks)[0]
+    zero = jnp.zeros((3, 3, x.shape[3], g.shape[3]), jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype)
+    total, _ = lax.scan(lambda total, block: (total + form(*block, stride).astype(zero.dtype), None), zero, blocks)
+    return total.astype(x.dtype)
 
 
 _convolution.defvjp(
@@ -242,11 +243,11 @@ def set_norm(
       epsilon: added to the variance.
 
     Returns:
-      factor and offset, `[c]`.
+      factor and offset, `[c]`, of the type of `shift`, in which the statistics are computed as well.
 
     Source: Ioffe and Szegedy 2015, Batch Normalization, algorithm 1.
     """
-    of = x if reference is None else x[:reference]
+    of = (x if reference is None else x[:reference]).astype(shift.dtype)
     axes = tuple(range(x.ndim - 1))
     mean = of.mean(axes)
     variance = jnp.maximum((of * of).mean(axes) - mean * mean, 0)

@@ -1,0 +1,25 @@
+"""What a result says of the machine and the software that it comes from. Importing this file does not import JAX."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+_PACKAGES = ("metarun", "jax", "jaxlib", "flax", "optax", "hydra-core", "orbax-checkpoint", "numpy")
+
+
+def device_name(devices: Sequence[Any]) -> str:
+    """Returns number and kind of `devices`, JAX's, which are all of one kind; of a CPU the model."""
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu" and (cpuinfo := Path("/proc/cpuinfo")).exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        kind = names[0] if names else kind
+    return f"{len(devices)} x {kind}"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that can move a result."""
+    return {"python": python_version(), **{name: version(name) for name in _PACKAGES}}

@@ -1,0 +1,47 @@
+"""Conv-4's precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metarun import backend
+from metarun.errors import ConfigError
+from metarun.models.conv4 import conv4
+
+
+@pytest.mark.parametrize("downsample", ["stride", "max_pool"])
+def test_bfloat16_keeps_float32_parameters_and_is_close(downsample):
+    x = jax.random.uniform(jax.random.key(0), (6, 16, 16, 1))
+    exact, rounded = (
+        conv4(num_outputs=3, filters=16, downsample=downsample, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    params = rounded.init(jax.random.key(1), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+    def loss(model, params):
+        return jnp.mean(jnp.square(model.apply(params, x)))
+
+    values, gradients = zip(*(jax.value_and_grad(lambda p: loss(m, p))(params) for m in (exact, rounded)), strict=True)
+    assert values[0] != values[1]
+    np.testing.assert_allclose(values[1], values[0], rtol=0.1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients[1])} == {jnp.dtype("float32")}
+    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]) for gradient in gradients]
+    cosine = flat[0] @ flat[1] / (np.linalg.norm(flat[0]) * np.linalg.norm(flat[1]))
+    assert cosine > 0.95
+
+
+@pytest.mark.parametrize("call", [backend.set_precision, lambda precision: conv4(num_outputs=2, precision=precision)])
+def test_an_unknown_precision_is_named(call):
+    with pytest.raises(ConfigError, match="precision=float16.*bfloat16"):
+        call("float16")
+
+
+def test_precision_is_that_of_the_products():
+    try:
+        for precision, algorithm in [("float32", "HIGHEST"), ("tensorfloat32", "HIGH")]:
+            backend.set_precision(precision)
+            assert algorithm in str(jax.make_jaxpr(jnp.matmul)(jnp.ones((2, 2)), jnp.ones((2, 2))))
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
