@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from metarun import backend
 from metarun.errors import MetarunError
 
 # When the process started: until here it has only computed. All that is slow to import comes later.
 _BEGAN = time.perf_counter() - time.process_time()
 _CONFIGS = ("A", "B", "C")
-_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 _CACHE_EVENT = "/jax/compilation_cache/cache_"
 
 
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=_positive(float), default=10.0, help="of a measurement after warming up; 10")
     parser.add_argument("--rounds", type=_positive(int), default=5, help="with --peers, measurements of each; 5")
     parser.add_argument("--peer-scripts", type=Path, metavar="DIR", help="with --peers, the folder of their scripts")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="float32", help="of products; float32")
+    parser.add_argument("--precision", choices=backend.PRECISIONS, default="float32", help="of products; float32")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="loss and meta-gradient norms, first and second order")
     what.add_argument("--peers", type=Path, metavar="PYTHON", help="the Python of other libraries to run in turn")
@@ -86,7 +86,6 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         found = peers.compare(options.config, options.peers, options.peer_scripts, options.rounds, options.seconds)
         return found, peers.table(found)
 
-    from metarun import backend
     from metarun.data.cache import cache_dir
 
     if options.profile:

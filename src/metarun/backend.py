@@ -6,6 +6,10 @@ from pathlib import Path
 
 from metarun.errors import one_of
 
+# Values of `precision`, and how each computes products of float32 arrays. JAX's own default on a GPU rounds their
+# factors to TensorFloat-32; on a CPU nothing rounds.
+PRECISIONS = {"float32": "float32", "tensorfloat32": "tensorfloat32", "bfloat16": "tensorfloat32"}
+
 
 def set_up(cache: Path) -> None:
     """Makes one JAX device of each CPU core, and keeps compiled programs between processes.
@@ -33,10 +37,6 @@ def set_up(cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-# JAX's own default on a GPU rounds the factors of float32 products to TensorFloat-32; on a CPU nothing rounds.
-_MATMUL = {"float32": "float32", "tensorfloat32": "tensorfloat32", "bfloat16": "tensorfloat32"}
-
-
 def set_precision(precision: str) -> None:
     """Sets how products of float32 arrays are computed; models choose by themselves what is bfloat16.
 
@@ -48,4 +48,4 @@ def set_precision(precision: str) -> None:
     """
     import jax
 
-    jax.config.update("jax_default_matmul_precision", _MATMUL[one_of("precision", precision, _MATMUL)])
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[one_of("precision", precision, PRECISIONS)])

@@ -101,7 +101,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "query_shot": eval_query_shot,
         "split": dataset.protocol.get("split"),
         "seed": keys["seed"],
-        "device": device_name(layouts[0].mesh.devices.flat),
+        "device": device_name(devices),
         "versions": versions(),
     }
     return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger)

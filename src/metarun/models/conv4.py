@@ -3,13 +3,13 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metarun.backend import PRECISIONS
 from metarun.errors import ConfigError, one_of, positive_int, true_or_false
 from metarun.models.convolution import convolve, max_pool, set_norm
 from metarun.types import Array, Model
 
 DOWNSAMPLES = ("stride", "max_pool")
 NORMS = ("batch", "layer", "none")
-PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 
 
 class _Block(nn.Module):

@@ -35,8 +35,8 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
 def _direct(x: Array) -> bool:
     """Whether XLA's own convolution is the fastest form for maps of the size of `x`.
 
-    It is on a CPU, but for very small maps. Elsewhere, kernels that differ between tasks would make it a grouped
-    convolution, and on a CPU its derivatives fall to slow paths: matrix products over patches serve there.
+    It is on a CPU, but for very small maps; on an accelerator, kernels that differ between tasks would make it a grouped
+    convolution. Matrix products over patches serve there.
     """
     return jax.default_backend() == "cpu" and x.shape[1] > 4
 
@@ -184,9 +184,8 @@ def max_pool(x: Array, factor: Array | None = None) -> Array:
     """
     ranked = lax.stop_gradient(x if factor is None else x * factor.reshape(1, 1, 1, -1))
     a, b, c, d = _quarters(ranked)
-    chosen = jnp.where(
-        jnp.maximum(a, b) >= jnp.maximum(c, d), jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3)
-    )  # fmt: skip
+    above = jnp.maximum(a, b) >= jnp.maximum(c, d)
+    chosen = jnp.where(above, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
     return _take(x, chosen.astype(jnp.int8))
 
 
