@@ -29,6 +29,8 @@ class RunConfig:
     shot: int = MISSING
     query_shot: int = MISSING
     eval_query_shot: int | None = MISSING
+    train_way: int | None = MISSING
+    train_shot: int | None = MISSING
     steps: int = MISSING
     meta_batch_size: int = MISSING
     outer_lr: float = MISSING

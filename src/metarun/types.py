@@ -51,6 +51,10 @@ class DataSet(NamedTuple):
       objective: "classification" or "regression".
       num_outputs: outputs of a model for it: the way, or the size of a regression target.
       protocol: facts that move the number: split, class counts, rotations, checksum of the data.
+      train_way: classes of a training task, if other than `num_outputs`.
+      train_classes: meta-training without tasks: the same draws as `train`, with each class's own label in
+        [0, num_train_classes); None where there are no classes.
+      num_train_classes: of meta-training.
     """
 
     train: TaskSource
@@ -59,6 +63,9 @@ class DataSet(NamedTuple):
     objective: str
     num_outputs: int
     protocol: Mapping[str, Any]
+    train_way: int | None = None
+    train_classes: TaskSource | None = None
+    num_train_classes: int = 0
 
 
 class Model(NamedTuple):
@@ -85,6 +92,8 @@ class Method(NamedTuple):
       unadapted: `(meta_params, support, key) -> adapted`, the state in which `adapt` starts, having seen no label.
       protocol: conventions of its evaluation that move a number without being the method, to be stated with it:
         inner steps at test, `query_statistics` ("query" where answers may depend on the other queries), ...
+      trains_on: "tasks"; "classes" (all of meta-training's at once, see `DataSet.train_classes`); or "nothing", for a
+        baseline without meta-parameters.
     """
 
     init: Callable[[Array, Task], Params]
@@ -93,6 +102,7 @@ class Method(NamedTuple):
     loss: Callable[[Params, Task, Array], tuple[Array, Metrics]]
     unadapted: Callable[[Params, Split, Array], Any]
     protocol: Mapping[str, Any]
+    trains_on: str = "tasks"
 
 
 class TrainState(NamedTuple):

@@ -23,7 +23,10 @@ def episodes(
     query_shot: int,
     rotations: bool,
     split: str = "data",
+    way_key: str = "way",
+    shot_key: str = "shot",
     query_key: str = "query_shot",
+    own_labels: bool = False,
 ) -> TaskSource:
     """Returns the source of `way`-way tasks over the classes of `bank`.
 
@@ -38,7 +41,9 @@ def episodes(
       query_shot: query images a class; query.x is `[way*query_shot, height, width, channel]`.
       rotations: whether a class turned by 90, 180 and 270 degrees makes three more classes.
       split: what to call the bank in an error.
-      query_key: what to call `query_shot` in an error.
+      way_key, shot_key, query_key: what to call `way`, `shot` and `query_shot` in an error.
+      own_labels: label each class by its own number among the bank's classes (turned ones counted, class `c` turned
+        `t` times being `c * turns + t`), for training without tasks.
 
     Raises:
       ConfigError: a number that is not positive, or that asks for more classes or images than the bank has.
@@ -47,14 +52,14 @@ def episodes(
     References:
       Rotations as classes: Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks", 2016.
     """
-    way, shot, query_shot = positive_int("way", way), positive_int("shot", shot), positive_int(query_key, query_shot)
+    way, shot, query_shot = positive_int(way_key, way), positive_int(shot_key, shot), positive_int(query_key, query_shot)
     turns = NUM_TURNS if true_or_false("dataset.rotations", rotations) else 1
     num_classes = turns * len(bank.count)
     if not 2 <= way <= num_classes:
-        raise ConfigError("way", way, f"2 to {num_classes}, the number of classes in {split}")
+        raise ConfigError(way_key, way, f"2 to {num_classes}, the number of classes in {split}")
     if shot + query_shot > (smallest := int(bank.count.min())):
         allowed = f"at most {smallest}, the images of the smallest class in {split}"
-        raise ConfigError(f"shot+{query_key}", f"{shot}+{query_shot}", allowed)
+        raise ConfigError(f"{shot_key}+{query_key}", f"{shot}+{query_shot}", allowed)
     height, width = bank.images.shape[1:3]
     if turns > 1 and height != width:
         raise DataError(f"Images of {split} are not square and cannot be turned: set dataset.rotations=false.")
@@ -76,7 +81,8 @@ def episodes(
             # Turning by choosing where each pixel comes from costs no more than copying the images.
             source = jnp.asarray(turned)[turn[label]]
             pixels = bank.images.reshape(bank.images.shape[0], height * width, -1)[rows[:, None], source]
-            return Split(pixels.reshape(-1, *bank.images.shape[1:]).astype(jnp.float32) / 255, label)
+            x = pixels.reshape(-1, *bank.images.shape[1:]).astype(jnp.float32) / 255
+            return Split(x, chosen[label] if own_labels else label)
 
         return Task(cut(support_key, rows[:, :shot]), cut(query_key, rows[:, shot:]))
 
@@ -91,6 +97,8 @@ def few_shot(
     shot: int,
     query_shot: int,
     eval_query_shot: int | None,
+    train_way: int | None,
+    train_shot: int | None,
     rotations: bool,
     test_rotations: bool,
     protocol: Mapping[str, Any],
@@ -102,6 +110,7 @@ def few_shot(
       classes: the classes of "train", "val" and "test", as indices into the bank.
       way, shot, query_shot: the size of a task, see `episodes`.
       eval_query_shot: query images a class in meta-validation and meta-test; None: as in meta-training.
+      train_way, train_shot: classes and support images a class in meta-training; None: as in test.
       rotations: whether turned classes are classes of their own in meta-training.
       test_rotations: the same for meta-validation and meta-test.
       protocol: what the data are; class counts before turning, rotations and image size are added.
@@ -116,25 +125,42 @@ def few_shot(
     }
     evaluated = ("query_shot", query_shot) if eval_query_shot is None else ("eval_query_shot", eval_query_shot)
     queries = {"train": ("query_shot", query_shot), "val": evaluated, "test": evaluated}
-    sources = {
-        split: episodes(
-            select(bank, classes[split]),
-            way=way,
-            shot=shot,
-            query_key=queries[split][0],
+    ways, shots = ({split: (key, value) for split in turned} for key, value in (("way", way), ("shot", shot)))
+    if train_way is not None:
+        ways["train"] = ("train_way", train_way)
+    if train_shot is not None:
+        shots["train"] = ("train_shot", train_shot)
+
+    def source(split, bank, own_labels=False):
+        return episodes(
+            bank,
+            way=ways[split][1],
+            shot=shots[split][1],
             query_shot=queries[split][1],
             rotations=turned[split],
             split=f"the {split} split",
+            way_key=ways[split][0],
+            shot_key=shots[split][0],
+            query_key=queries[split][0],
+            own_labels=own_labels,
         )
-        for split in turned
-    }
+
+    sources = {split: source(split, select(bank, classes[split])) for split in turned}
     protocol = {
         **protocol,
         "classes": {split: len(classes[split]) for split in turned},
         "rotations": turned,
         "image_size": list(bank.images.shape[1:3]),
     }
-    return DataSet(**sources, objective="classification", num_outputs=int(way), protocol=protocol)
+    return DataSet(
+        **sources,
+        objective="classification",
+        num_outputs=int(way),
+        protocol=protocol,
+        train_way=ways["train"][1],
+        train_classes=source("train", sources["train"].data, own_labels=True),
+        num_train_classes=len(classes["train"]) * (NUM_TURNS if rotations else 1),
+    )
 
 
 def _distinct(key: Array, num: int, bound: int | Array) -> Array:

@@ -75,6 +75,8 @@ def glyphs(
     shot: int,
     query_shot: int,
     eval_query_shot: int | None = None,
+    train_way: int | None = None,
+    train_shot: int | None = None,
     rotations: bool = False,
     test_rotations: bool = False,
 ) -> DataSet:
@@ -90,7 +92,7 @@ def glyphs(
     one. The protocol has their checksum.
 
     Args:
-      way, shot, query_shot, eval_query_shot: the size of a task, see `few_shot`.
+      way, shot, query_shot, eval_query_shot, train_way, train_shot: the size of a task, see `few_shot`.
       rotations: whether turned classes are classes of their own in meta-training.
       test_rotations: the same for meta-validation and meta-test.
 
@@ -114,6 +116,8 @@ def glyphs(
         shot=shot,
         query_shot=query_shot,
         eval_query_shot=eval_query_shot,
+        train_way=train_way,
+        train_shot=train_shot,
         rotations=rotations,
         test_rotations=test_rotations,
         protocol={"name": "glyphs", "split": "scripts", "sha256": entry.checksum},

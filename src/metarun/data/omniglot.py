@@ -49,6 +49,8 @@ def omniglot(
     shot: int,
     query_shot: int,
     eval_query_shot: int | None = None,
+    train_way: int | None = None,
+    train_shot: int | None = None,
     source: str | None = None,
     split: str = "maml",
     split_seed: int = 0,
@@ -60,7 +62,7 @@ def omniglot(
     The first use reads the drawings and keeps them, reduced, in the cache; later uses read the cache alone.
 
     Args:
-      way, shot, query_shot, eval_query_shot: the size of a task, see `few_shot`.
+      way, shot, query_shot, eval_query_shot, train_way, train_shot: the size of a task, see `few_shot`.
       source: a folder with images_background.zip and images_evaluation.zip, or with the folders that they unpack to;
         None downloads the two through TFDS.
       split: "maml", all characters shuffled, 1,100 / 100 / 423; "lake", the evaluation alphabets as meta-test, and
@@ -107,6 +109,8 @@ def omniglot(
         shot=shot,
         query_shot=query_shot,
         eval_query_shot=eval_query_shot,
+        train_way=train_way,
+        train_shot=train_shot,
         rotations=rotations,
         test_rotations=test_rotations,
         protocol={"name": "omniglot", **stated, "resize": RESIZE, "sha256": entry.checksum},
