@@ -25,6 +25,7 @@ FLOORS = [
     ],
     [
         "metarun.inner_loop",
+        "metarun.learner",
         "metarun.task_map",
         "metarun.memory",
         "metarun.losses",

@@ -16,7 +16,7 @@ from metarun.machine import device_name, versions
 from metarun.memory import available, parse_limit
 from metarun.runner import RunSettings
 from metarun.task_map import Layout, default_layout, frugal_layouts
-from metarun.types import Experiment, Method
+from metarun.types import DataSet, Experiment, Method
 
 _GROUPS = ("method", "model", "dataset", "optimizer", "logger")
 # What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
@@ -57,8 +57,15 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     keys = _Keys(OmegaConf.to_container(config, resolve=True), choices)
     set_precision(keys["precision"])
     dataset = keys.call("dataset")
-    model = keys.call("model", num_outputs=dataset.num_outputs)
-    variants = _variants(keys, model=model, objective=dataset.objective)
+    variants = _variants(
+        keys,
+        model=keys.call("model", num_outputs=dataset.num_outputs),
+        encoder=keys.call("model", num_outputs=None),
+        objective=dataset.objective,
+        num_outputs=dataset.num_outputs,
+        num_train_classes=dataset.num_train_classes,
+    )
+    _check_training(keys, choices, dataset, next(iter(variants.values())))
     optimizer = keys.call("optimizer")
     logger = keys.partial("logger")
     settings = RunSettings(
@@ -105,6 +112,16 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "versions": versions(),
     }
     return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger)
+
+
+def _check_training(keys: "_Keys", choices: Mapping[str, str], dataset: DataSet, method: Method) -> None:
+    """Raises `ConfigError` where the method cannot be trained on what the data set has."""
+    fixed = "train_way" not in inspect.signature(keys.factory("method")).parameters and method.trains_on == "tasks"
+    if fixed and dataset.train_way not in (None, dataset.num_outputs):
+        allowed = f"null or {dataset.num_outputs}: method={choices['method']} has an output for each class of a task"
+        raise ConfigError("train_way", dataset.train_way, allowed)
+    if method.trains_on == "classes" and dataset.train_classes is None:
+        raise ConfigError("dataset", choices["dataset"], f"one with classes, which method={choices['method']} needs")
 
 
 def _layouts(chunk: object, num_tasks: int) -> list[Layout]:

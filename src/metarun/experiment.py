@@ -56,9 +56,10 @@ def few_shot(
     # Keys are arguments of every compiled program, so that other seeds do not compile it again.
     init_key, train_key = jax.random.split(jax.random.key(seed))
     train_key = jax.device_put(train_key, layout.replicated)
+    train_source = dataset.train_classes if method.trains_on == "classes" else dataset.train
     train, val, test = (
         source._replace(data=jax.device_put(source.data, layout.replicated))
-        for source in (dataset.train, dataset.val, dataset.test)
+        for source in (train_source, dataset.val, dataset.test)
     )
 
     def init():

@@ -77,7 +77,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_parameters():
         log_p = jax.nn.log_softmax(model.apply(params, task.query.x))
         return -jnp.mean(log_p[jnp.arange(6), task.query.y])
 
-    fast_params = learner.adapt(params, task.support, jax.random.key(2)).fast_params
+    fast_params = learner.adapt(params, task.support, jax.random.key(2)).state
     expected = jax.grad(query_loss)(fast_params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), meta_gradient, expected)
 
@@ -93,8 +93,8 @@ def test_inner_learning_rate_of_a_class_sum_is_way_times_larger_on_a_mean():
 def test_normalisation_is_adapted_only_if_asked():
     task = image_task(jax.random.key(1))
     params = method().init(jax.random.key(0), task)
-    everything = method().adapt(params, task.support, None).fast_params
-    frozen = method(inner_params="no_norm").adapt(params, task.support, None).fast_params
+    everything = method().adapt(params, task.support, None).state
+    frozen = method(inner_params="no_norm").adapt(params, task.support, None).state
     assert not np.array_equal(everything["conv0"]["norm_shift"], params["conv0"]["norm_shift"])
     np.testing.assert_array_equal(frozen["conv0"]["norm_shift"], params["conv0"]["norm_shift"])
     np.testing.assert_array_equal(frozen["conv0"]["kernel"], everything["conv0"]["kernel"])

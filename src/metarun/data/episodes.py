@@ -52,7 +52,11 @@ def episodes(
     References:
       Rotations as classes: Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks", 2016.
     """
-    way, shot, query_shot = positive_int(way_key, way), positive_int(shot_key, shot), positive_int(query_key, query_shot)
+    way, shot, query_shot = (
+        positive_int(way_key, way),
+        positive_int(shot_key, shot),
+        positive_int(query_key, query_shot),
+    )
     turns = NUM_TURNS if true_or_false("dataset.rotations", rotations) else 1
     num_classes = turns * len(bank.count)
     if not 2 <= way <= num_classes:

@@ -4,32 +4,19 @@ Source: Finn, Abbeel and Levine 2017, Model-Agnostic Meta-Learning for Fast Adap
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
-
-import jax.numpy as jnp
 
 from metarun.errors import non_negative_int, one_of, positive_float, positive_int, true_or_false
 from metarun.inner_loop import gradient_descent
+from metarun.learner import learner
 from metarun.losses import OBJECTIVES, REDUCTIONS, reduce_loss
-from metarun.types import Array, Method, Model, Params
+from metarun.types import Method, Model
 
 INNER_PARAMS: dict[str, Callable[[str], bool]] = {
     "all": lambda name: True,
     "no_norm": lambda name: "norm" not in name,
+    "head": lambda name: name.startswith("head/"),
+    "body": lambda name: not name.startswith("head/"),
 }
-STATISTICS = ("query", "support")
-
-
-class Adapted(NamedTuple):
-    """A learner that has seen a support set.
-
-    Attributes:
-      fast_params: theta', the parameters after the inner steps.
-      reference: support inputs `[n, *feature]` whose statistics normalise the queries, or `[0, *feature]`.
-    """
-
-    fast_params: Params
-    reference: Array
 
 
 def maml(
@@ -54,11 +41,11 @@ def maml(
       inner_steps: inner steps in training; at least 1.
       eval_inner_steps: inner steps in evaluation; None: as in training.
       first_order: drop the second derivatives (FOMAML, section 5.2 of the paper).
-      inner_params: "all", or "no_norm": scale and shift of the normalisation are meta-learnt but not adapted, as in
-        the published code.
+      inner_params: what is adapted, the rest being meta-learnt alone: "all"; "no_norm", all but scale and shift of the
+        normalisation, as in the published code; "head", the last layer (ANIL, Raghu et al. 2020, section 4.1); or
+        "body", all but the last layer (BOIL, Oh et al. 2021, section 3).
       inner_reduction: how the support losses become a scalar, see `losses.reduce_loss`.
-      query_statistics: which set's statistics normalise the queries: "query", the queries themselves (transductive:
-        the answer to one depends on the others; what the published code does), or "support".
+      query_statistics: see `learner`; the published code has "query".
       remat: trade time for memory in the inner steps, see `inner_loop.gradient_descent`; chosen by `memory.remat`.
 
     Returns:
@@ -75,41 +62,24 @@ def maml(
     true_or_false("method.first_order", first_order)
     adapts = INNER_PARAMS[one_of("method.inner_params", inner_params, INNER_PARAMS)]
     one_of("method.inner_reduction", inner_reduction, REDUCTIONS)
-    one_of("method.query_statistics", query_statistics, STATISTICS)
     score = OBJECTIVES[objective]
 
-    def inner_loop(meta_params, support, num_steps):
+    def fast_params(meta_params, support, num_steps):
         def support_loss(params):
             outputs = model.apply(params, support.x)
             return reduce_loss(score.loss(outputs, support.y), outputs.shape[-1], inner_reduction)
 
-        fast_params = gradient_descent(
+        return gradient_descent(
             support_loss, meta_params, lr=lr, num_steps=num_steps, first_order=first_order, remat=remat, adapts=adapts
         )
-        return Adapted(fast_params, support.x if query_statistics == "support" else support.x[:0])
 
-    def predict(adapted, x):
-        num_reference = adapted.reference.shape[0]
-        if num_reference == 0:
-            return model.apply(adapted.fast_params, x)
-        together = jnp.concatenate([adapted.reference, x])
-        return model.apply(adapted.fast_params, together, num_reference)[num_reference:]
-
-    def loss(meta_params, task, key):
-        del key
-        outputs = predict(inner_loop(meta_params, task.support, train_steps), task.query.x)
-        query_loss = score.loss(outputs, task.query.y).mean()
-        return query_loss, {"loss": query_loss, f"query/{score.metric}": score.measure(outputs, task.query.y).mean()}
-
-    return Method(
+    return learner(
         init=lambda key, task: model.init(key, task.support.x),
-        adapt=lambda meta_params, support, key: inner_loop(meta_params, support, eval_steps),
-        predict=predict,
-        loss=loss,
-        unadapted=lambda meta_params, support, key: inner_loop(meta_params, support, 0),
-        protocol={
-            "eval_inner_steps": eval_steps,
-            "inner_reduction": inner_reduction,
-            "query_statistics": query_statistics,
-        },
+        adapt=lambda meta_params, support, key: fast_params(meta_params, support, eval_steps),
+        answer=model.apply,
+        unadapted=lambda meta_params, support, key: meta_params,
+        objective=objective,
+        query_statistics=query_statistics,
+        train_adapt=lambda meta_params, support, key: fast_params(meta_params, support, train_steps),
+        protocol={"eval_inner_steps": eval_steps, "inner_reduction": inner_reduction},
     )

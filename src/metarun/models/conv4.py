@@ -44,7 +44,7 @@ class _Block(nn.Module):
 
 
 class _Conv4(nn.Module):
-    num_outputs: int
+    num_outputs: int | None
     filters: int
     downsample: str
     norm: str
@@ -56,6 +56,8 @@ class _Conv4(nn.Module):
         shared = self.filters, self.downsample, self.norm, self.norm_scale, self.compute_dtype
         for i in range(4):
             x = _Block(*shared, name=f"conv{i}")(x, reference)
+        if self.num_outputs is None:
+            return x
         x = x.reshape(x.shape[0], -1)
         kernel_init = nn.initializers.glorot_uniform()
         return nn.Dense(self.num_outputs, param_dtype=x.dtype, kernel_init=kernel_init, name="head")(x)
@@ -63,7 +65,7 @@ class _Conv4(nn.Module):
 
 def conv4(
     *,
-    num_outputs: int,
+    num_outputs: int | None,
     filters: int = 64,
     downsample: str = "stride",
     norm: str = "batch",
@@ -73,7 +75,8 @@ def conv4(
     """Four blocks of 3x3 convolution, normalisation, ReLU and downsampling by two, then a linear layer.
 
     Args:
-      num_outputs: outputs of the linear layer, the way.
+      num_outputs: outputs of the linear layer, the way; None: no linear layer, the outputs are the last block's,
+        `[n, height, width, filters]`.
       filters: channels of every block (`model.filters`): 64 for Omniglot and 32 for miniImageNet in MAML.
       downsample: "stride" (stride 2, Omniglot in MAML) or "max_pool" (2x2, miniImageNet).
       norm: "batch" (statistics of the set at hand, never running ones), "layer" (statistics of each image alone), or
@@ -91,7 +94,7 @@ def conv4(
     Source: Vinyals et al. 2016, Matching Networks, section 4.1; Finn et al. 2017, section 5.2.
     """
     module = _Conv4(
-        positive_int("way", num_outputs),
+        None if num_outputs is None else positive_int("way", num_outputs),
         positive_int("model.filters", filters),
         one_of("model.downsample", downsample, DOWNSAMPLES),
         one_of("model.norm", norm, NORMS),

@@ -9,7 +9,7 @@ from metarun.types import Array, Model
 
 
 class _MLP(nn.Module):
-    num_outputs: int
+    num_outputs: int | None
     hidden: tuple[int, ...]
 
     @nn.compact
@@ -19,14 +19,16 @@ class _MLP(nn.Module):
             x = nn.relu(
                 nn.Dense(size, param_dtype=x.dtype, kernel_init=nn.initializers.he_normal(), name=f"dense{i}")(x)
             )
+        if self.num_outputs is None:
+            return x
         return nn.Dense(self.num_outputs, param_dtype=x.dtype, name="head")(x)
 
 
-def mlp(*, num_outputs: int, hidden: Sequence[int] = (40, 40)) -> Model:
+def mlp(*, num_outputs: int | None, hidden: Sequence[int] = (40, 40)) -> Model:
     """Dense layers with ReLU between them; inputs of any shape are flattened.
 
     Args:
-      num_outputs: size of the last layer.
+      num_outputs: size of the last layer; None: there is none, the outputs are those of the last hidden layer.
       hidden: sizes of the layers before it (`model.hidden`); two of 40 for sinusoids in MAML.
 
     Returns:
@@ -40,7 +42,8 @@ def mlp(*, num_outputs: int, hidden: Sequence[int] = (40, 40)) -> Model:
     if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence):
         raise ConfigError("model.hidden", hidden, "a list of whole numbers such as [40,40]")
     module = _MLP(
-        positive_int("model.num_outputs", num_outputs), tuple(positive_int("model.hidden", h) for h in hidden)
+        None if num_outputs is None else positive_int("model.num_outputs", num_outputs),
+        tuple(positive_int("model.hidden", h) for h in hidden),
     )
     return Model(
         init=lambda key, x: module.init(key, x)["params"],

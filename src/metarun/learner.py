@@ -1,0 +1,152 @@
+"""What meta-learners have in common that read a support set, answer queries, and are trained by their answers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metarun.errors import ConfigError, one_of
+from metarun.losses import OBJECTIVES
+from metarun.types import Array, Method, Params, Split, Task
+
+STATISTICS = ("query", "support")
+
+
+class Adapted(NamedTuple):
+    """A learner that has seen a support set.
+
+    Attributes:
+      state: whatever the method adapts: fast weights, prototypes, generated weights, a recurrent state, ...
+      reference: support inputs `[n, *feature]` whose statistics normalise the queries, or `[0, *feature]`.
+    """
+
+    state: Any
+    reference: Array
+
+
+def learner(
+    *,
+    init: Callable[[Array, Task], Params],
+    adapt: Callable[[Params, Split, Array], Any],
+    answer: Callable[[Any, Array, int | None], Array],
+    unadapted: Callable[[Params, Split, Array], Any],
+    objective: str,
+    query_statistics: str,
+    train_adapt: Callable[[Params, Split, Array], Any] | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    trains_on: str = "tasks",
+) -> Method:
+    """A method that is trained by the mean loss of its answers to the queries.
+
+    Args:
+      init: as in `Method`.
+      adapt: `(meta_params, support, key) -> state`.
+      answer: `(state, x: [n, *feature], reference) -> outputs: [n, num_outputs]`; networks that normalise over a set
+        use the statistics of the first `reference` rows of `x` (all rows if None).
+      unadapted: as `adapt`, the state in which it starts, having seen no label.
+      objective: "classification" or "regression".
+      query_statistics: which set's statistics normalise the queries: "query", the queries themselves (transductive:
+        the answer to one depends on the others), or "support".
+      train_adapt: `adapt` in training; None: the same.
+      protocol: conventions of evaluation beside `query_statistics`.
+      trains_on: as in `Method`.
+
+    Raises:
+      ConfigError: for another value of `query_statistics`.
+    """
+    one_of("method.query_statistics", query_statistics, STATISTICS)
+    score = OBJECTIVES[objective]
+
+    def ready(state: Any, support: Split) -> Adapted:
+        return Adapted(state, support.x if query_statistics == "support" else support.x[:0])
+
+    def predict(adapted: Adapted, x: Array) -> Array:
+        num_reference = adapted.reference.shape[0]
+        if num_reference == 0:
+            return answer(adapted.state, x, None)
+        return answer(adapted.state, jnp.concatenate([adapted.reference, x]), num_reference)[num_reference:]
+
+    def loss(meta_params, task, key):
+        adapted = ready((train_adapt or adapt)(meta_params, task.support, key), task.support)
+        outputs = predict(adapted, task.query.x)
+        query_loss = score.loss(outputs, task.query.y).mean()
+        return query_loss, {"loss": query_loss, f"query/{score.metric}": score.measure(outputs, task.query.y).mean()}
+
+    return Method(
+        init=init,
+        adapt=lambda meta_params, support, key: ready(adapt(meta_params, support, key), support),
+        predict=predict,
+        loss=loss,
+        unadapted=lambda meta_params, support, key: ready(unadapted(meta_params, support, key), support),
+        protocol={"query_statistics": query_statistics, **(protocol or {})},
+        trains_on=trains_on,
+    )
+
+
+def conditioned(
+    *,
+    init: Callable[[Array, Task], Params],
+    read: Callable[[Params, Array, Array, Array], Any],
+    answer: Callable[[Any, Array, int | None], Array],
+    objective: str,
+    num_outputs: int,
+    query_statistics: str,
+    train_way: int | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    trains_on: str = "tasks",
+) -> Method:
+    """A learner that takes the support labels as an input instead of descending a loss.
+
+    Having seen no label, it reads that every class is equally likely (or, in regression, that every target is zero).
+
+    Args:
+      init, answer, objective, query_statistics, protocol, trains_on: as in `learner`.
+      read: `(meta_params, x: [n, *feature], targets: [n, num_outputs], key) -> state`; targets are probabilities of
+        the classes, one-hot where labels are known, or the targets of a regression.
+      num_outputs: the way, or the size of a regression target.
+      train_way: the way of training tasks; None: as in evaluation.
+    """
+
+    def reads(way):
+        return lambda meta_params, support, key: read(meta_params, support.x, _targets(support, objective, way), key)
+
+    def read_nothing(meta_params, support, key):
+        nothing = jnp.full_like(
+            _targets(support, objective, num_outputs), 1 / num_outputs if objective == "classification" else 0
+        )
+        return read(meta_params, support.x, nothing, key)
+
+    return learner(
+        init=init,
+        adapt=reads(num_outputs),
+        answer=answer,
+        unadapted=read_nothing,
+        objective=objective,
+        query_statistics=query_statistics,
+        train_adapt=reads(train_way or num_outputs),
+        protocol=protocol,
+        trains_on=trains_on,
+    )
+
+
+def flat(features: Array) -> Array:
+    """`[n, *feature]` -> `[n, size]`."""
+    return features.reshape(features.shape[0], -1)
+
+
+def class_means(features: Array, targets: Array) -> Array:
+    """Means of `features: [n, size]` within classes, weighted by `targets: [n, way]`: `[way, size]`."""
+    return targets.T @ features / targets.sum(0)[:, None]
+
+
+def refuse_regression(method: str, objective: str) -> None:
+    """Raises `ConfigError` for a data set that has no classes, on behalf of a method that needs them."""
+    if objective != "classification":
+        raise ConfigError("method", method, f"a method for {objective}, such as maml: this one needs classes")
+
+
+def _targets(support: Split, objective: str, num_outputs: int) -> Array:
+    if objective == "classification":
+        return jax.nn.one_hot(support.y, num_outputs, dtype=support.x.dtype)
+    return support.y
