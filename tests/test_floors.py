@@ -23,9 +23,9 @@ FLOORS = [
         "metarun.data.*",
         "metarun.report.*",
     ],
+    ["metarun.learner"],
     [
         "metarun.inner_loop",
-        "metarun.learner",
         "metarun.task_map",
         "metarun.memory",
         "metarun.losses",
