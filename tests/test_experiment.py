@@ -166,6 +166,17 @@ def test_metrics_are_means_over_the_steps_of_a_dispatch():
     np.testing.assert_allclose(both["loss"], (first["loss"] + second["loss"]) / 2, rtol=1e-6)
 
 
+def test_a_loss_that_changes_with_the_outer_step_is_told_the_step():
+    def scheduled_loss(params, task, key, step):
+        return params["unused"] ** 2, {"loss": step.astype(jnp.float32)}
+
+    one = experiment(learner()._replace(scheduled_loss=scheduled_loss))
+    state, metrics = one.step(one.init(), 3)
+    assert metrics["loss"] == pytest.approx((0 + 1 + 2) / 3)
+    _, metrics = one.step(state, 2)
+    assert metrics["loss"] == pytest.approx((3 + 4) / 2)
+
+
 def test_seed_decides_parameters_and_tasks():
     states = [regression(seed=seed).step(regression(seed=seed).init(), 2)[0] for seed in (0, 0, 1)]
     jax.tree.map(np.testing.assert_array_equal, states[0], states[1])

@@ -28,7 +28,6 @@ FLOORS = [
         "metarun.inner_loop",
         "metarun.task_map",
         "metarun.memory",
-        "metarun.losses",
         "metarun.optimizers",
         "metarun.checks",
         "metarun.checkpoint",
@@ -40,7 +39,7 @@ FLOORS = [
         "metarun.report.curves",
         "metarun.report.gallery",
     ],
-    ["metarun.data.class_bank", "metarun.report.figure"],
+    ["metarun.losses", "metarun.data.class_bank", "metarun.report.figure"],
     ["metarun.files", "metarun.backend"],
     [
         "metarun.types",

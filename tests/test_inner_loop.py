@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from metarun.inner_loop import gradient_descent
+from metarun.inner_loop import gradient_descent, iterate, proximal_descent
 
 C = 0.3
 
@@ -91,3 +91,74 @@ def test_only_the_named_parameters_are_adapted():
         fast = gradient_descent(loss, params, lr=C, num_steps=2, adapts=lambda name: name == "head/w")
         np.testing.assert_array_equal(fast["body"]["w"], b)
         np.testing.assert_allclose(fast["head"]["w"], a + (1 - C) ** 2 * (theta - a), rtol=1e-12)
+
+
+def test_a_rate_of_its_own_for_every_parameter():
+    with jax.enable_x64(True):
+        theta, a, b = problem()
+        params, rates = {"w": theta, "v": b}, {"w": jnp.array([0.1, 0.2, 0.3], jnp.float64), "v": jnp.float64(0.5)}
+        loss = lambda p: 0.5 * jnp.sum(jnp.square(p["w"] - a)) + 0.5 * jnp.sum(jnp.square(p["v"] - a))
+        fast = gradient_descent(loss, params, lr=rates, num_steps=3)
+        for name in params:
+            np.testing.assert_allclose(fast[name], a + (1 - rates[name]) ** 3 * (params[name] - a), rtol=1e-12)
+        partly = gradient_descent(loss, params, lr=rates, num_steps=3, adapts=lambda name: name == "v")
+        np.testing.assert_array_equal(partly["v"], fast["v"])
+        np.testing.assert_array_equal(partly["w"], theta)
+
+
+@pytest.mark.parametrize("steps", [0, 4, 16, 23])
+def test_rematerialised_steps_read_the_same_inputs_and_write_the_same_outputs(steps):
+    with jax.enable_x64(True):
+        inputs = jnp.linspace(0.5, 1.5, steps, dtype=jnp.float64)
+
+        def total(start, remat):
+            step = lambda carry, x: (jnp.sin(carry * x), {"square": carry**2, "input": x})
+            last, outputs = iterate(step, start, inputs, steps, remat=remat)
+            return last + jnp.sum(outputs["square"] * inputs), outputs
+
+        start = jnp.float64(0.7)
+        (value, outputs), gradient = jax.value_and_grad(total, has_aux=True)(start, False)
+        (again, outputs_again), gradient_again = jax.value_and_grad(total, has_aux=True)(start, True)
+        np.testing.assert_array_equal(outputs_again["input"], inputs)
+        np.testing.assert_allclose(outputs_again["square"], outputs["square"], rtol=1e-12)
+        np.testing.assert_allclose((again, gradient_again), (value, gradient), rtol=1e-12)
+
+
+def proximal_problem():
+    """Loss 1/2 phi' H phi - h' phi of two arrays, and the matrix strength (H + strength I)^-1 of its minimum."""
+    root = np.array([[1.0, 0.4, 0.0], [0.2, 0.7, -0.5], [0.0, 0.3, 1.1]])
+    hessian, strength = root @ root.T, 0.8
+    h = np.array([0.3, -1.0, 0.6])
+    flat = lambda phi: jnp.concatenate([phi["w"], phi["v"]])
+    loss = lambda phi, data: 0.5 * flat(phi) @ data @ flat(phi) - jnp.array(h) @ flat(phi)
+    return loss, flat, hessian, h, strength, strength * np.linalg.inv(hessian + strength * np.eye(3))
+
+
+def test_proximal_minimum_and_its_gradient_have_their_closed_form():
+    with jax.enable_x64(True):
+        loss, flat, hessian, h, strength, shrink = proximal_problem()
+        theta = {"w": jnp.array([1.0, -2.0], jnp.float64), "v": jnp.array([0.5], jnp.float64)}
+        g = np.array([1.0, 2.0, -1.0])
+
+        def answer(theta, steps=300, cg_steps=3):
+            options = {"strength": strength, "lr": 0.3, "num_steps": steps, "cg_steps": cg_steps}
+            return flat(proximal_descent(loss, theta, jnp.array(hessian), **options))
+
+        np.testing.assert_allclose(answer(theta), shrink @ (flat(theta) + h / strength), rtol=1e-10)
+        gradient = lambda **options: flat(jax.grad(lambda theta: answer(theta, **options) @ jnp.array(g))(theta))
+        np.testing.assert_allclose(gradient(), shrink @ g, rtol=1e-10)
+        # It is that of the minimum, not of the path, which here has hardly begun.
+        np.testing.assert_allclose(gradient(steps=1), shrink @ g, rtol=1e-10)
+        # One step of conjugate gradients: the best multiple of g in the norm of the matrix.
+        matrix = np.linalg.inv(shrink)
+        np.testing.assert_allclose(gradient(cg_steps=1), (g @ g) / (g @ matrix @ g) * g, rtol=1e-10)
+
+
+def test_proximal_gradient_agrees_with_finite_differences_of_an_exact_minimum():
+    with jax.enable_x64(True):
+        x = jnp.linspace(-1, 1, 12, dtype=jnp.float64).reshape(6, 2)
+        loss = lambda p, x: jnp.mean(jnp.square(jnp.tanh(x @ p["w"]) - jnp.cos(3 * x)))
+        params = {"w": jnp.array([[0.3, -0.8], [0.5, 0.9]], jnp.float64)}
+        options = {"strength": 0.5, "lr": 0.5, "num_steps": 200, "cg_steps": 4}
+        outer = lambda p: loss(proximal_descent(loss, p, x[:4], **options), x[4:])
+        check_grads(outer, (params,), order=1, modes=("rev",), rtol=1e-5)

@@ -68,13 +68,18 @@ def few_shot(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def outer_step(variant, layout, state, data, root_key):
-        def task_loss(params, data_and_key, index):
-            data, key = data_and_key
-            sample_key, method_key = jax.random.split(jax.random.fold_in(key, index))
-            return variants[variant].loss(params, train.sample(data, sample_key), method_key)
+        learner = variants[variant]
 
-        key = jax.random.fold_in(root_key, state.step)
-        gradient, metrics = mean_gradient(task_loss, layout, state.params, (data, key), jnp.arange(meta_batch_size))
+        def task_loss(params, shared, index):
+            data, key, step = shared
+            sample_key, method_key = jax.random.split(jax.random.fold_in(key, index))
+            task = train.sample(data, sample_key)
+            if learner.scheduled_loss is not None:
+                return learner.scheduled_loss(params, task, method_key, step)
+            return learner.loss(params, task, method_key)
+
+        shared = data, jax.random.fold_in(root_key, state.step), state.step
+        gradient, metrics = mean_gradient(task_loss, layout, state.params, shared, jnp.arange(meta_batch_size))
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counts by floats
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics

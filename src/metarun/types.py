@@ -94,6 +94,8 @@ class Method(NamedTuple):
         inner steps at test, `query_statistics` ("query" where answers may depend on the other queries), ...
       trains_on: "tasks"; "classes" (all of meta-training's at once, see `DataSet.train_classes`); or "nothing", for a
         baseline without meta-parameters.
+      scheduled_loss: `(meta_params, task, key, step) -> (scalar, metrics)`, what meta-training follows at outer step
+        `step`, a scalar int32, where that changes in the course of it, ending in `loss`; None: `loss` throughout.
     """
 
     init: Callable[[Array, Task], Params]
@@ -103,6 +105,7 @@ class Method(NamedTuple):
     unadapted: Callable[[Params, Split, Array], Any]
     protocol: Mapping[str, Any]
     trains_on: str = "tasks"
+    scheduled_loss: Callable[[Params, Task, Array, Array], tuple[Array, Metrics]] | None = None
 
 
 class TrainState(NamedTuple):

@@ -100,6 +100,19 @@ def test_normalisation_is_adapted_only_if_asked():
     np.testing.assert_array_equal(frozen["conv0"]["kernel"], everything["conv0"]["kernel"])
 
 
+@pytest.mark.parametrize("inner_params, moving", [("head", {"head"}), ("body", {"conv0", "conv1", "conv2", "conv3"})])
+def test_anil_adapts_the_head_alone_and_boil_all_but_the_head_and_both_train_everything(inner_params, moving):
+    task = image_task(jax.random.key(1))
+    learner = method(inner_params=inner_params, inner_steps=2)
+    params = jax.jit(learner.init)(jax.random.key(0), task)
+    fast_params = jax.jit(learner.adapt)(params, task.support, None).state
+    for layer in params:
+        for name, leaf in params[layer].items():
+            assert np.array_equal(fast_params[layer][name], leaf) == (layer not in moving), f"{layer}/{name}"
+    gradient = jax.jit(jax.grad(lambda params: learner.loss(params, task, None)[0]))(params)
+    assert all(jnp.abs(leaf).max() > 1e-5 for leaf in jax.tree.leaves(gradient))
+
+
 @pytest.mark.parametrize("statistics", ["query", "support"])
 def test_support_statistics_make_an_answer_independent_of_the_other_queries(statistics):
     task = image_task(jax.random.key(1))

@@ -3,20 +3,11 @@
 Source: Finn, Abbeel and Levine 2017, Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks.
 """
 
-from collections.abc import Callable
-
-from metarun.errors import non_negative_int, one_of, positive_float, positive_int, true_or_false
-from metarun.inner_loop import gradient_descent
+from metarun.errors import one_of, positive_float, true_or_false
+from metarun.inner_loop import INNER_PARAMS, gradient_descent, numbers_of_steps, split_loss
 from metarun.learner import learner
-from metarun.losses import OBJECTIVES, REDUCTIONS, reduce_loss
+from metarun.losses import REDUCTIONS
 from metarun.types import Method, Model
-
-INNER_PARAMS: dict[str, Callable[[str], bool]] = {
-    "all": lambda name: True,
-    "no_norm": lambda name: "norm" not in name,
-    "head": lambda name: name.startswith("head/"),
-    "body": lambda name: not name.startswith("head/"),
-}
 
 
 def maml(
@@ -55,22 +46,21 @@ def maml(
       ConfigError: for a value that is not allowed.
     """
     lr = positive_float("method.inner_lr", inner_lr)
-    train_steps = positive_int("method.inner_steps", inner_steps)
-    eval_steps = (
-        train_steps if eval_inner_steps is None else non_negative_int("method.eval_inner_steps", eval_inner_steps)
-    )
+    train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     true_or_false("method.first_order", first_order)
     adapts = INNER_PARAMS[one_of("method.inner_params", inner_params, INNER_PARAMS)]
     one_of("method.inner_reduction", inner_reduction, REDUCTIONS)
-    score = OBJECTIVES[objective]
+    support_loss = split_loss(model.apply, objective, inner_reduction)
 
     def fast_params(meta_params, support, num_steps):
-        def support_loss(params):
-            outputs = model.apply(params, support.x)
-            return reduce_loss(score.loss(outputs, support.y), outputs.shape[-1], inner_reduction)
-
         return gradient_descent(
-            support_loss, meta_params, lr=lr, num_steps=num_steps, first_order=first_order, remat=remat, adapts=adapts
+            lambda params: support_loss(params, support),
+            meta_params,
+            lr=lr,
+            num_steps=num_steps,
+            first_order=first_order,
+            remat=remat,
+            adapts=adapts,
         )
 
     return learner(
