@@ -52,30 +52,30 @@ def test_the_longest_sequence():
 def test_rows_are_an_embedding_and_a_label_in_the_order_of_the_support_set(statistics):
     task = point_task(jax.random.key(0))
     method = learner(statistics=statistics)
-    meta_params = method.init(jax.random.key(1), task)
+    meta_params = jax.jit(method.init)(jax.random.key(1), task)
 
     def embedded(x):
         encoder, linear = meta_params["encoder"]["dense0"], meta_params["embedding"]["head"]
         hidden = np.maximum(np.asarray(x) @ encoder["kernel"] + np.asarray(encoder["bias"])[None], 0)
         return hidden @ linear["kernel"] + np.asarray(linear["bias"])[None]
 
-    adapted = method.adapt(meta_params, task.support, None)
+    adapted = jax.jit(method.adapt)(meta_params, task.support, None)
     one_hot = np.eye(3)[task.support.y]
     rows = np.concatenate([embedded(task.support.x), one_hot, np.zeros((6, 1))], 1)
     np.testing.assert_allclose(adapted.state.memory, rows, rtol=1e-5, atol=1e-6)
     ends = np.concatenate([embedded(task.query.x), np.zeros((6, 3)), np.ones((6, 1))], 1)
-    np.testing.assert_allclose(method.predict(adapted, task.query.x), ends, rtol=1e-5, atol=1e-6)
-    unadapted = method.unadapted(meta_params, task.support, None)
+    np.testing.assert_allclose(jax.jit(method.predict)(adapted, task.query.x), ends, rtol=1e-5, atol=1e-6)
+    unadapted = jax.jit(method.unadapted)(meta_params, task.support, None)
     np.testing.assert_allclose(unadapted.state.memory[:, 2:5], np.full((6, 3), 1 / 3), rtol=1e-6)
 
 
 def test_targets_of_a_regression_are_read_as_they_are():
     task = curve_task(jax.random.key(0))
     method = learner(num_outputs=1, objective="regression")
-    adapted = method.adapt(method.init(jax.random.key(1), task), task.support, None)
+    adapted = jax.jit(method.adapt)(jax.jit(method.init)(jax.random.key(1), task), task.support, None)
     np.testing.assert_array_equal(adapted.state.memory[:, 2], task.support.y[:, 0])
     np.testing.assert_array_equal(adapted.state.memory[:, 3], np.zeros(3))
-    np.testing.assert_array_equal(method.predict(adapted, task.query.x)[:, 2:], [[0, 1]] * 4)
+    np.testing.assert_array_equal(jax.jit(method.predict)(adapted, task.query.x)[:, 2:], [[0, 1]] * 4)
 
 
 def test_an_embedding_of_no_size_is_named():

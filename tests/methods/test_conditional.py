@@ -25,11 +25,9 @@ def test_only_the_neural_process_is_invariant_to_the_order_of_the_support_set(bo
             task, learner = point_task(jax.random.key(0)), method(body)
         else:
             task, learner = curve_task(jax.random.key(0)), method(body, objective, 1, shot=3)
-        meta_params = learner.init(jax.random.key(1), task)
-        answers = [
-            learner.predict(learner.adapt(meta_params, support, None), task.query.x)
-            for support in (task.support, Split(task.support.x[::-1], task.support.y[::-1]))
-        ]
+        meta_params = jax.jit(learner.init)(jax.random.key(1), task)
+        answer = jax.jit(lambda support: learner.predict(learner.adapt(meta_params, support, None), task.query.x))
+        answers = [answer(task.support), answer(Split(task.support.x[::-1], task.support.y[::-1]))]
     assert np.allclose(*answers, rtol=1e-10, atol=1e-10) == (body == "neural_process")
 
 
@@ -40,8 +38,8 @@ def test_context_by_hand():
         (curve_task(jax.random.key(0)), method("neural_process", "regression", 1, shot=3), 1),
     ]
     for task, learner, num_outputs in cases:
-        meta_params = learner.init(jax.random.key(1), task)
-        context = learner.adapt(meta_params, task.support, None).state.memory
+        meta_params = jax.jit(learner.init)(jax.random.key(1), task)
+        context = jax.jit(learner.adapt)(meta_params, task.support, None).state.memory
         encoder, linear, h = meta_params["encoder"], meta_params["embedding"], meta_params["sequence"]["h"]
 
         def dense(layer, v):
@@ -63,8 +61,8 @@ def test_context_by_hand():
 @pytest.mark.parametrize("body", ["neural_process", "wavenet"])
 def test_a_query_is_answered_from_no_other_query(body):
     learner, task = method(body), point_task(jax.random.key(0))
-    adapted = learner.adapt(learner.init(jax.random.key(1), task), task.support, None)
-    before, after = (learner.predict(adapted, x) for x in (task.query.x, task.query.x.at[2].add(1.0)))
+    adapted = jax.jit(learner.adapt)(jax.jit(learner.init)(jax.random.key(1), task), task.support, None)
+    before, after = (jax.jit(learner.predict)(adapted, x) for x in (task.query.x, task.query.x.at[2].add(1.0)))
     np.testing.assert_array_equal(np.any(before != after, 1), np.arange(6) == 2)
 
 

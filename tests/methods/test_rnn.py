@@ -19,7 +19,7 @@ def method(objective="classification", num_outputs=3, **options):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_labels_move_no_output_before_their_own_position(cell):
     learner, task = method(cell=cell), point_task(jax.random.key(0))
-    meta_params = learner.init(jax.random.key(1), task)
+    meta_params = jax.jit(learner.init)(jax.random.key(1), task)
 
     @jax.jit
     def read(y):
@@ -36,8 +36,8 @@ def test_labels_move_no_output_before_their_own_position(cell):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_regression_has_a_loss_and_a_gradient(cell):
     task, learner = curve_task(jax.random.key(0)), method("regression", 1, cell=cell)
-    meta_params = learner.init(jax.random.key(1), task)
-    gradient = jax.grad(lambda p: learner.loss(p, task, jax.random.key(2))[0])(meta_params)
+    meta_params = jax.jit(learner.init)(jax.random.key(1), task)
+    gradient = jax.jit(jax.grad(lambda p: learner.loss(p, task, jax.random.key(2))[0]))(meta_params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(gradient["embedding"]))
 
 
