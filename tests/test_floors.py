@@ -23,6 +23,7 @@ FLOORS = [
         "metarun.data.*",
         "metarun.report.*",
     ],
+    ["metarun.sequence"],
     ["metarun.learner"],
     [
         "metarun.inner_loop",
@@ -36,10 +37,12 @@ FLOORS = [
         "metarun.data.cache",
         "metarun.data.episodes",
         "metarun.models.convolution",
+        "metarun.models.recurrent",
+        "metarun.models.temporal",
         "metarun.report.curves",
         "metarun.report.gallery",
     ],
-    ["metarun.losses", "metarun.data.class_bank", "metarun.report.figure"],
+    ["metarun.losses", "metarun.data.class_bank", "metarun.models.mlp", "metarun.report.figure"],
     ["metarun.files", "metarun.backend"],
     [
         "metarun.types",

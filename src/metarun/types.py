@@ -81,6 +81,22 @@ class Model(NamedTuple):
     apply: Callable[..., Array]
 
 
+class SequenceModel(NamedTuple):
+    """A causal network over a sequence of rows and one more row, which comes in alternatives.
+
+    The alternatives do not see each other: each is answered as if it alone stood at the end of the sequence.
+
+    Attributes:
+      init: `(key, rows: [length, size], ends: [n, size]) -> params`.
+      read: `(params, rows: [length, size]) -> memory`, what answering needs of the sequence.
+      answer: `(params, memory, ends: [n, size]) -> outputs: [n, num_outputs]`.
+    """
+
+    init: Callable[[Array, Array, Array], Params]
+    read: Callable[[Params, Array], Any]
+    answer: Callable[[Params, Any, Array], Array]
+
+
 class Method(NamedTuple):
     """A meta-learning algorithm as pure functions of one task.
 

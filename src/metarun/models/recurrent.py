@@ -1,0 +1,217 @@
+"""Recurrent networks over a sequence: LSTM, GRU, and an LSTM with an external memory."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from metarun.types import Array, Params, SequenceModel
+
+
+class Recurrent(NamedTuple):
+    """A network that is fed one row after the other.
+
+    Attributes:
+      init: `(key, x: [size]) -> params`.
+      start: `(dtype) -> state`, before the first row.
+      step: `(params, state, x: [size]) -> (state, outputs: [num_outputs])`.
+    """
+
+    init: Callable[[Array, Array], Params]
+    start: Callable[[Any], Any]
+    step: Callable[[Params, Any, Array], tuple[Any, Array]]
+
+
+class Memory(NamedTuple):
+    """What a recurrent network has after a sequence.
+
+    Attributes:
+      state: its state.
+      outputs: `[length, num_outputs]`, its outputs on the way.
+    """
+
+    state: Any
+    outputs: Array
+
+
+class AddressedMemory(NamedTuple):
+    """State of a network with an external memory.
+
+    Attributes:
+      controller: state of the LSTM.
+      slots: M, `[slots, width]`.
+      usage: w^u, `[slots]`.
+      read_weights: w^r, `[heads, slots]`.
+      read: r, `[heads * width]`, what was last read.
+    """
+
+    controller: tuple[Array, Array]
+    slots: Array
+    usage: Array
+    read_weights: Array
+    read: Array
+
+
+def sequence_model(network: Recurrent) -> SequenceModel:
+    """The network fed a sequence row by row; each end is one further step from where that left it."""
+
+    def read(params, rows):
+        return Memory(*lax.scan(lambda state, x: network.step(params, state, x), network.start(rows.dtype), rows))
+
+    return SequenceModel(
+        init=lambda key, rows, ends: network.init(key, rows[0]),
+        read=read,
+        answer=lambda params, memory, ends: jax.vmap(lambda x: network.step(params, memory.state, x)[1])(ends),
+    )
+
+
+def _forgetting_little(params: Params) -> Params:
+    """The LSTM's parameters with its forget gates' bias set to 1, so that it begins by keeping what it read.
+
+    Source: Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures, section 5.
+    """
+    forget = params["cell"]["hf"]
+    cell = {**params["cell"], "hf": {**forget, "bias": jnp.ones_like(forget["bias"])}}
+    return {**params, "cell": cell}
+
+
+class _Layer(nn.Module):
+    cell: type[nn.RNNCellBase]
+    num_outputs: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, state: Any, x: Array) -> tuple[Any, Array]:
+        state, h = self.cell(self.hidden, param_dtype=x.dtype, name="cell")(state, x)
+        return state, nn.Dense(self.num_outputs, param_dtype=x.dtype, name="head")(h)
+
+
+def _recurrent(module: nn.Module, start: Callable[[Any], Any], of_init: Callable[[Params], Params]) -> Recurrent:
+    """`module`: `(state, x) -> (state, outputs)`."""
+    return Recurrent(
+        init=lambda key, x: of_init(module.init(key, start(x.dtype), x)["params"]),
+        start=start,
+        step=lambda params, state, x: module.apply({"params": params}, state, x),
+    )
+
+
+def lstm(*, num_outputs: int, hidden: int) -> Recurrent:
+    """One layer of LSTM cells and a linear layer; the forget gates' bias begins at 1, all others at 0.
+
+    Args:
+      num_outputs: outputs of a step.
+      hidden: cells.
+
+    Source: Hochreiter and Schmidhuber 1997; with forget gates, Gers, Schmidhuber and Cummins 2000.
+    """
+    start = lambda dtype: (jnp.zeros(hidden, dtype), jnp.zeros(hidden, dtype))
+    return _recurrent(_Layer(nn.OptimizedLSTMCell, num_outputs, hidden), start, _forgetting_little)
+
+
+def gru(*, num_outputs: int, hidden: int) -> Recurrent:
+    """One layer of gated recurrent units and a linear layer.
+
+    Args:
+      num_outputs: outputs of a step.
+      hidden: units.
+
+    Source: Cho et al. 2014, Learning Phrase Representations using RNN Encoder-Decoder, section 2.3.
+    """
+    module = _Layer(nn.GRUCell, num_outputs, hidden)
+    return _recurrent(module, lambda dtype: jnp.zeros(hidden, dtype), lambda params: params)
+
+
+def cosine(keys: Array, slots: Array) -> Array:
+    """Cosine of each of `keys: [heads, width]` and each of `slots: [slots, width]`: `[heads, slots]`."""
+    # A slot that was never written to has no direction: its cosine is 0, and so is the gradient.
+    lengths = [jnp.sqrt((vectors**2).sum(1) + 1e-6) for vectors in (keys, slots)]
+    return keys @ slots.T / (lengths[0][:, None] * lengths[1][None, :])
+
+
+def least_used(usage: Array, heads: int) -> Array:
+    """w^lu: one-hot for each head, `[heads, slots]`, of the `heads` least used slots; of equals, the first."""
+    return jax.nn.one_hot(jnp.argsort(usage)[:heads], usage.size, dtype=usage.dtype)
+
+
+def access(
+    memory: AddressedMemory, keys: Array, gate: Array, *, decay: float, strength: float
+) -> tuple[Array, Array, Array, Array]:
+    """Writes `keys` to where was last read or to what is least used, and reads by them.
+
+    The least used slots, one for each head, are emptied; then, with w^r, w^u and w^lu of the last step,
+      w^w_t = gate w^r_{t-1} + (1 - gate) w^lu_{t-1},      M_t = M_{t-1} + sum over heads of w^w_t k_t,
+      w^r_t = softmax of strength * cosine(k_t, M_t),      r_t = w^r_t M_t,
+      w^u_t = decay w^u_{t-1} + sum over heads of (w^r_t + w^w_t).
+
+    Args:
+      memory: before the step.
+      keys: k_t, `[heads, width]`.
+      gate: sigmoid(alpha), scalar.
+      decay: gamma of the usage.
+      strength: of the addressing; 1 in the paper.
+
+    Returns:
+      slots `[slots, width]`, usage `[slots]`, read weights `[heads, slots]` and what was read, `[heads, width]`.
+
+    Source: Santoro et al. 2016, section 3.2, equations 2 to 8.
+    """
+    lru = least_used(memory.usage, keys.shape[0])
+    write_weights = gate * memory.read_weights + (1 - gate) * lru
+    slots = memory.slots * (1 - lru.sum(0))[:, None] + write_weights.T @ keys
+    read_weights = jax.nn.softmax(strength * cosine(keys, slots), 1)
+    usage = decay * memory.usage + (read_weights + write_weights).sum(0)
+    return slots, usage, read_weights, read_weights @ slots
+
+
+class _MANN(nn.Module):
+    num_outputs: int
+    hidden: int
+    heads: int
+    width: int
+    decay: float
+    strength: float
+
+    @nn.compact
+    def __call__(self, memory: AddressedMemory, x: Array) -> tuple[AddressedMemory, Array]:
+        cell = nn.OptimizedLSTMCell(self.hidden, param_dtype=x.dtype, name="cell")
+        controller, h = cell(memory.controller, jnp.concatenate([x, memory.read]))
+        keys = jnp.tanh(nn.Dense(self.heads * self.width, param_dtype=x.dtype, name="keys")(h))
+        gate = jax.nn.sigmoid(self.param("write_gate", nn.initializers.zeros, (), x.dtype))
+        slots, usage, read_weights, read = access(
+            memory, keys.reshape(self.heads, self.width), gate, decay=self.decay, strength=self.strength
+        )
+        read = read.reshape(-1)
+        outputs = nn.Dense(self.num_outputs, param_dtype=x.dtype, name="head")(jnp.concatenate([h, read]))
+        return AddressedMemory(controller, slots, usage, read_weights, read), outputs
+
+
+def mann(
+    *, num_outputs: int, hidden: int, slots: int, width: int, heads: int, decay: float, strength: float
+) -> Recurrent:
+    """An LSTM that writes to an external memory and reads from it by content.
+
+    The controller sees the input and what was last read; keys are tanh of a linear layer of its output; a linear layer
+    answers from its output and what it reads. The memory is empty at first, and the forget gates' bias begins at 1.
+
+    Args:
+      num_outputs: outputs of a step.
+      hidden: cells of the controller.
+      slots: rows of the memory.
+      width: size of a row.
+      heads: keys that are written and read at each step; at most `slots`.
+      decay: gamma, by which usage fades.
+      strength: of the addressing, see `access`.
+
+    Source: Santoro et al. 2016, Meta-Learning with Memory-Augmented Neural Networks, section 3.
+    """
+
+    def start(dtype):
+        zeros = lambda *shape: jnp.zeros(shape, dtype)
+        controller = zeros(hidden), zeros(hidden)
+        return AddressedMemory(controller, zeros(slots, width), zeros(slots), zeros(heads, slots), zeros(heads * width))
+
+    module = _MANN(num_outputs, hidden, heads, width, decay, strength)
+    return _recurrent(module, start, _forgetting_little)

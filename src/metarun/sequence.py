@@ -1,0 +1,126 @@
+"""A support set read as a sequence (x_1, y_1), ..., (x_k, y_k), (x, ?), in the order in which it comes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metarun.errors import positive_int
+from metarun.learner import conditioned, flat
+from metarun.models.mlp import mlp
+from metarun.types import Array, Method, Model, Params, SequenceModel
+
+
+class Read(NamedTuple):
+    """What a learner has after reading a support set.
+
+    Attributes:
+      meta_params: its parameters.
+      memory: what the sequence model keeps of the support set.
+      label: `[label_size]`, what stands beside a query's features.
+    """
+
+    meta_params: Params
+    memory: Any
+    label: Array
+
+
+def beside(targets: Array) -> tuple[Array, Array]:
+    """Each target beside its own input; beside a query zeros, and a flag that tells them from a target of zero.
+
+    Args:
+      targets: `[k, num_outputs]`.
+
+    Returns:
+      labels `[k, num_outputs + 1]` of the sequence, and `[num_outputs + 1]` of a query.
+    """
+    return jnp.pad(targets, ((0, 0), (0, 1))), jnp.zeros(targets.shape[1] + 1, targets.dtype).at[-1].set(1)
+
+
+def offset(targets: Array) -> tuple[Array, Array]:
+    """Each target one position after its input, so that an input can be answered where it comes: (x_t, y_{t-1}).
+
+    Args:
+      targets: `[k, num_outputs]`.
+
+    Returns:
+      labels `[k, num_outputs]` of the sequence, zeros first, and `[num_outputs]` of a query, the last target.
+
+    Source: Santoro et al. 2016, Meta-Learning with Memory-Augmented Neural Networks, section 2.
+    """
+    labels = jnp.pad(targets, ((1, 0), (0, 0)))
+    return labels[:-1], labels[-1]
+
+
+def longest(objective: str, num_outputs: int, shot: int, train_shot: int | None) -> int:
+    """Positions of the longest sequence of a run, in training or test: a support set and a query."""
+    return max(shot, train_shot or shot) * (num_outputs if objective == "classification" else 1) + 1
+
+
+def sequence_learner(
+    *,
+    model: SequenceModel,
+    encoder: Model,
+    embedding: int,
+    labels: Callable[[Array], tuple[Array, Array]],
+    objective: str,
+    num_outputs: int,
+    query_statistics: str,
+) -> Method:
+    """A learner that reads the support set as a sequence, and answers each query as its next and last element.
+
+    Queries are alternatives for the last position: none sees another, and no query's target is an input.
+
+    Args:
+      model: the network over the sequence, whose rows are an input's embedding and a label.
+      encoder: features of an input, `[n, *feature]` -> `[n, *features]`.
+      embedding: size of the linear layer after it.
+      labels: targets `[k, num_outputs]` -> labels `[k, label_size]` of the support set and `[label_size]` of a query;
+        `beside` or `offset`.
+      objective: "classification" or "regression".
+      num_outputs: the way, or the size of a regression target.
+      query_statistics: see `learner.learner`.
+
+    Returns:
+      A `Method` whose meta-parameters are {"encoder", "embedding", "sequence"} and whose adapted state is a `Read`.
+
+    Raises:
+      ConfigError: for a value that is not allowed.
+    """
+    linear = mlp(num_outputs=positive_int("method.embedding", embedding), hidden=())
+
+    def embed(meta_params, x, reference=None):
+        return linear.apply(meta_params["embedding"], flat(encoder.apply(meta_params["encoder"], x, reference)))
+
+    def init(key, task):
+        encoder_key, embedding_key, sequence_key = jax.random.split(key, 3)
+        x = task.support.x
+        meta_params = {"encoder": encoder.init(encoder_key, x)}
+        features = flat(encoder.apply(meta_params["encoder"], x))
+        meta_params["embedding"] = linear.init(embedding_key, features)
+        seen, _ = labels(jnp.zeros((x.shape[0], num_outputs), x.dtype))
+        rows = jnp.concatenate([embed(meta_params, x), seen], 1)
+        return {**meta_params, "sequence": model.init(sequence_key, rows, rows)}
+
+    def read(meta_params, x, targets, key):
+        seen, asked = labels(targets)
+        rows = jnp.concatenate([embed(meta_params, x), seen], 1)
+        return Read(meta_params, model.read(meta_params["sequence"], rows), asked)
+
+    def answer(state, x, reference):
+        # The reference rows serve the encoder's statistics; they are no queries, and `learner` drops their answers.
+        skipped = reference or 0
+        features = embed(state.meta_params, x, reference)[skipped:]
+        asked = jnp.broadcast_to(state.label, (features.shape[0], state.label.size))
+        ends = jnp.concatenate([features, asked], 1)
+        return jnp.pad(model.answer(state.meta_params["sequence"], state.memory, ends), ((skipped, 0), (0, 0)))
+
+    return conditioned(
+        init=init,
+        read=read,
+        answer=answer,
+        objective=objective,
+        num_outputs=num_outputs,
+        query_statistics=query_statistics,
+    )
