@@ -33,6 +33,7 @@ def learner(
     unadapted: Callable[[Params, Split, Array], Any],
     objective: str,
     query_statistics: str,
+    loss: Callable[[Array, Array], Array] | None = None,
     train_adapt: Callable[[Params, Split, Array], Any] | None = None,
     protocol: Mapping[str, Any] | None = None,
     trains_on: str = "tasks",
@@ -48,6 +49,7 @@ def learner(
       objective: "classification" or "regression".
       query_statistics: which set's statistics normalise the queries: "query", the queries themselves (transductive:
         the answer to one depends on the others), or "support".
+      loss: `(outputs: [n, num_outputs], y) -> [n]`, whose mean over the queries is trained; None: the objective's.
       train_adapt: `adapt` in training; None: the same.
       protocol: conventions of evaluation beside `query_statistics`.
       trains_on: as in `Method`.
@@ -67,17 +69,17 @@ def learner(
             return answer(adapted.state, x, None)
         return answer(adapted.state, jnp.concatenate([adapted.reference, x]), num_reference)[num_reference:]
 
-    def loss(meta_params, task, key):
+    def outer_loss(meta_params, task, key):
         adapted = ready((train_adapt or adapt)(meta_params, task.support, key), task.support)
         outputs = predict(adapted, task.query.x)
-        query_loss = score.loss(outputs, task.query.y).mean()
+        query_loss = (loss or score.loss)(outputs, task.query.y).mean()
         return query_loss, {"loss": query_loss, f"query/{score.metric}": score.measure(outputs, task.query.y).mean()}
 
     return Method(
         init=init,
         adapt=lambda meta_params, support, key: ready(adapt(meta_params, support, key), support),
         predict=predict,
-        loss=loss,
+        loss=outer_loss,
         unadapted=lambda meta_params, support, key: ready(unadapted(meta_params, support, key), support),
         protocol={"query_statistics": query_statistics, **(protocol or {})},
         trains_on=trains_on,
@@ -92,6 +94,8 @@ def conditioned(
     objective: str,
     num_outputs: int,
     query_statistics: str,
+    loss: Callable[[Array, Array], Array] | None = None,
+    train_read: Callable[[Params, Array, Array, Array], Any] | None = None,
     train_way: int | None = None,
     protocol: Mapping[str, Any] | None = None,
     trains_on: str = "tasks",
@@ -101,14 +105,15 @@ def conditioned(
     Having seen no label, it reads that every class is equally likely (or, in regression, that every target is zero).
 
     Args:
-      init, answer, objective, query_statistics, protocol, trains_on: as in `learner`.
+      init, answer, objective, query_statistics, loss, protocol, trains_on: as in `learner`.
       read: `(meta_params, x: [n, *feature], targets: [n, num_outputs], key) -> state`; targets are probabilities of
         the classes, one-hot where labels are known, or the targets of a regression.
       num_outputs: the way, or the size of a regression target.
+      train_read: `read` in training; None: the same.
       train_way: the way of training tasks; None: as in evaluation.
     """
 
-    def reads(way):
+    def reads(read, way):
         return lambda meta_params, support, key: read(meta_params, support.x, _targets(support, objective, way), key)
 
     def read_nothing(meta_params, support, key):
@@ -119,12 +124,13 @@ def conditioned(
 
     return learner(
         init=init,
-        adapt=reads(num_outputs),
+        adapt=reads(read, num_outputs),
         answer=answer,
         unadapted=read_nothing,
         objective=objective,
         query_statistics=query_statistics,
-        train_adapt=reads(train_way or num_outputs),
+        loss=loss,
+        train_adapt=reads(train_read or read, train_way or num_outputs),
         protocol=protocol,
         trains_on=trains_on,
     )

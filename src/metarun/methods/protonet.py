@@ -3,13 +3,10 @@
 Source: Snell, Swersky and Zemel 2017, Prototypical Networks for Few-shot Learning.
 """
 
-import jax.numpy as jnp
-
 from metarun.errors import one_of
 from metarun.learner import class_means, conditioned, flat, refuse_regression
+from metarun.similarity import SIMILARITIES
 from metarun.types import Method, Model
-
-DISTANCES = ("euclidean", "cosine")
 
 
 def protonet(
@@ -28,7 +25,7 @@ def protonet(
       objective: "classification".
       num_outputs: the way.
       train_way: classes of a training task; None: the same. The paper trains on more than it tests.
-      distance: "euclidean", the squared Euclidean distance (the paper's choice), or "cosine", one minus the cosine.
+      distance: d: "euclidean", the squared Euclidean distance (the paper's choice), or "cosine", one minus the cosine.
       query_statistics: see `learner`.
 
     Raises:
@@ -37,24 +34,14 @@ def protonet(
     Source: equations 1 and 2.
     """
     refuse_regression("protonet", objective)
-    one_of("method.distance", distance, DISTANCES)
-
-    def embed(meta_params, x, reference=None):
-        features = flat(encoder.apply(meta_params, x, reference))
-        if distance == "cosine":
-            features = features / jnp.sqrt((features**2).sum(1, keepdims=True) + 1e-12)
-        return features
+    similarity = SIMILARITIES[one_of("method.distance", distance, SIMILARITIES)]
 
     def read(meta_params, x, targets, key):
-        return meta_params, class_means(embed(meta_params, x), targets)
+        return meta_params, class_means(flat(encoder.apply(meta_params, x)), targets)
 
     def answer(state, x, reference):
         meta_params, prototypes = state
-        features = embed(meta_params, x, reference)
-        if distance == "cosine":
-            return features @ prototypes.T / jnp.sqrt((prototypes**2).sum(1)[None] + 1e-12)
-        # |f(x) - c_k|^2 without |f(x)|^2, which is the same for all k.
-        return 2 * features @ prototypes.T - (prototypes**2).sum(1)[None]
+        return similarity(flat(encoder.apply(meta_params, x, reference)), prototypes)
 
     return conditioned(
         init=lambda key, task: encoder.init(key, task.support.x),

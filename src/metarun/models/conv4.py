@@ -5,42 +5,10 @@ from flax import linen as nn
 
 from metarun.backend import PRECISIONS
 from metarun.errors import ConfigError, one_of, positive_int, true_or_false
-from metarun.models.convolution import convolve, max_pool, set_norm
+from metarun.models.block import NORMS, Block
 from metarun.types import Array, Model
 
 DOWNSAMPLES = ("stride", "max_pool")
-NORMS = ("batch", "layer", "none")
-
-
-class _Block(nn.Module):
-    filters: int
-    downsample: str
-    norm: str
-    norm_scale: bool
-    compute_dtype: jnp.dtype | None
-
-    @nn.compact
-    def __call__(self, x: Array, reference: int | None) -> Array:
-        dtype = x.dtype  # of parameters and statistics
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (3, 3, x.shape[-1], self.filters), dtype)
-        shift = self.param("norm_shift", nn.initializers.zeros, (self.filters,), dtype)
-        scale = self.param("norm_scale", nn.initializers.ones, (self.filters,), dtype) if self.norm_scale else None
-        x, kernel = (a.astype(self.compute_dtype or dtype) for a in (x, kernel))
-        x = convolve(x, kernel, 2 if self.downsample == "stride" else 1)
-        factor, offset = scale, shift
-        if self.norm == "batch":
-            factor, offset = set_norm(x, scale, shift, reference)
-        elif self.norm == "layer":
-            x = x.astype(dtype)
-            mean = x.mean((1, 2, 3), keepdims=True)
-            x = (x - mean) / jnp.sqrt(x.var((1, 2, 3), keepdims=True) + 1e-5)
-        # Pooling comes before the affine map and the ReLU, with the same result, on a quarter of the pixels.
-        if self.downsample == "max_pool":
-            x = max_pool(x, None if factor is None else factor.astype(x.dtype))
-        x = x.astype(dtype)
-        if factor is not None:
-            x = x * factor.reshape(1, 1, 1, -1)
-        return nn.relu(x + offset.reshape(1, 1, 1, -1))
 
 
 class _Conv4(nn.Module):
@@ -55,7 +23,7 @@ class _Conv4(nn.Module):
     def __call__(self, x: Array, reference: int | None = None) -> Array:
         shared = self.filters, self.downsample, self.norm, self.norm_scale, self.compute_dtype
         for i in range(4):
-            x = _Block(*shared, name=f"conv{i}")(x, reference)
+            x = Block(*shared, name=f"conv{i}")(x, reference)
         if self.num_outputs is None:
             return x
         x = x.reshape(x.shape[0], -1)
