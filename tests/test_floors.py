@@ -28,7 +28,6 @@ FLOORS = [
         "metarun.learner",
         "metarun.task_map",
         "metarun.memory",
-        "metarun.losses",
         "metarun.optimizers",
         "metarun.checks",
         "metarun.checkpoint",
@@ -40,7 +39,7 @@ FLOORS = [
         "metarun.report.curves",
         "metarun.report.gallery",
     ],
-    ["metarun.data.class_bank", "metarun.report.figure"],
+    ["metarun.data.class_bank", "metarun.losses", "metarun.models.mlp", "metarun.report.figure"],
     ["metarun.files", "metarun.backend"],
     [
         "metarun.types",

@@ -52,9 +52,9 @@ def protonet(
         meta_params, prototypes = state
         features = embed(meta_params, x, reference)
         if distance == "cosine":
-            return features @ prototypes.T / jnp.sqrt((prototypes**2).sum(1) + 1e-12)
+            return features @ prototypes.T / jnp.sqrt((prototypes**2).sum(1) + 1e-12)[None]
         # |f(x) - c_k|^2 without |f(x)|^2, which is the same for all k.
-        return 2 * features @ prototypes.T - (prototypes**2).sum(1)
+        return 2 * features @ prototypes.T - (prototypes**2).sum(1)[None]
 
     return conditioned(
         init=lambda key, task: encoder.init(key, task.support.x),
