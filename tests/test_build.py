@@ -13,6 +13,7 @@ from metarun import runner
 from metarun.build import build
 from metarun.config import conf_dir, register, run_dir
 from metarun.errors import ConfigError, MetarunError
+from metarun.report.outcome import pictures
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -47,6 +48,8 @@ def test_conf_dir_is_the_checkout():
     assert conf_dir() == CONF
 
 
+# Baselines that learn nothing before they see a task.
+WITHOUT_META_PARAMS = ("from_scratch", "nearest_neighbor")
 CHOICES = [(g, c) for g in ("method", "model", "dataset", "optimizer", "logger") for c in choices_of(g)]
 
 
@@ -56,7 +59,39 @@ def test_every_choice_builds_an_experiment_that_starts(group, choice, omniglot):
     if choice == "sinusoid":
         overrides.append("model=mlp")
     state = built(*overrides).experiment.init()
-    assert int(state.step) == 0
+    assert int(state.step) == 0 and bool(state.params) == (choice not in WITHOUT_META_PARAMS)
+
+
+def test_a_method_without_meta_parameters_takes_one_step_and_is_tested(tmp_path):
+    small = ["model=mlp", "model.hidden=[4]", "method.inner_steps=3", "meta_batch_size=2", "eval_tasks=4"]
+    run = built("method=from_scratch", "optimizer.clip_norm=1", *small)
+    arguments = {"facts": run.facts, "identity": run.identity, "draw": pictures(run.experiment)}
+    result = runner.run(run.experiment, run.settings, tmp_path, **arguments)
+    assert (result["steps"], result["selected_step"], result["val"]) == (1, 1, None)
+    assert np.isfinite(result["value"]) and result["sizes"] == {"meta_params": 0}
+    assert runner.load_selected(tmp_path, {}) == {}
+    # Its checkpoint is continued as any other: here there is nothing left but to test.
+    (tmp_path / "result.json").unlink()
+    again = runner.run(run.experiment, run.settings, tmp_path, **arguments)
+    assert (again["value"], again["steps"]) == (result["value"], 1)
+
+
+def test_pretraining_sees_all_classes_and_is_tested_on_tasks(tmp_path):
+    small = ["model=mlp", "model.hidden=[4]", "meta_batch_size=2", "eval_tasks=4", "val_tasks=4"]
+    run = built("method=pretrain", "method.eval_inner_steps=3", "steps=2", "eval_every=2", *small)
+    classes = run.experiment.protocol["dataset"]["classes"]["train"]
+    assert run.facts["sizes"] == {"meta_params": (28 * 28 + 1) * 4 + (4 + 1) * classes}
+    result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
+    assert result["steps"] == 2 and np.isfinite(result["value"])
+
+
+def test_the_size_of_a_hypernetwork_is_stated():
+    sizes = built("method=hypernetwork", "model.filters=4").facts["sizes"]
+    # Four convolutions of 4 filters with scale and shift each, and 2 * 2 * 4 features to 5 classes.
+    body, head = 9 * 4 + 3 * 9 * 4 * 4 + 4 * 2 * 4, 17
+    assert sizes["generated"] == body + head * 5
+    assert sizes["generator"] == 8 * body + 64 * head
+    assert sizes["meta_params"] == body + sizes["generator"] + sizes["reader"]
 
 
 @pytest.mark.parametrize("experiment", choices_of("experiment"))

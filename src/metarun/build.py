@@ -65,13 +65,16 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         num_outputs=dataset.num_outputs,
         num_train_classes=dataset.num_train_classes,
     )
-    _check_training(keys, choices, dataset, next(iter(variants.values())))
+    method = next(iter(variants.values()))
+    _check_training(keys, choices, dataset, method)
     optimizer = keys.call("optimizer")
     logger = keys.partial("logger")
+    # Where there are no meta-parameters, one step says all that training can say, and there is nothing to select.
+    trains = method.trains_on != "nothing"
     settings = RunSettings(
-        steps=keys["steps"],
+        steps=keys["steps"] if trains else 1,
         steps_per_dispatch=keys["steps_per_dispatch"],
-        eval_every=keys["eval_every"],
+        eval_every=keys["eval_every"] if trains else 0,
         val_tasks=keys["val_tasks"],
         eval_tasks=keys["eval_tasks"],
         checkpoint_every=keys["checkpoint_every"],
@@ -108,6 +111,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "query_shot": eval_query_shot,
         "split": dataset.protocol.get("split"),
         "seed": keys["seed"],
+        "sizes": experiment.sizes(),
         "device": device_name(devices),
         "versions": versions(),
     }

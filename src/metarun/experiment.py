@@ -67,6 +67,11 @@ def few_shot(
         params = jax.jit(method.init)(init_key, task)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
+    def sizes():
+        task = jax.eval_shape(train.sample, train.data, jax.random.key(0))
+        params = jax.eval_shape(method.init, init_key, task)
+        return {"meta_params": sum(leaf.size for leaf in jax.tree.leaves(params)), **method.sizes(params, task)}
+
     def outer_step(variant, layout, state, data, root_key):
         learner = variants[variant]
 
@@ -242,4 +247,5 @@ def few_shot(
             "eval_seed": eval_seed,
             **protocol,
         },
+        sizes=sizes,
     )

@@ -109,9 +109,11 @@ class Method(NamedTuple):
       protocol: conventions of its evaluation that move a number without being the method, to be stated with it:
         inner steps at test, `query_statistics` ("query" where answers may depend on the other queries), ...
       trains_on: "tasks"; "classes" (all of meta-training's at once, see `DataSet.train_classes`); or "nothing", for a
-        baseline without meta-parameters.
+        baseline without meta-parameters, which init as an empty dict.
       scheduled_loss: `(meta_params, task, key, step) -> (scalar, metrics)`, what meta-training follows at outer step
         `step`, a scalar int32, where that changes in the course of it, ending in `loss`; None: `loss` throughout.
+      sizes: `(meta_params, task) -> {name: count of numbers}`, what is to be said of its size beside the number of its
+        meta-parameters; both arguments may be mere shapes.
     """
 
     init: Callable[[Array, Task], Params]
@@ -122,6 +124,7 @@ class Method(NamedTuple):
     protocol: Mapping[str, Any]
     trains_on: str = "tasks"
     scheduled_loss: Callable[[Params, Task, Array, Array], tuple[Array, Metrics]] | None = None
+    sizes: Callable[[Params, Task], Mapping[str, int]] = lambda meta_params, task: {}
 
 
 class TrainState(NamedTuple):
@@ -197,6 +200,7 @@ class Experiment(NamedTuple):
       maximize: whether more of it is better.
       tasks_per_step: tasks in a meta-batch.
       protocol: everything that moves the number, as nested plain values.
+      sizes: `() -> {name: count of numbers}`: of the meta-parameters, and what else the method says of its size.
     """
 
     init: Callable[[], TrainState]
@@ -208,3 +212,4 @@ class Experiment(NamedTuple):
     maximize: bool
     tasks_per_step: int
     protocol: Mapping[str, Any]
+    sizes: Callable[[], Mapping[str, int]] = dict

@@ -48,4 +48,8 @@ def test_a_value_that_is_not_finite_says_what_to_change():
 @pytest.mark.parametrize("way, setting", [(5, "5-way 1-shot"), (None, "1-shot")])
 def test_heading(way, setting):
     facts = {"method": "maml", "dataset": "glyphs", "way": way, "shot": 1, "seed": 3, "device": "2 x cpu"}
-    assert heading(facts, Path("run")) == f"maml on glyphs, {setting}, seed 3, on 2 x cpu\nrun"
+    facts["sizes"] = {"meta_params": 1234, "generated": 56}
+    assert (
+        heading(facts, Path("run"))
+        == f"maml on glyphs, {setting}, seed 3, on 2 x cpu\nNumbers: meta_params 1,234, generated 56\nrun"
+    )

@@ -16,11 +16,11 @@ GALLERY_TASKS = 4
 
 
 def heading(facts: Mapping[str, Any], directory: Path) -> str:
-    """One line on what runs, where, and where its files go."""
+    """A line each on what runs, where, and of what size; and where its files go."""
     setting = f"{facts['way']}-way {facts['shot']}-shot" if facts["way"] else f"{facts['shot']}-shot"
-    return (
-        f"{facts['method']} on {facts['dataset']}, {setting}, seed {facts['seed']}, on {facts['device']}\n{directory}"
-    )
+    what = f"{facts['method']} on {facts['dataset']}, {setting}, seed {facts['seed']}, on {facts['device']}"
+    sizes = ", ".join(f"{name} {count:,}" for name, count in facts["sizes"].items())
+    return f"{what}\nNumbers: {sizes}\n{directory}"
 
 
 def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None], None]:

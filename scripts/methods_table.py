@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""Runs every method of conf/method through the `metarun` command, and writes what they reached as a Markdown table.
+
+    python scripts/methods_table.py DIRECTORY [--methods maml,protonet,...] [metarun overrides ...]
+
+Method NAME runs in DIRECTORY/NAME. The same call continues what was interrupted, runs again what failed, and leaves
+finished runs as they are; the table is in DIRECTORY/methods.md, written anew after each run. Exits with 1 if a method
+failed.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+METARUN = str(Path(sys.executable).with_name("metarun"))
+METHODS = Path(__file__).parents[1] / "conf" / "method"
+BASELINE = "nearest_neighbor"
+COLUMNS = ("method", "idea and paper", "test", "over raw pixels", "tasks/s", "minutes", "checks", "command")
+
+
+def idea(method: str) -> str:
+    """The method in a line, with its paper: the first comment of its YAML file."""
+    return (METHODS / f"{method}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+
+
+def result_of(directory: Path) -> dict[str, Any] | None:
+    """What a finished run says of itself; None if it is not finished."""
+    path = directory / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def measured(result: dict[str, Any]) -> str:
+    if result["value"] is None:
+        return "not finite"
+    if result["metric"] == "accuracy":
+        return f"{100 * result['value']:.2f} ± {100 * result['ci95']:.2f}%"
+    return f"{result['value']:.4g} ± {result['ci95']:.2g} {result['metric']}"
+
+
+def row(method: str, command: Sequence[str], result: dict[str, Any] | None, baseline: dict[str, Any] | None) -> str:
+    """One line of the table, with `COLUMNS`."""
+    cells = [f"`{method}`", idea(method)]
+    if result is None:
+        cells += ["did not finish", "", "", "", ""]
+    else:
+        failed = [name.replace("_", " ") for name, check in result["checks"].items() if not check["passed"]]
+        over = ""
+        if baseline is not None and None not in (result["value"], baseline["value"]):
+            difference = result["value"] - baseline["value"]
+            over = f"{100 * difference:+.2f}" if result["metric"] == "accuracy" else f"{difference:+.4g}"
+        cells += [
+            measured(result),
+            over,
+            f"{result['tasks_per_second']:.0f}",
+            f"{(result['seconds'] + result['compile_seconds']) / 60:.1f}",
+            f"{len(result['checks']) - len(failed)} of {len(result['checks'])} passed"
+            + (f"; failed: {', '.join(failed)}" if failed else ""),
+        ]
+    cells.append(f"`{shlex.join(command)}`")
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def table(directory: Path, methods: Iterable[str], overrides: Sequence[str]) -> str:
+    """The table of the runs in `directory`, the raw-pixel baseline stated above it."""
+    baseline = result_of(directory / BASELINE)
+    raw = f"`{BASELINE}`: {measured(baseline)}" if baseline else f"not run (method={BASELINE})"
+    lines = [f"Raw-pixel baseline, {raw}.", ""]
+    first = next(filter(None, (result_of(directory / method) for method in methods)), None)
+    if first is not None:
+        way = f"{first['way']}-way " if first["way"] else ""
+        setting = f"{way}{first['shot']}-shot, {first['num_tasks']} test tasks, ± 95% interval over them"
+        lines[:0] = [
+            f"{first['dataset']}, {setting}; on {first['device']}; minutes of training, compilation included.",
+            "",
+        ]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for method in methods:
+        command = ["metarun", f"method={method}", *overrides]
+        lines.append(row(method, command, result_of(directory / method), baseline))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    known = sorted(file.stem for file in METHODS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--methods", default=",".join(known), help="names with commas between them; all by default")
+    options, overrides = parser.parse_known_args()
+    # The baseline first: every row is held against it.
+    methods = sorted(options.methods.split(","), key=lambda method: method != BASELINE)
+    if unknown := set(methods).difference(known):
+        parser.error(f"no method is called {', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
+    failed = []
+    for method in methods:
+        print(f"{method}:", flush=True)
+        run = [METARUN, f"method={method}", *overrides, f"hydra.run.dir={options.directory.resolve() / method}"]
+        if subprocess.run(run).returncode != 0:
+            failed.append(method)
+        options.directory.mkdir(parents=True, exist_ok=True)
+        (options.directory / "methods.md").write_text(table(options.directory, methods, overrides), encoding="utf-8")
+    print(f"{options.directory / 'methods.md'}: {len(methods) - len(failed)} of {len(methods)} methods ran.")
+    if failed:
+        print(f"Failed: {', '.join(failed)}.")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
