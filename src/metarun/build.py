@@ -70,11 +70,13 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     optimizer = keys.call("optimizer")
     logger = keys.partial("logger")
     # Where there are no meta-parameters, one step says all that training can say, and there is nothing to select.
-    trains = method.trains_on != "nothing"
+    steps, eval_every = keys["steps"], keys["eval_every"]
+    if method.trains_on == "nothing":
+        steps, eval_every = 1, 0
     settings = RunSettings(
-        steps=keys["steps"] if trains else 1,
+        steps=steps,
         steps_per_dispatch=keys["steps_per_dispatch"],
-        eval_every=keys["eval_every"] if trains else 0,
+        eval_every=eval_every,
         val_tasks=keys["val_tasks"],
         eval_tasks=keys["eval_tasks"],
         checkpoint_every=keys["checkpoint_every"],
