@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from omegaconf import OmegaConf
 
 from metarun.models.conv4 import conv4
@@ -21,13 +20,21 @@ from metarun.types import Split, Task
 CONF = Path(__file__).parents[2] / "conf" / "method"
 NEED_MAPS = {"relation"}  # compares feature maps; for all others a network that compiles fast will do
 METHODS = sorted(file.stem for file in CONF.glob("*.yaml"))
-WAY, SHOT, QUERY_SHOT, SIZE, CLASSES = 3, 2, 3, 8, 12
+WAY, SHOT, QUERY_SHOT, SIZE, CLASSES, NUM_EVALUATED = 3, 2, 3, 8, 12, 30
+# What a toy needs other than the default run: settings of the method; sixths of its training, and the learning rate.
+SETTINGS = {
+    "conditional": {"body": "neural_process"},
+    "mann": {"hidden": 64, "slots": 16},
+    "maml_plus_plus": {"per_step_norm": False},
+    "reptile": {"inner_optimizer": "sgd", "inner_lr": 0.05},
+}
+TRAINING = {"rnn": (150, 3e-3), "mann": (300, 1e-3), "reptile": (200, 1e-3)}
 
 
 @cache
 def built(name):
     """The method as the command line builds it, on a small network."""
-    options = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    options = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")) | SETTINGS.get(name, {})
     module, _, factory = options.pop("_target_").rpartition(".")
     factory = getattr(import_module(module), factory)
     network = partial(conv4, filters=8, norm="layer") if name in NEED_MAPS else partial(mlp, hidden=[32])
@@ -65,8 +72,8 @@ def training_tasks(method, num_tasks, seed=1):
     return jax.vmap(partial(draw, trains_on=method.trains_on))(jax.random.split(jax.random.key(seed), num_tasks))
 
 
-def evaluation_tasks(num_tasks, seed=2):
-    return jax.vmap(draw)(jax.random.split(jax.random.key(seed), num_tasks))
+def evaluation_tasks():
+    return jax.vmap(draw)(jax.random.split(jax.random.key(2), NUM_EVALUATED))
 
 
 @cache
@@ -75,32 +82,35 @@ def initial(name):
     return method.init(jax.random.key(0), jax.tree.map(lambda x: x[0], training_tasks(method, 1)))
 
 
-def answers(method, params, tasks, adapt):
-    def one(task, key):
-        return method.predict(adapt(params, task.support, key), task.query.x)
+@cache
+def answering(name, which):
+    """Compiled `(params, tasks) -> outputs`, by the method's function of that name."""
+    method = built(name)
 
-    return jax.jit(jax.vmap(one))(tasks, jax.random.split(jax.random.key(5), tasks.query.y.shape[0]))
+    def one(params, task, key):
+        return method.predict(getattr(method, which)(params, task.support, key), task.query.x)
+
+    keys = jax.random.split(jax.random.key(5), NUM_EVALUATED)
+    return jax.jit(lambda params, tasks: jax.vmap(one, (None, 0, 0))(params, tasks, keys))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_vmap_over_tasks_equals_a_loop(name):
     method, params = built(name), initial(name)
-    tasks, keys = training_tasks(method, 3), jax.random.split(jax.random.key(3), 3)
     gradient = jax.value_and_grad(lambda params, task, key: method.loss(params, task, key)[0])
-    at_once = jax.jit(jax.vmap(gradient, (None, 0, 0)))(params, tasks, keys)
-    one_by_one = [jax.jit(gradient)(params, jax.tree.map(lambda x: x[i], tasks), keys[i]) for i in range(3)]  # noqa: B023
-    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *one_by_one)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), at_once, stacked)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(at_once))
+    at_once = jax.jit(jax.vmap(gradient, (None, 0, 0)))
+    in_turn = jax.jit(lambda params, tasks, keys: lax.map(lambda pair: gradient(params, *pair), (tasks, keys)))
+    found = [fn(params, training_tasks(method, 3), jax.random.split(jax.random.key(3), 3)) for fn in (at_once, in_turn)]
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        assert np.isfinite(a).all()
+        assert np.linalg.norm(a - b) <= 3e-2 * np.linalg.norm(b) + 1e-5  # rounding, where a norm divides by little
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_training_lowers_the_loss_and_compiles_once(name):
+def test_it_learns_compiles_once_and_answers_honestly(name):
     method = built(name)
-    if method.trains_on == "nothing":
-        assert jax.tree.leaves(initial(name)) == []
-        return
-    optimizer = optax.adam(1e-3)
+    steps, lr = TRAINING.get(name, (50, 1e-3))
+    optimizer = optax.adam(lr)
 
     def step(state, key):
         params, opt_state = state
@@ -116,33 +126,30 @@ def test_training_lowers_the_loss_and_compiles_once(name):
             updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), metrics["loss"].mean()
 
-    train = jax.jit(lambda state, keys: lax.scan(step, state, keys))
-    state = initial(name), optimizer.init(initial(name))
-    losses = []
-    for keys in jax.random.split(jax.random.key(4), (6, 50)):
-        state, found = train(state, keys)
-        losses.append(float(found.mean()))
-    assert train._cache_size() == 1
-    assert losses[-1] < 0.97 * losses[0]
-    params = state[0]
-    tasks = evaluation_tasks(30)
-    accuracy = lambda outputs: float(np.mean(outputs.argmax(-1) == tasks.query.y))
-    assert accuracy(answers(method, params, tasks, method.adapt)) > 1 / WAY + 0.2
-    assert abs(accuracy(answers(method, params, tasks, method.unadapted)) - 1 / WAY) < 0.15
+    params = initial(name)
+    if method.trains_on == "nothing":
+        assert params == {}
+    else:
+        train = jax.jit(lambda state, keys: lax.scan(step, state, keys))
+        state, losses = (params, optimizer.init(params)), []
+        for keys in jax.random.split(jax.random.key(4), (6, steps)):
+            state, found = train(state, keys)
+            losses.append(float(found.mean()))
+        assert train._cache_size() == 1
+        assert losses[-1] < 0.97 * losses[0]
+        params = state[0]
 
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_order_of_the_queries_moves_no_answer(name):
-    method, params, tasks = built(name), initial(name), evaluation_tasks(2)
-    order = jax.random.permutation(jax.random.key(6), tasks.query.y.shape[1])
-    shuffled = tasks._replace(query=jax.tree.map(lambda x: x[:, order], tasks.query))
-    expected = answers(method, params, tasks, method.adapt)[:, order]
-    np.testing.assert_allclose(answers(method, params, shuffled, method.adapt), expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_an_answer_uses_the_support_labels(name):
-    method, params, tasks = built(name), initial(name), evaluation_tasks(2)
+    tasks, answer = evaluation_tasks(), answering(name, "adapt")
+    outputs = answer(params, tasks)
+    assert accuracy(outputs, tasks) > 1 / WAY + 0.2
+    # Blind without labels, led by them, and deaf to the order of the questions.
+    assert abs(accuracy(answering(name, "unadapted")(params, tasks), tasks) - 1 / WAY) < 0.15
     relabelled = tasks._replace(support=tasks.support._replace(y=(tasks.support.y + 1) % WAY))
-    first, second = (ravel_pytree(answers(method, params, t, method.adapt))[0] for t in (tasks, relabelled))
-    assert jnp.abs(first - second).max() > 1e-6
+    assert accuracy(answer(params, relabelled), tasks) < accuracy(outputs, tasks) - 0.2
+    order = jax.random.permutation(jax.random.key(6), tasks.query.y.shape[1])
+    reordered = tasks._replace(query=jax.tree.map(lambda x: x[:, order], tasks.query))
+    np.testing.assert_allclose(answer(params, reordered), outputs[:, order], rtol=1e-3, atol=1e-3)
+
+
+def accuracy(outputs, tasks):
+    return float(np.mean(outputs.argmax(-1) == tasks.query.y))
