@@ -15,6 +15,8 @@ def pytest_configure(config):
     backend.set_up(cache_dir() / "compiled")
     import jax
 
+    # Tests compile much and compute little. Processes that they start compile as a user's do.
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_debug_key_reuse", True)

@@ -167,18 +167,19 @@ def test_rotations_need_square_images():
         episodes(oblong, way=2, shot=1, query_shot=1, rotations=True)
 
 
-def test_few_shot_keeps_the_splits_apart_and_states_the_protocol():
-    data = few_shot(
+def numbers(**sizes):
+    return few_shot(
         numbered_bank(),
         {"train": [0, 5], "val": [1, 2], "test": [3, 4]},
-        way=2,
-        shot=1,
-        query_shot=1,
-        eval_query_shot=2,
+        **{"way": 2, "shot": 1, "query_shot": 1, "eval_query_shot": 2, "train_way": None, "train_shot": None} | sizes,
         rotations=True,
         test_rotations=False,
         protocol={"name": "numbers"},
     )
+
+
+def test_few_shot_keeps_the_splits_apart_and_states_the_protocol():
+    data = numbers()
     assert data.objective == "classification" and data.num_outputs == 2
     assert set(image_numbers(draw(data.val, 50).support).ravel() // PER_CLASS) == {1, 2}
     assert [draw(source, 1).query.y.shape[1] for source in (data.train, data.val, data.test)] == [2, 4, 4]
@@ -188,3 +189,28 @@ def test_few_shot_keeps_the_splits_apart_and_states_the_protocol():
         "rotations": {"train": True, "val": False, "test": False},
         "image_size": [2, 2],
     }
+
+
+def test_training_tasks_may_have_another_size_than_those_of_the_test():
+    data = numbers(train_way=5, train_shot=2)
+    assert (data.num_outputs, data.train_way) == (2, 5)
+    train, test = (jax.tree.map(lambda x: x[0], draw(source, 1)) for source in (data.train, data.test))
+    assert sorted(train.support.y.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert sorted(test.support.y.tolist()) == [0, 1]
+    with pytest.raises(ConfigError, match="train_way=9: expected 2 to 8"):
+        numbers(train_way=9)
+    with pytest.raises(ConfigError, match=f"train_shot.query_shot={PER_CLASS}.1: expected at most {PER_CLASS}"):
+        numbers(train_shot=PER_CLASS)
+
+
+def test_without_tasks_every_turned_class_has_a_label_of_its_own():
+    data = numbers(train_way=8)
+    assert data.num_train_classes == 8
+    task, same = (jax.tree.map(lambda x: x[0], draw(source, 1)) for source in (data.train_classes, data.train))
+    np.testing.assert_array_equal(task.query.x, same.query.x)
+    own = dict(zip(same.query.y.tolist(), task.query.y.tolist(), strict=True))
+    assert sorted(own.values()) == list(range(8))
+    np.testing.assert_array_equal(task.support.y, [own[label] for label in same.support.y.tolist()])
+    # Labels 0 to 3 are the first class's turns, 4 to 7 those of the second.
+    numbers_of = image_numbers(jax.tree.map(lambda x: x[None], task.query)).ravel() // PER_CLASS
+    np.testing.assert_array_equal(numbers_of, np.where(task.query.y < 4, 0, 5))

@@ -51,5 +51,5 @@ def test_heading(way, setting):
     facts["sizes"] = {"meta_params": 1234, "generated": 56}
     assert (
         heading(facts, Path("run"))
-        == f"maml on glyphs, {setting}, seed 3, on 2 x cpu\nNumbers: meta_params 1,234, generated 56\nrun"
+        == f"maml on glyphs, {setting}, seed 3, on 2 x cpu\nSizes: meta_params 1,234, generated 56\nrun"
     )

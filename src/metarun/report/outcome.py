@@ -20,7 +20,7 @@ def heading(facts: Mapping[str, Any], directory: Path) -> str:
     setting = f"{facts['way']}-way {facts['shot']}-shot" if facts["way"] else f"{facts['shot']}-shot"
     what = f"{facts['method']} on {facts['dataset']}, {setting}, seed {facts['seed']}, on {facts['device']}"
     sizes = ", ".join(f"{name} {count:,}" for name, count in facts["sizes"].items())
-    return f"{what}\nNumbers: {sizes}\n{directory}"
+    return f"{what}\nSizes: {sizes}\n{directory}"
 
 
 def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None], None]:
