@@ -7,6 +7,8 @@ from metarun import backend
 # Two devices whatever the machine has, so that sharding over devices is always exercised.
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile much and compute little; the processes that they start inherit it, and so the last bit of a number.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 
 def pytest_configure(config):
@@ -15,8 +17,6 @@ def pytest_configure(config):
     backend.set_up(cache_dir() / "compiled")
     import jax
 
-    # Tests compile much and compute little. Processes that they start compile as a user's do.
-    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_debug_key_reuse", True)
