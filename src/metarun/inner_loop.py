@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
@@ -152,6 +153,34 @@ def gradient_descent(
         return descend(lambda leaves: loss_fn(merge(leaves)), fast, lr, first_order=first_order), None
 
     return merge(iterate(step, start, None, num_steps, remat=remat)[0])
+
+
+def optimised(
+    loss_fn: Callable[[Params, Any], Array],
+    params: Params,
+    inputs: Any,
+    *,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+) -> Params:
+    """`num_steps` of an optimiser that starts anew; not meant to be differentiated.
+
+    Args:
+      loss_fn: `(params, input) -> scalar`.
+      params: where it starts, a pytree of arrays.
+      inputs: pytree with a leading axis `[num_steps, ...]`, or None.
+      optimizer: the optimiser.
+      num_steps: number of steps.
+    """
+
+    def step(carry, x):
+        params, opt_state = carry
+        gradient = jax.grad(loss_fn)(params, x)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counts by floats
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    return lax.scan(step, (params, optimizer.init(params)), inputs, length=num_steps)[0][0]
 
 
 def proximal_descent(

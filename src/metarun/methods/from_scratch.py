@@ -1,12 +1,10 @@
 """Training from scratch on the support set: what the task itself teaches, nothing having been meta-learnt."""
 
-import jax
 import optax
-from jax import lax
 
 from metarun.errors import one_of, positive_float, positive_int
+from metarun.inner_loop import optimised, split_loss
 from metarun.learner import learner
-from metarun.losses import OBJECTIVES
 from metarun.types import Method, Model
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
@@ -40,23 +38,16 @@ def from_scratch(
     make = OPTIMIZERS[one_of("method.inner_optimizer", inner_optimizer, OPTIMIZERS)]
     optimizer = make(positive_float("method.inner_lr", inner_lr))
     num_steps = positive_int("method.inner_steps", inner_steps)
-    score = OBJECTIVES[objective]
+    support_loss = split_loss(model.apply, objective)
 
     def fresh(meta_params, support, key):
         return model.init(key, support.x)
 
     def adapt(meta_params, support, key):
-        def support_loss(params):
-            return score.loss(model.apply(params, support.x), support.y).mean()
-
-        def step(params_and_state, _):
-            params, state = params_and_state
-            with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counts by floats
-                updates, state = optimizer.update(jax.grad(support_loss)(params), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
         params = fresh(meta_params, support, key)
-        return lax.scan(step, (params, optimizer.init(params)), None, length=num_steps)[0][0]
+        return optimised(
+            lambda params, _: support_loss(params, support), params, None, optimizer=optimizer, num_steps=num_steps
+        )
 
     return learner(
         init=lambda key, task: {},

@@ -10,6 +10,7 @@ from metarun.errors import non_negative_int, one_of, positive_float
 from metarun.inner_loop import gradient_descent
 from metarun.learner import flat, learner, refuse_regression
 from metarun.losses import OBJECTIVES
+from metarun.similarity import cosine
 from metarun.types import Array, Method, Model, Params
 
 HEADS = ("linear", "cosine")
@@ -115,11 +116,7 @@ def _init_cosine(key: Array, features: Array, num_classes: int) -> Params:
 def _apply_cosine(head_params: Params, features: Array) -> Array:
     kernel = head_params["kernel"]
     scale = 2 if kernel.shape[1] <= 200 else 10
-    return scale * _unit(features, 1) @ _unit(kernel, 0)
-
-
-def _unit(x: Array, axis: int) -> Array:
-    return x / jnp.sqrt((x**2).sum(axis, keepdims=True) + 1e-12)
+    return scale * cosine(features, kernel.T)
 
 
 _HEADS = {"linear": (_init_linear, _apply_linear), "cosine": (_init_cosine, _apply_cosine)}

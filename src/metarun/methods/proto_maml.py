@@ -5,8 +5,8 @@ Source: Triantafillou et al. 2020, Meta-Dataset: A Dataset of Datasets for Learn
 
 import jax
 
-from metarun.errors import non_negative_int, positive_float, positive_int, true_or_false
-from metarun.inner_loop import gradient_descent
+from metarun.errors import positive_float, true_or_false
+from metarun.inner_loop import gradient_descent, numbers_of_steps
 from metarun.learner import class_means, conditioned, flat, refuse_regression
 from metarun.types import Method, Model
 
@@ -48,10 +48,7 @@ def proto_maml(
     """
     refuse_regression("proto_maml", objective)
     lr = positive_float("method.inner_lr", inner_lr)
-    train_steps = positive_int("method.inner_steps", inner_steps)
-    eval_steps = (
-        train_steps if eval_inner_steps is None else non_negative_int("method.eval_inner_steps", eval_inner_steps)
-    )
+    train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     true_or_false("method.first_order", first_order)
 
     def apply(params, x, reference=None):

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from metarun.errors import one_of, positive_float, positive_int
-from metarun.inner_loop import iterate, numbers_of_steps, split_loss
+from metarun.inner_loop import numbers_of_steps, optimised, split_loss
 from metarun.learner import learner
 from metarun.types import Array, Method, Model, Split
 
@@ -63,15 +63,11 @@ def reptile(
     batch_loss = split_loss(model.apply, objective)
 
     def trained(params, split, key, num_steps, batch_size):
-        def step(carry, batch):
-            params, opt_state = carry
-            gradient = jax.grad(batch_loss)(params, jax.tree.map(lambda x: x[batch], split))
-            with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counts by floats
-                updates, opt_state = optimizer.update(gradient, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
+        def loss_of(params, batch):
+            return batch_loss(params, jax.tree.map(lambda x: x[batch], split))
 
         batches = _batches(key, split.y.shape[0], num_steps, batch_size)
-        return iterate(step, (params, optimizer.init(params)), batches, num_steps)[0][0]
+        return optimised(loss_of, params, batches, optimizer=optimizer, num_steps=num_steps)
 
     def trained_on_all(params, task, key):
         both = Split(*(jnp.concatenate(parts) for parts in zip(task.support, task.query, strict=True)))
