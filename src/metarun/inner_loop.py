@@ -10,8 +10,8 @@ import optax
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
-from metarun.errors import non_negative_int, positive_int
-from metarun.losses import OBJECTIVES, reduce_loss
+from metarun.errors import non_negative_int, one_of, positive_int
+from metarun.losses import OBJECTIVES, REDUCTIONS, reduce_loss
 from metarun.types import Array, Params, Split
 
 # What an inner loop adapts, by the names of the parameters.
@@ -46,7 +46,11 @@ def split_loss(
       apply: `(params, x: [n, *feature]) -> outputs: [n, num_outputs]`.
       objective: "classification" or "regression".
       reduction: how the losses of the examples become a scalar, see `losses.reduce_loss`.
+
+    Raises:
+      ConfigError: for another reduction, as a value of `method.inner_reduction`.
     """
+    one_of("method.inner_reduction", reduction, REDUCTIONS)
     score = OBJECTIVES[objective]
 
     def loss(params, split):

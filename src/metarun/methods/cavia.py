@@ -10,10 +10,9 @@ from math import sqrt
 import jax
 import jax.numpy as jnp
 
-from metarun.errors import ConfigError, one_of, positive_float, positive_int, true_or_false
+from metarun.errors import ConfigError, positive_float, positive_int, true_or_false
 from metarun.inner_loop import gradient_descent, numbers_of_steps, partition, split_loss
 from metarun.learner import learner
-from metarun.losses import REDUCTIONS
 from metarun.types import Method, Model
 
 
@@ -66,7 +65,7 @@ def cavia(
     lr = positive_float("method.inner_lr", inner_lr)
     train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     true_or_false("method.first_order", first_order)
-    one_of("method.inner_reduction", inner_reduction, REDUCTIONS)
+    support_loss = split_loss(model.apply, objective, inner_reduction)
 
     def is_shifted(name):
         return any(fnmatchcase(name, pattern) for pattern in context_at)
@@ -90,11 +89,8 @@ def cavia(
         return merge([leaf + shift for leaf, shift in zip(shifted, shifts, strict=True)])
 
     def adapted(meta_params, support, num_steps):
-        support_loss = split_loss(
-            lambda phi, x: model.apply(with_context(meta_params, phi), x), objective, inner_reduction
-        )
         phi = gradient_descent(
-            lambda phi: support_loss(phi, support),
+            lambda phi: support_loss(with_context(meta_params, phi), support),
             jnp.zeros(num_context, meta_params["context"][0].dtype),
             lr=lr,
             num_steps=num_steps,

@@ -3,10 +3,9 @@
 Source: Rajeswaran, Finn, Kakade and Levine 2019, Meta-Learning with Implicit Gradients.
 """
 
-from metarun.errors import one_of, positive_float, positive_int
+from metarun.errors import positive_float, positive_int
 from metarun.inner_loop import numbers_of_steps, proximal_descent, split_loss
 from metarun.learner import learner
-from metarun.losses import REDUCTIONS
 from metarun.types import Method, Model
 
 
@@ -50,7 +49,6 @@ def imaml(
     lr = positive_float("method.inner_lr", inner_lr)
     train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     cg_steps = positive_int("method.cg_steps", cg_steps)
-    one_of("method.inner_reduction", inner_reduction, REDUCTIONS)
     support_loss = split_loss(model.apply, objective, inner_reduction)
 
     def solution(meta_params, support, num_steps):

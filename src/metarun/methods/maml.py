@@ -6,7 +6,6 @@ Source: Finn, Abbeel and Levine 2017, Model-Agnostic Meta-Learning for Fast Adap
 from metarun.errors import one_of, positive_float, true_or_false
 from metarun.inner_loop import INNER_PARAMS, gradient_descent, numbers_of_steps, split_loss
 from metarun.learner import learner
-from metarun.losses import REDUCTIONS
 from metarun.types import Method, Model
 
 
@@ -49,7 +48,6 @@ def maml(
     train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     true_or_false("method.first_order", first_order)
     adapts = INNER_PARAMS[one_of("method.inner_params", inner_params, INNER_PARAMS)]
-    one_of("method.inner_reduction", inner_reduction, REDUCTIONS)
     support_loss = split_loss(model.apply, objective, inner_reduction)
 
     def fast_params(meta_params, support, num_steps):

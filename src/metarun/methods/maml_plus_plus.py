@@ -10,7 +10,6 @@ from jax import lax
 from metarun.errors import ConfigError, non_negative_int, one_of, positive_float, true_or_false
 from metarun.inner_loop import INNER_PARAMS, descend, iterate, numbers_of_steps, partition, split_loss
 from metarun.learner import learner
-from metarun.losses import REDUCTIONS
 from metarun.types import Method, Model
 
 
@@ -68,7 +67,6 @@ def maml_plus_plus(
     first_order_end = non_negative_int("method.first_order_steps", first_order_steps)
     true_or_false("method.per_step_lr", per_step_lr)
     true_or_false("method.per_step_norm", per_step_norm)
-    one_of("method.inner_reduction", inner_reduction, REDUCTIONS)
     chosen = INNER_PARAMS[one_of("method.inner_params", inner_params, INNER_PARAMS)]
     support_loss = split_loss(model.apply, objective, inner_reduction)
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from metarun.errors import ConfigError, one_of, positive_float, true_or_false
+from metarun.errors import ConfigError, positive_float, true_or_false
 from metarun.inner_loop import gradient_descent, numbers_of_steps, split_loss
 from metarun.learner import learner
-from metarun.losses import REDUCTIONS
 from metarun.types import Array, Method, Model, Params
 
 
@@ -54,7 +53,6 @@ def meta_sgd(
     lowest, highest = _range(inner_lr)
     train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     true_or_false("method.first_order", first_order)
-    one_of("method.inner_reduction", inner_reduction, REDUCTIONS)
     support_loss = split_loss(model.apply, objective, inner_reduction)
 
     def init(key, task):
