@@ -14,6 +14,7 @@ from metarun.errors import ConfigError, MetarunError, non_negative_int, positive
 from metarun.experiment import few_shot
 from metarun.machine import device_name, versions
 from metarun.memory import available, parse_limit
+from metarun.optimizers import OVER_THE_RUN
 from metarun.runner import RunSettings
 from metarun.task_map import Layout, default_layout, frugal_layouts
 from metarun.types import DataSet, Experiment, Method
@@ -210,8 +211,6 @@ def _identity(values: Mapping[str, Any], choices: Mapping[str, str], data: Mappi
             flat |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != "_target_"}
         else:
             flat[key] = value
-    # A schedule is a function of the length of the run.
-    may_change = set(_MAY_CHANGE) - (
-        {"steps"} if values["optimizer"].get("schedule", "constant") != "constant" else set()
-    )
+    over_the_run = values["optimizer"].get("schedule") in OVER_THE_RUN
+    may_change = set(_MAY_CHANGE) - ({"steps"} if over_the_run else set())
     return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}

@@ -51,6 +51,13 @@ def positive_float(key: str, value: object) -> float:
     return float(value)
 
 
+def non_negative_float(key: str, value: object) -> float:
+    """Returns `value` as a float if it is a finite number of at least 0; raises `ConfigError` otherwise."""
+    if not _real(value) or value < 0:
+        raise ConfigError(key, value, "a number, 0 or more")
+    return float(value)
+
+
 def one_of(key: str, value: object, allowed: Iterable[str]) -> str:
     """Returns `value` if it is among `allowed`; raises `ConfigError` otherwise."""
     allowed = list(allowed)
