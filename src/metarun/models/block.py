@@ -1,16 +1,20 @@
-"""The block of which the few-shot literature's small convolutional networks are made."""
+"""What the few-shot literature's convolutional networks are made of, and what their factories share."""
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metarun.backend import PRECISIONS
+from metarun.errors import ConfigError, one_of
 from metarun.models.convolution import convolve, max_pool, set_norm
-from metarun.types import Array
+from metarun.types import Array, Model
 
 NORMS = ("batch", "layer", "none")
 
 
 class Block(nn.Module):
-    """Convolution, normalisation, ReLU and downsampling.
+    """Convolution, normalisation, downsampling and a nonlinearity.
 
     Attributes:
       filters: output channels.
@@ -18,6 +22,8 @@ class Block(nn.Module):
       norm: one of `NORMS`: statistics of the set at hand, or of its first `reference` rows; of each row; or none.
       norm_scale: whether the normalisation has a learnt scale besides its shift.
       compute_dtype: of convolution and pooling; None: that of the input.
+      size: of the kernel: 3, or 1 without downsampling.
+      activation: the nonlinearity, which may not fall: it changes places with the pooling.
     """
 
     filters: int
@@ -25,16 +31,19 @@ class Block(nn.Module):
     norm: str
     norm_scale: bool
     compute_dtype: jnp.dtype | None
+    size: int = 3
+    activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: Array, reference: int | None) -> Array:
         """`[n, height, width, c]` -> `[n, height', width', filters]`."""
         dtype = x.dtype  # of parameters and statistics
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (3, 3, x.shape[-1], self.filters), dtype)
+        shape = (self.size, self.size, x.shape[-1], self.filters)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, dtype)
         shift = self.param("norm_shift", nn.initializers.zeros, (self.filters,), dtype)
         scale = self.param("norm_scale", nn.initializers.ones, (self.filters,), dtype) if self.norm_scale else None
         x, kernel = (a.astype(self.compute_dtype or dtype) for a in (x, kernel))
-        x = convolve(x, kernel, 2 if self.downsample == "stride" else 1)
+        x = x @ kernel[0, 0] if self.size == 1 else convolve(x, kernel, 2 if self.downsample == "stride" else 1)
         factor, offset = scale, shift
         if self.norm == "batch":
             factor, offset = set_norm(x, scale, shift, reference)
@@ -42,10 +51,43 @@ class Block(nn.Module):
             x = x.astype(dtype)
             mean = x.mean((1, 2, 3), keepdims=True)
             x = (x - mean) / jnp.sqrt(x.var((1, 2, 3), keepdims=True) + 1e-5)
-        # Pooling comes before the affine map and the ReLU, with the same result, on a quarter of the pixels.
+        # Pooling comes before the affine map and the nonlinearity, with the same result, on a quarter of the pixels.
         if self.downsample == "max_pool":
             x = max_pool(x, None if factor is None else factor.astype(x.dtype))
         x = x.astype(dtype)
         if factor is not None:
             x = x * factor.reshape(1, 1, 1, -1)
-        return nn.relu(x + offset.reshape(1, 1, 1, -1))
+        return self.activation(x + offset.reshape(1, 1, 1, -1))
+
+
+def compute_dtype(precision: str) -> jnp.dtype | None:
+    """The type of convolutions and pooling under a run's `precision`; None: that of the input.
+
+    Raises:
+      ConfigError: for an unknown precision.
+    """
+    return jnp.bfloat16 if one_of("precision", precision, PRECISIONS) == "bfloat16" else None
+
+
+def image_model(module: nn.Module, name: str, smallest: int, remedy: tuple[str, str, str]) -> Model:
+    """A module over images as a `Model` that says what it cannot read.
+
+    Args:
+      module: called with `x: [n, height, width, channel]` and `reference`.
+      name: of the model, as on the command line.
+      smallest: height and width that an image must have.
+      remedy: key, value and way out that are named where an image is smaller.
+    """
+
+    def init(key, x):
+        if x.ndim != 4:
+            raise ConfigError("model", name, f"a model for inputs of shape {x.shape[1:]}, such as mlp")
+        if min(x.shape[1:3]) < smallest:
+            setting, value, way_out = remedy
+            raise ConfigError(setting, value, f"{way_out}: images of {x.shape[1]}x{x.shape[2]} are too small")
+        return module.init(key, x)["params"]
+
+    return Model(
+        init=init,
+        apply=lambda params, x, reference=None: module.apply({"params": params}, x, reference),
+    )

@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metarun.backend import PRECISIONS
-from metarun.errors import ConfigError, one_of, positive_int, true_or_false
-from metarun.models.block import NORMS, Block
+from metarun.errors import one_of, positive_int, true_or_false
+from metarun.models.block import NORMS, Block, compute_dtype, image_model
 from metarun.types import Array, Model
 
 DOWNSAMPLES = ("stride", "max_pool")
@@ -67,19 +66,7 @@ def conv4(
         one_of("model.downsample", downsample, DOWNSAMPLES),
         one_of("model.norm", norm, NORMS),
         true_or_false("model.norm_scale", norm_scale),
-        jnp.bfloat16 if one_of("precision", precision, PRECISIONS) == "bfloat16" else None,
+        compute_dtype(precision),
     )
-
-    def init(key, x):
-        if x.ndim != 4:
-            raise ConfigError("model", "conv4", f"a model for inputs of shape {x.shape[1:]}, such as mlp")
-        if downsample == "max_pool" and min(x.shape[1:3]) < 16:
-            raise ConfigError(
-                "model.downsample", downsample, f"stride: images of {x.shape[1]}x{x.shape[2]} are too small"
-            )
-        return module.init(key, x)["params"]
-
-    return Model(
-        init=init,
-        apply=lambda params, x, reference=None: module.apply({"params": params}, x, reference),
-    )
+    smallest = 16 if downsample == "max_pool" else 1
+    return image_model(module, "conv4", smallest, ("model.downsample", downsample, "stride"))

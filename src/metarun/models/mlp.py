@@ -46,6 +46,6 @@ def mlp(*, num_outputs: int | None, hidden: Sequence[int] = (40, 40)) -> Model:
         tuple(positive_int("model.hidden", h) for h in hidden),
     )
     return Model(
-        init=lambda key, x: module.init(key, x)["params"],
+        init=lambda key, x: module.init(key, x).get("params", {}),  # nothing but inputs has none
         apply=lambda params, x, reference=None: module.apply({"params": params}, x),
     )
