@@ -60,13 +60,13 @@ def test_rows_are_an_embedding_and_a_label_in_the_order_of_the_support_set(stati
         return hidden @ linear["kernel"] + np.asarray(linear["bias"])[None]
 
     adapted = jax.jit(method.adapt)(meta_params, task.support, None)
-    one_hot = np.eye(3)[task.support.y]
+    one_hot = np.sqrt(2) * np.eye(3)[task.support.y]  # as long as an embedding of size 2 with entries of 1
     rows = np.concatenate([embedded(task.support.x), one_hot, np.zeros((6, 1))], 1)
     np.testing.assert_allclose(adapted.state.memory, rows, rtol=1e-5, atol=1e-6)
-    ends = np.concatenate([embedded(task.query.x), np.zeros((6, 3)), np.ones((6, 1))], 1)
+    ends = np.concatenate([embedded(task.query.x), np.zeros((6, 3)), np.full((6, 1), np.sqrt(2))], 1)
     np.testing.assert_allclose(jax.jit(method.predict)(adapted, task.query.x), ends, rtol=1e-5, atol=1e-6)
     unadapted = jax.jit(method.unadapted)(meta_params, task.support, None)
-    np.testing.assert_allclose(unadapted.state.memory[:, 2:5], np.full((6, 3), 1 / 3), rtol=1e-6)
+    np.testing.assert_allclose(unadapted.state.memory[:, 2:5], np.full((6, 3), np.sqrt(2) / 3), rtol=1e-6)
 
 
 def test_targets_of_a_regression_are_read_as_they_are():

@@ -1,6 +1,7 @@
 """A support set read as a sequence (x_1, y_1), ..., (x_k, y_k), (x, ?), in the order in which it comes."""
 
 from collections.abc import Callable
+from math import sqrt
 from typing import Any, NamedTuple
 
 import jax
@@ -75,7 +76,7 @@ def sequence_learner(
     Args:
       model: the network over the sequence, whose rows are an input's embedding and a label.
       encoder: features of an input, `[n, *feature]` -> `[n, *features]`.
-      embedding: size of the linear layer after it.
+      embedding: size of the linear layer after it. One-hot labels are scaled to the length of such an embedding.
       labels: targets `[k, num_outputs]` -> labels `[k, label_size]` of the support set and `[label_size]` of a query;
         `beside` or `offset`.
       objective: "classification" or "regression".
@@ -89,6 +90,13 @@ def sequence_learner(
       ConfigError: for a value that is not allowed.
     """
     linear = mlp(num_outputs=positive_int("method.embedding", embedding), hidden=())
+    # Beside an embedding, whose length is about sqrt(embedding), a one-hot label of length 1 is hardly seen: with labels
+    # of the same length, learning takes a quarter of the steps. A regression's target is an entry among others.
+    length = sqrt(embedding) if objective == "classification" else 1.0
+
+    def scaled_labels(targets):
+        seen, asked = labels(targets)
+        return length * seen, length * asked
 
     def embed(meta_params, x, reference=None):
         return linear.apply(meta_params["embedding"], flat(encoder.apply(meta_params["encoder"], x, reference)))
@@ -99,12 +107,12 @@ def sequence_learner(
         meta_params = {"encoder": encoder.init(encoder_key, x)}
         features = flat(encoder.apply(meta_params["encoder"], x))
         meta_params["embedding"] = linear.init(embedding_key, features)
-        seen, _ = labels(jnp.zeros((x.shape[0], num_outputs), x.dtype))
+        seen, _ = scaled_labels(jnp.zeros((x.shape[0], num_outputs), x.dtype))
         rows = jnp.concatenate([embed(meta_params, x), seen], 1)
         return {**meta_params, "sequence": model.init(sequence_key, rows, rows)}
 
     def read(meta_params, x, targets, key):
-        seen, asked = labels(targets)
+        seen, asked = scaled_labels(targets)
         rows = jnp.concatenate([embed(meta_params, x), seen], 1)
         return Read(meta_params, model.read(meta_params["sequence"], rows), asked)
 

@@ -47,7 +47,8 @@ def test_context_by_hand():
 
         represented = []
         for x, y in zip(np.asarray(task.support.x), np.asarray(task.support.y), strict=True):
-            target = np.eye(num_outputs)[y] if num_outputs > 1 else y
+            # A one-hot label is as long as an embedding; a regression's target is read as it is.
+            target = np.sqrt(linear["head"]["bias"].size) * np.eye(num_outputs)[y] if num_outputs > 1 else y
             v = dense(linear["head"], np.maximum(dense(encoder["dense0"], x), 0))
             v = np.concatenate([v, target, [0]])
             for layer in ("dense0", "dense1"):
