@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
@@ -30,10 +31,14 @@ def omniglot(tmp_path_factory):
     return folder
 
 
-def built(*overrides):
+def composed(*overrides):
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", list(overrides), return_hydra_config=True)
+        return compose("config", list(overrides), return_hydra_config=True)
+
+
+def built(*overrides):
+    config = composed(*overrides)
     choices = dict(config.hydra.runtime.choices)
     return build(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), choices)
 
@@ -94,12 +99,28 @@ def test_the_size_of_a_hypernetwork_is_stated():
     assert sizes["meta_params"] == body + sizes["generator"] + sizes["reader"]
 
 
+def data_overrides(experiment, omniglot):
+    return overrides_for("omniglot" if "omniglot" in experiment else None, omniglot)
+
+
 @pytest.mark.parametrize("experiment", choices_of("experiment"))
-def test_every_experiment_runs_two_steps(experiment, omniglot, tmp_path):
-    chosen = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").get("defaults", [])
-    datasets = [entry["override /dataset"] for entry in chosen if "override /dataset" in entry]
+def test_every_experiment_starts(experiment, omniglot):
+    # Fewer characters than the real data set has: as many classes to a training task as there are.
+    config = composed(f"experiment={experiment}")
+    fewer = ["train_way=4"] if config.train_way else []
+    run = built(f"experiment={experiment}", *fewer, *data_overrides(experiment, omniglot))
+    state = run.experiment.init()
+    assert jax.tree.leaves(state.params) and run.facts["method"] == experiment.split("_omniglot")[0].split("_sinus")[0]
+    if "w" in (cell := experiment.removesuffix("_quick").rsplit("_", 1)[-1]):
+        way, shot = cell.removesuffix("s").split("w")
+        assert (config.way, config.shot) == (int(way), int(shot))
+
+
+@pytest.mark.parametrize("experiment", ["maml_sinusoid", "maml_omniglot_5w1s", "protonet_omniglot_5w1s"])
+def test_an_experiment_runs_two_steps(experiment, omniglot, tmp_path):
     small = ["steps=2", "steps_per_dispatch=1", "eval_every=1", "val_tasks=4", "eval_tasks=4", "meta_batch_size=2"]
-    run = built(f"experiment={experiment}", *small, *overrides_for(datasets[0] if datasets else None, omniglot))
+    fewer = ["train_way=4"] if "protonet" in experiment else []
+    run = built(f"experiment={experiment}", *small, *fewer, *data_overrides(experiment, omniglot))
     result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
     assert result["steps"] == 2 and np.isfinite(result["value"])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
@@ -183,8 +204,9 @@ def test_identity_holds_what_moves_the_parameters_and_not_what_does_not():
         assert built(same).identity == base, same
     for other in ("seed=1", "way=4", "method.inner_lr=0.1", "model.filters=8", "eval_every=10", "method=fomaml"):
         assert built(other).identity != base, other
-    scheduled = [built("optimizer.schedule=cosine", f"steps={steps}").identity for steps in (100, 200)]
-    assert scheduled[0] != scheduled[1]
+    for schedule, depends in [("cosine", True), ("linear", True), ("halving", False)]:
+        ours = [built(f"optimizer.schedule={schedule}", f"steps={steps}").identity for steps in (100, 200)]
+        assert (ours[0] != ours[1]) == depends, schedule
 
 
 def test_protocol_states_what_moves_the_number_without_being_the_method():
