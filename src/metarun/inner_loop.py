@@ -196,12 +196,16 @@ def proximal_descent(
     lr: float,
     num_steps: int,
     cg_steps: int,
+    damping: float = 0.0,
 ) -> Params:
     """argmin over phi of loss_fn(phi, data) + strength / 2 |phi - theta|^2, differentiable in theta alone.
 
     Gradient descent from theta finds phi. The derivative is that of the exact minimum, whatever path led there: where
     the gradient of the objective vanishes, d phi / d theta = (I + H / strength)^-1, with H the Hessian of `loss_fn` at
     phi. A gradient is multiplied by it by solving (I + H / strength) v = g, with products by H alone.
+
+    Where few steps leave phi short of the minimum, or H has directions that bend down, that system may be far from
+    solved or have no meaning; `damping` divides H by strength + damping instead, towards the first-order gradient.
 
     Args:
       loss_fn: `(phi, data) -> scalar`.
@@ -211,6 +215,7 @@ def proximal_descent(
       lr: step size of the descent.
       num_steps: of the descent.
       cg_steps: of the conjugate gradient method.
+      damping: delta >= 0; 0 is exact.
 
     Source: Rajeswaran et al. 2019, Meta-Learning with Implicit Gradients, equations 3 and 6, algorithm 2.
     """
@@ -231,7 +236,7 @@ def proximal_descent(
         phi, data = saved
         # The Hessian is symmetric: its transposed product, which needs no forward-mode derivative, is the product.
         _, hessian = jax.vjp(jax.grad(lambda phi: loss_fn(phi, data)), phi)
-        product = lambda v: jax.tree.map(lambda v, hv: v + hv / strength, v, hessian(v)[0])
+        product = lambda v: jax.tree.map(lambda v, hv: v + hv / (strength + damping), v, hessian(v)[0])
         return cg(product, g, tol=_RESIDUAL, maxiter=cg_steps)[0], None
 
     minimum.defvjp(forward, backward)

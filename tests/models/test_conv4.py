@@ -45,3 +45,18 @@ def test_precision_is_that_of_the_products():
             assert algorithm in str(jax.make_jaxpr(jnp.matmul)(jnp.ones((2, 2)), jnp.ones((2, 2))))
     finally:
         jax.config.update("jax_default_matmul_precision", None)
+
+
+@pytest.mark.parametrize("halvings, side", [(0, 28), (2, 7), (4, 1)])
+def test_the_first_blocks_halve(halvings, side):
+    model = conv4(num_outputs=None, filters=2, downsample="max_pool", halvings=halvings)
+    x = jax.ShapeDtypeStruct((3, 28, 28, 1), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert jax.eval_shape(model.apply, params, x).shape == (3, side, side, 2)
+
+
+def test_halvings_that_cannot_be_are_named():
+    with pytest.raises(ConfigError, match="model.halvings=5: expected at most 4"):
+        conv4(num_outputs=2, halvings=5)
+    with pytest.raises(ConfigError, match="model.downsample=max_pool: expected stride: images of 3x8"):
+        conv4(num_outputs=2, downsample="max_pool", halvings=2).init(jax.random.key(0), jnp.zeros((1, 3, 8, 1)))

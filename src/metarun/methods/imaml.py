@@ -3,7 +3,7 @@
 Source: Rajeswaran, Finn, Kakade and Levine 2019, Meta-Learning with Implicit Gradients.
 """
 
-from metarun.errors import positive_float, positive_int
+from metarun.errors import non_negative_float, positive_float, positive_int
 from metarun.inner_loop import numbers_of_steps, proximal_descent, split_loss
 from metarun.learner import learner
 from metarun.types import Method, Model
@@ -18,6 +18,7 @@ def imaml(
     inner_steps: int = 16,
     eval_inner_steps: int | None = None,
     cg_steps: int = 5,
+    damping: float = 0.0,
     inner_reduction: str = "mean",
     query_statistics: str = "query",
 ) -> Method:
@@ -34,6 +35,8 @@ def imaml(
       inner_steps: its steps in training; at least 1. The meta-gradient is right to the extent that they converge.
       eval_inner_steps: its steps in evaluation; None: as in training.
       cg_steps: steps of the conjugate gradient method that solves for the meta-gradient; 5 in the paper.
+      damping: delta, with H / (lambda + delta) for H / lambda in the meta-gradient: 0 is the paper's equation, 1 its
+        published code.
       inner_reduction: how the support losses become a scalar, see `losses.reduce_loss`.
       query_statistics: see `learner`.
 
@@ -49,11 +52,19 @@ def imaml(
     lr = positive_float("method.inner_lr", inner_lr)
     train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     cg_steps = positive_int("method.cg_steps", cg_steps)
+    damping = non_negative_float("method.damping", damping)
     support_loss = split_loss(model.apply, objective, inner_reduction)
 
     def solution(meta_params, support, num_steps):
         return proximal_descent(
-            support_loss, meta_params, support, strength=strength, lr=lr, num_steps=num_steps, cg_steps=cg_steps
+            support_loss,
+            meta_params,
+            support,
+            strength=strength,
+            lr=lr,
+            num_steps=num_steps,
+            cg_steps=cg_steps,
+            damping=damping,
         )
 
     return learner(
