@@ -104,12 +104,12 @@ def test_access_by_hand():
     )
     # w^w = 0.25 (1, 0, 0) + 0.75 (0, 1, 0); the second slot is emptied before it is written to.
     np.testing.assert_allclose(slots, [[2, 1], [0, 3], [0, 1]], rtol=1e-6)
-    # Cosines with (0, 4): 1 / sqrt 5, 1, 1.
-    weights = np.exp([2 / np.sqrt(5), 2, 2])
+    # It reads what stood there before: cosines with (0, 4) of 0, 1 / sqrt 2 and 1.
+    weights = np.exp([0, np.sqrt(2), 2])
     weights /= weights.sum()
     np.testing.assert_allclose(read_weights, [weights], rtol=1e-5)
     np.testing.assert_allclose(usage, 0.5 * np.array([1, 0.1, 0.5]) + weights + [0.25, 0.75, 0], rtol=1e-5)
-    np.testing.assert_allclose(read, [[2 * weights[0], weights[0] + 3 * weights[1] + weights[2]]], rtol=1e-5)
+    np.testing.assert_allclose(read, [[2 * weights[0] + 5 * weights[1], 5 * weights[1] + weights[2]]], rtol=1e-5)
 
 
 def test_network_with_memory_is_that_of_numpy():
@@ -128,7 +128,8 @@ def test_network_with_memory_is_that_of_numpy():
         h = controller[1]
         keys = np.tanh(h @ params["keys"]["kernel"] + params["keys"]["bias"])
         keys = keys.reshape(heads, width)
-        oldest = np.argsort(usage, kind="stable")[:heads]
+        oldest = np.argsort(usage + 1e-3 / slots * np.arange(slots))[:heads]
+        before = memory.copy()
         memory[oldest] = 0
         usage = 0.9 * usage
         for j in range(heads):
@@ -138,10 +139,10 @@ def test_network_with_memory_is_that_of_numpy():
             usage = usage + write
         read = []
         for j in range(heads):
-            lengths = np.sqrt((memory**2).sum(1) + 1e-6) * np.sqrt((keys[j] ** 2).sum() + 1e-6)
-            weights = np.exp(memory @ keys[j] / lengths)
+            lengths = np.sqrt((before**2).sum(1) + 1e-6) * np.sqrt((keys[j] ** 2).sum() + 1e-6)
+            weights = np.exp(before @ keys[j] / lengths)
             read_weights[j] = weights / weights.sum()
             usage = usage + read_weights[j]
-            read.append(read_weights[j] @ memory)
+            read.append(read_weights[j] @ before)
         read = np.concatenate(read)
         np.testing.assert_allclose(outputs[t], head(params, np.concatenate([h, read])), rtol=1e-9)

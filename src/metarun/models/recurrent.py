@@ -133,18 +133,22 @@ def cosine(keys: Array, slots: Array) -> Array:
 
 def least_used(usage: Array, heads: int) -> Array:
     """w^lu: one-hot for each head, `[heads, slots]`, of the `heads` least used slots; of equals, the first."""
-    return jax.nn.one_hot(jnp.argsort(usage)[:heads], usage.size, dtype=usage.dtype)
+    # What the heads write in one step is equally used but for rounding, which must not decide what is forgotten.
+    first = 1e-3 / usage.size * jnp.arange(usage.size, dtype=usage.dtype)
+    return jax.nn.one_hot(jnp.argsort(usage + first)[:heads], usage.size, dtype=usage.dtype)
 
 
 def access(
     memory: AddressedMemory, keys: Array, gate: Array, *, decay: float, strength: float
 ) -> tuple[Array, Array, Array, Array]:
-    """Writes `keys` to where was last read or to what is least used, and reads by them.
+    """Reads by `keys`, and writes them to where was last read or to what is least used.
 
-    The least used slots, one for each head, are emptied; then, with w^r, w^u and w^lu of the last step,
+    With w^r, w^u and w^lu of the last step, of which the slots of w^lu, one for each head, are emptied before the write,
+      w^r_t = softmax of strength * cosine(k_t, M_{t-1}),  r_t = w^r_t M_{t-1},
       w^w_t = gate w^r_{t-1} + (1 - gate) w^lu_{t-1},      M_t = M_{t-1} + sum over heads of w^w_t k_t,
-      w^r_t = softmax of strength * cosine(k_t, M_t),      r_t = w^r_t M_t,
       w^u_t = decay w^u_{t-1} + sum over heads of (w^r_t + w^w_t).
+    The paper has M_t in the first line. Read after the write, a key would find itself, at a cosine of 1, before all that
+    the memory has been told; whichever order the authors had, with this one learning takes a third of the steps.
 
     Args:
       memory: before the step.
@@ -161,9 +165,9 @@ def access(
     lru = least_used(memory.usage, keys.shape[0])
     write_weights = gate * memory.read_weights + (1 - gate) * lru
     slots = memory.slots * (1 - lru.sum(0))[:, None] + write_weights.T @ keys
-    read_weights = jax.nn.softmax(strength * cosine(keys, slots), 1)
+    read_weights = jax.nn.softmax(strength * cosine(keys, memory.slots), 1)
     usage = decay * memory.usage + (read_weights + write_weights).sum(0)
-    return slots, usage, read_weights, read_weights @ slots
+    return slots, usage, read_weights, read_weights @ memory.slots
 
 
 class _MANN(nn.Module):
