@@ -1,6 +1,7 @@
 """What meta-learners have in common that read a support set, answer queries, and are trained by their answers."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from metarun.errors import ConfigError, one_of
 from metarun.losses import OBJECTIVES
-from metarun.types import Array, Method, Params, Split, Task
+from metarun.types import Array, Method, Metrics, Params, Split, Task
 
 STATISTICS = ("query", "support")
 
@@ -57,31 +58,83 @@ def learner(
     Raises:
       ConfigError: for another value of `query_statistics`.
     """
-    one_of("method.query_statistics", query_statistics, STATISTICS)
-    score = OBJECTIVES[objective]
+    judged = query_loss(answer=answer, objective=objective, query_statistics=query_statistics, loss=loss)
 
-    def ready(state: Any, support: Split) -> Adapted:
-        return Adapted(state, support.x if query_statistics == "support" else support.x[:0])
-
-    def predict(adapted: Adapted, x: Array) -> Array:
-        num_reference = adapted.reference.shape[0]
-        if num_reference == 0:
-            return answer(adapted.state, x, None)
-        return answer(adapted.state, jnp.concatenate([adapted.reference, x]), num_reference)[num_reference:]
+    def adapted(adapt):
+        return lambda meta_params, support, key: _ready(adapt(meta_params, support, key), support, query_statistics)
 
     def outer_loss(meta_params, task, key):
-        adapted = ready((train_adapt or adapt)(meta_params, task.support, key), task.support)
-        outputs = predict(adapted, task.query.x)
-        query_loss = (loss or score.loss)(outputs, task.query.y).mean()
-        return query_loss, {"loss": query_loss, f"query/{score.metric}": score.measure(outputs, task.query.y).mean()}
+        return judged((train_adapt or adapt)(meta_params, task.support, key), task)
 
     return Method(
         init=init,
-        adapt=lambda meta_params, support, key: ready(adapt(meta_params, support, key), support),
-        predict=predict,
+        adapt=adapted(adapt),
+        predict=partial(_predict, answer),
         loss=outer_loss,
-        unadapted=lambda meta_params, support, key: ready(unadapted(meta_params, support, key), support),
+        unadapted=adapted(unadapted),
         protocol={"query_statistics": query_statistics, **(protocol or {})},
+        trains_on=trains_on,
+    )
+
+
+def query_loss(
+    *,
+    answer: Callable[[Any, Array, int | None], Array],
+    objective: str,
+    query_statistics: str,
+    loss: Callable[[Array, Array], Array] | None = None,
+) -> Callable[[Any, Task], tuple[Array, Metrics]]:
+    """Returns `(state, task) -> (loss, metrics)`, of what a learner in that state answers to the task's queries.
+
+    Args:
+      answer, objective, query_statistics, loss: as in `learner`.
+
+    Raises:
+      ConfigError: for another value of `query_statistics`.
+    """
+    one_of("method.query_statistics", query_statistics, STATISTICS)
+    score = OBJECTIVES[objective]
+
+    def judged(state, task):
+        outputs = _predict(answer, _ready(state, task.support, query_statistics), task.query.x)
+        mean_loss = (loss or score.loss)(outputs, task.query.y).mean()
+        return mean_loss, {"loss": mean_loss, f"query/{score.metric}": score.measure(outputs, task.query.y).mean()}
+
+    return judged
+
+
+def stepwise(
+    *,
+    init: Callable[[Array, Task], Params],
+    adapt: Callable[[Params, Split, Array, int], Any],
+    num_steps: tuple[int, int],
+    answer: Callable[[Any, Array, int | None], Array],
+    objective: str,
+    query_statistics: str,
+    protocol: Mapping[str, Any] | None = None,
+    trains_on: str = "tasks",
+) -> Method:
+    """A learner that adapts in steps, and has seen no label before the first.
+
+    Args:
+      init, answer, objective, query_statistics, protocol, trains_on: as in `learner`.
+      adapt: `(meta_params, support, key, num_steps) -> state`.
+      num_steps: of training and of evaluation.
+    """
+    train_steps, eval_steps = num_steps
+
+    def of(num_steps):
+        return lambda meta_params, support, key: adapt(meta_params, support, key, num_steps)
+
+    return learner(
+        init=init,
+        adapt=of(eval_steps),
+        answer=answer,
+        unadapted=of(0),
+        objective=objective,
+        query_statistics=query_statistics,
+        train_adapt=of(train_steps),
+        protocol={"eval_inner_steps": eval_steps, **(protocol or {})},
         trains_on=trains_on,
     )
 
@@ -150,6 +203,17 @@ def refuse_regression(method: str, objective: str) -> None:
     """Raises `ConfigError` for a data set that has no classes, on behalf of a method that needs them."""
     if objective != "classification":
         raise ConfigError("method", method, f"a method for {objective}, such as maml: this one needs classes")
+
+
+def _ready(state: Any, support: Split, query_statistics: str) -> Adapted:
+    return Adapted(state, support.x if query_statistics == "support" else support.x[:0])
+
+
+def _predict(answer: Callable[[Any, Array, int | None], Array], adapted: Adapted, x: Array) -> Array:
+    num_reference = adapted.reference.shape[0]
+    if num_reference == 0:
+        return answer(adapted.state, x, None)
+    return answer(adapted.state, jnp.concatenate([adapted.reference, x]), num_reference)[num_reference:]
 
 
 def _targets(support: Split, objective: str, num_outputs: int) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from metarun.errors import ConfigError, positive_float, positive_int, true_or_false
 from metarun.inner_loop import gradient_descent, numbers_of_steps, partition, split_loss
-from metarun.learner import learner
+from metarun.learner import stepwise
 from metarun.types import Method, Model
 
 
@@ -63,7 +63,6 @@ def cavia(
     if isinstance(context_at, str) or not all(isinstance(name, str) for name in context_at):
         raise ConfigError("method.context_at", context_at, "a list of names such as [conv2/norm_*]")
     lr = positive_float("method.inner_lr", inner_lr)
-    train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     true_or_false("method.first_order", first_order)
     support_loss = split_loss(model.apply, objective, inner_reduction)
 
@@ -88,7 +87,7 @@ def cavia(
         shifts = [jnp.tensordot(phi, weights, 1) for weights in meta_params["context"]]
         return merge([leaf + shift for leaf, shift in zip(shifted, shifts, strict=True)])
 
-    def adapted(meta_params, support, num_steps):
+    def adapted(meta_params, support, key, num_steps):
         phi = gradient_descent(
             lambda phi: support_loss(with_context(meta_params, phi), support),
             jnp.zeros(num_context, meta_params["context"][0].dtype),
@@ -99,15 +98,14 @@ def cavia(
         )
         return with_context(meta_params, phi)
 
-    return learner(
+    return stepwise(
         init=init,
-        adapt=lambda meta_params, support, key: adapted(meta_params, support, eval_steps),
+        adapt=adapted,
+        num_steps=numbers_of_steps(inner_steps, eval_inner_steps),
         answer=model.apply,
-        unadapted=lambda meta_params, support, key: meta_params["params"],
         objective=objective,
         query_statistics=query_statistics,
-        train_adapt=lambda meta_params, support, key: adapted(meta_params, support, train_steps),
-        protocol={"eval_inner_steps": eval_steps, "inner_reduction": inner_reduction},
+        protocol={"inner_reduction": inner_reduction},
     )
 
 

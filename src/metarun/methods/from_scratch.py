@@ -4,7 +4,7 @@ import optax
 
 from metarun.errors import one_of, positive_float, positive_int
 from metarun.inner_loop import optimised, split_loss
-from metarun.learner import learner
+from metarun.learner import stepwise
 from metarun.types import Method, Model
 
 OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
@@ -40,22 +40,16 @@ def from_scratch(
     num_steps = positive_int("method.inner_steps", inner_steps)
     support_loss = split_loss(model.apply, objective)
 
-    def fresh(meta_params, support, key):
-        return model.init(key, support.x)
+    def trained(meta_params, support, key, num_steps):
+        loss_fn = lambda params, _: support_loss(params, support)
+        return optimised(loss_fn, model.init(key, support.x), None, optimizer=optimizer, num_steps=num_steps)
 
-    def adapt(meta_params, support, key):
-        params = fresh(meta_params, support, key)
-        return optimised(
-            lambda params, _: support_loss(params, support), params, None, optimizer=optimizer, num_steps=num_steps
-        )
-
-    return learner(
+    return stepwise(
         init=lambda key, task: {},
-        adapt=adapt,
+        adapt=trained,
+        num_steps=(num_steps, num_steps),
         answer=model.apply,
-        unadapted=fresh,
         objective=objective,
         query_statistics=query_statistics,
-        protocol={"eval_inner_steps": num_steps},
         trains_on="nothing",
     )

@@ -5,7 +5,7 @@ Source: Rajeswaran, Finn, Kakade and Levine 2019, Meta-Learning with Implicit Gr
 
 from metarun.errors import non_negative_float, positive_float, positive_int
 from metarun.inner_loop import numbers_of_steps, proximal_descent, split_loss
-from metarun.learner import learner
+from metarun.learner import stepwise
 from metarun.types import Method, Model
 
 
@@ -50,12 +50,11 @@ def imaml(
     """
     strength = positive_float("method.proximity", proximity)
     lr = positive_float("method.inner_lr", inner_lr)
-    train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     cg_steps = positive_int("method.cg_steps", cg_steps)
     damping = non_negative_float("method.damping", damping)
     support_loss = split_loss(model.apply, objective, inner_reduction)
 
-    def solution(meta_params, support, num_steps):
+    def solution(meta_params, support, key, num_steps):
         return proximal_descent(
             support_loss,
             meta_params,
@@ -67,13 +66,12 @@ def imaml(
             damping=damping,
         )
 
-    return learner(
+    return stepwise(
         init=lambda key, task: model.init(key, task.support.x),
-        adapt=lambda meta_params, support, key: solution(meta_params, support, eval_steps),
+        adapt=solution,
+        num_steps=numbers_of_steps(inner_steps, eval_inner_steps),
         answer=model.apply,
-        unadapted=lambda meta_params, support, key: meta_params,
         objective=objective,
         query_statistics=query_statistics,
-        train_adapt=lambda meta_params, support, key: solution(meta_params, support, train_steps),
-        protocol={"eval_inner_steps": eval_steps, "inner_reduction": inner_reduction},
+        protocol={"inner_reduction": inner_reduction},
     )

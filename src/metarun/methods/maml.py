@@ -5,7 +5,7 @@ Source: Finn, Abbeel and Levine 2017, Model-Agnostic Meta-Learning for Fast Adap
 
 from metarun.errors import one_of, positive_float, true_or_false
 from metarun.inner_loop import INNER_PARAMS, gradient_descent, numbers_of_steps, split_loss
-from metarun.learner import learner
+from metarun.learner import stepwise
 from metarun.types import Method, Model
 
 
@@ -45,12 +45,11 @@ def maml(
       ConfigError: for a value that is not allowed.
     """
     lr = positive_float("method.inner_lr", inner_lr)
-    train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     true_or_false("method.first_order", first_order)
     adapts = INNER_PARAMS[one_of("method.inner_params", inner_params, INNER_PARAMS)]
     support_loss = split_loss(model.apply, objective, inner_reduction)
 
-    def fast_params(meta_params, support, num_steps):
+    def fast_params(meta_params, support, key, num_steps):
         return gradient_descent(
             lambda params: support_loss(params, support),
             meta_params,
@@ -61,13 +60,12 @@ def maml(
             adapts=adapts,
         )
 
-    return learner(
+    return stepwise(
         init=lambda key, task: model.init(key, task.support.x),
-        adapt=lambda meta_params, support, key: fast_params(meta_params, support, eval_steps),
+        adapt=fast_params,
+        num_steps=numbers_of_steps(inner_steps, eval_inner_steps),
         answer=model.apply,
-        unadapted=lambda meta_params, support, key: meta_params,
         objective=objective,
         query_statistics=query_statistics,
-        train_adapt=lambda meta_params, support, key: fast_params(meta_params, support, train_steps),
-        protocol={"eval_inner_steps": eval_steps, "inner_reduction": inner_reduction},
+        protocol={"inner_reduction": inner_reduction},
     )

@@ -9,7 +9,7 @@ from jax import lax
 
 from metarun.errors import ConfigError, non_negative_int, one_of, positive_float, true_or_false
 from metarun.inner_loop import INNER_PARAMS, descend, iterate, numbers_of_steps, partition, split_loss
-from metarun.learner import learner
+from metarun.learner import query_loss, stepwise
 from metarun.types import Method, Model
 
 
@@ -108,24 +108,15 @@ def maml_plus_plus(
         last = min(max(num_steps, 1), train_steps) - 1
         return at([leaf[last] for leaf in norms], fast), looks
 
-    shared = {"init": init, "answer": model.apply, "objective": objective, "query_statistics": query_statistics}
-    method = learner(
-        adapt=lambda meta_params, support, key: inner_loop(meta_params, support, eval_steps)[0],
-        unadapted=lambda meta_params, support, key: inner_loop(meta_params, support, 0)[0],
-        train_adapt=lambda meta_params, support, key: inner_loop(meta_params, support, train_steps)[0],
-        protocol={"eval_inner_steps": eval_steps, "inner_reduction": inner_reduction},
-        **shared,
-    )
-    # Handed adapted parameters, it has nothing to do but to answer: its loss is theirs on the queries.
-    as_they_are = lambda params, support, key: params
-    judge = learner(adapt=as_they_are, unadapted=as_they_are, **shared)
+    shared = {"answer": model.apply, "objective": objective, "query_statistics": query_statistics}
+    judged = query_loss(**shared)
 
     def last_step_loss(meta_params, task, key, first_order):
         fast, _ = inner_loop(meta_params, task.support, train_steps, first_order)
-        return judge.loss(fast, task, key)
+        return judged(fast, task)
 
     def multi_step_loss(meta_params, task, key, first_order, step):
-        look = lambda params: judge.loss(params, task, key)
+        look = lambda params: judged(params, task)
         _, (losses, metrics) = inner_loop(meta_params, task.support, train_steps, first_order, look)
         progress = jnp.minimum(step.astype(losses.dtype) / multi_step_end, 1)
         weights = jnp.full_like(losses, (1 - progress) / train_steps).at[-1].add(progress)
@@ -144,4 +135,11 @@ def maml_plus_plus(
 
         return until(first_order_end, lambda: of_order(True), lambda: of_order(False))
 
+    method = stepwise(
+        init=init,
+        adapt=lambda meta_params, support, key, num_steps: inner_loop(meta_params, support, num_steps)[0],
+        num_steps=(train_steps, eval_steps),
+        protocol={"inner_reduction": inner_reduction},
+        **shared,
+    )
     return method._replace(scheduled_loss=scheduled_loss if multi_step_end or first_order_end else None)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from metarun.errors import ConfigError, positive_float, true_or_false
 from metarun.inner_loop import gradient_descent, numbers_of_steps, split_loss
-from metarun.learner import learner
+from metarun.learner import stepwise
 from metarun.types import Array, Method, Model, Params
 
 
@@ -51,7 +51,6 @@ def meta_sgd(
     Source: equations 3 and 4, algorithm 1.
     """
     lowest, highest = _range(inner_lr)
-    train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     true_or_false("method.first_order", first_order)
     support_loss = split_loss(model.apply, objective, inner_reduction)
 
@@ -60,7 +59,7 @@ def meta_sgd(
         params = model.init(params_key, task.support.x)
         return {"params": params, "lr": _uniform(lr_key, params, lowest, highest)}
 
-    def fast_params(meta_params, support, num_steps):
+    def fast_params(meta_params, support, key, num_steps):
         return gradient_descent(
             lambda params: support_loss(params, support),
             meta_params["params"],
@@ -70,15 +69,14 @@ def meta_sgd(
             remat=remat,
         )
 
-    return learner(
+    return stepwise(
         init=init,
-        adapt=lambda meta_params, support, key: fast_params(meta_params, support, eval_steps),
+        adapt=fast_params,
+        num_steps=numbers_of_steps(inner_steps, eval_inner_steps),
         answer=model.apply,
-        unadapted=lambda meta_params, support, key: meta_params["params"],
         objective=objective,
         query_statistics=query_statistics,
-        train_adapt=lambda meta_params, support, key: fast_params(meta_params, support, train_steps),
-        protocol={"eval_inner_steps": eval_steps, "inner_reduction": inner_reduction},
+        protocol={"inner_reduction": inner_reduction},
     )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from metarun.errors import non_negative_int, one_of, positive_float
 from metarun.inner_loop import gradient_descent
-from metarun.learner import flat, learner, refuse_regression
+from metarun.learner import flat, refuse_regression, stepwise
 from metarun.losses import OBJECTIVES
 from metarun.similarity import cosine
 from metarun.types import Array, Method, Model, Params
@@ -68,30 +68,26 @@ def pretrain(
         mean_loss = score.loss(outputs, y).mean()
         return mean_loss, {"loss": mean_loss, f"classes/{score.metric}": score.measure(outputs, y).mean()}
 
-    def unadapted(meta_params, support, key):
-        return meta_params["encoder"], init_head(key, embed(meta_params["encoder"], support.x), num_outputs)
-
-    def adapt(meta_params, support, key):
-        encoder_params, new_head = unadapted(meta_params, support, key)
-        features = embed(encoder_params, support.x)
+    def adapt(meta_params, support, key, num_steps):
+        features = embed(meta_params["encoder"], support.x)
+        new_head = init_head(key, features, num_outputs)
 
         def support_loss(head_params):
             return score.loss(apply_head(head_params, features), support.y).mean()
 
-        return encoder_params, gradient_descent(support_loss, new_head, lr=lr, num_steps=num_steps)
+        return meta_params["encoder"], gradient_descent(support_loss, new_head, lr=lr, num_steps=num_steps)
 
     def answer(state, x, reference):
         encoder_params, head_params = state
         return apply_head(head_params, embed(encoder_params, x, reference))
 
-    return learner(
+    return stepwise(
         init=init,
         adapt=adapt,
+        num_steps=(num_steps, num_steps),
         answer=answer,
-        unadapted=unadapted,
         objective=objective,
         query_statistics=query_statistics,
-        protocol={"eval_inner_steps": num_steps},
         trains_on="classes",
     )._replace(loss=loss)
 

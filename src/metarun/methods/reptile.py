@@ -10,7 +10,7 @@ from jax import lax
 
 from metarun.errors import one_of, positive_float, positive_int
 from metarun.inner_loop import numbers_of_steps, optimised, split_loss
-from metarun.learner import learner
+from metarun.learner import query_loss, stepwise
 from metarun.types import Array, Method, Model, Split
 
 OPTIMIZERS = {"adam": lambda lr: optax.adam(lr, b1=0.0, b2=0.999), "sgd": optax.sgd}
@@ -73,24 +73,19 @@ def reptile(
         both = Split(*(jnp.concatenate(parts) for parts in zip(task.support, task.query, strict=True)))
         return trained(params, both, key, train_steps, train_batch)
 
-    shared = {
-        "init": lambda key, task: model.init(key, task.support.x),
-        "answer": model.apply,
-        "unadapted": lambda params, support, key: params,
-        "objective": objective,
-        "query_statistics": query_statistics,
-    }
-    # Handed trained parameters, it has nothing to do but to answer: its loss is theirs on the queries.
-    judge = learner(adapt=lambda params, support, key: params, **shared)
+    shared = {"answer": model.apply, "objective": objective, "query_statistics": query_statistics}
+    judged = query_loss(**shared)
 
     def loss(params, task, key):
         target = trained_on_all(lax.stop_gradient(params), task, key)
         distance = jax.tree.map(lambda a, b: 0.5 * jnp.sum(jnp.square(a - b)), params, target)
-        return sum(jax.tree.leaves(distance)), judge.loss(target, task, key)[1]
+        return sum(jax.tree.leaves(distance)), judged(target, task)[1]
 
-    method = learner(
-        adapt=lambda params, support, key: trained(params, support, key, eval_steps, eval_batch),
-        protocol={"eval_inner_steps": eval_steps, "eval_inner_batch_size": eval_batch},
+    method = stepwise(
+        init=lambda key, task: model.init(key, task.support.x),
+        adapt=lambda params, support, key, num_steps: trained(params, support, key, num_steps, eval_batch),
+        num_steps=(train_steps, eval_steps),
+        protocol={"eval_inner_batch_size": eval_batch},
         **shared,
     )
     return method._replace(loss=loss)
