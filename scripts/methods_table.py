@@ -24,8 +24,9 @@ COLUMNS = ("method", "idea and paper", "test", "over raw pixels", "tasks/s", "mi
 
 
 def idea(method: str) -> str:
-    """The method in a line, with its paper: the first comment of its YAML file."""
-    return (METHODS / f"{method}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    """The method in a line, with its paper: the first comment of its YAML file that is not Hydra's."""
+    lines = (METHODS / f"{method}.yaml").read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
 
 
 def result_of(directory: Path) -> dict[str, Any] | None:

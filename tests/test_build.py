@@ -137,13 +137,21 @@ def test_an_experiment_has_the_last_word_but_for_the_command_line():
     assert built("experiment=maml_sinusoid", "steps=7").settings.steps == 7
 
 
+def test_a_method_sets_what_it_needs_of_the_run_and_the_command_line_has_the_last_word():
+    config = composed("method=reptile")
+    assert (config.query_shot, config.outer_lr, config.optimizer._target_) == (9, 1.0, "metarun.optimizers.sgd")
+    config = composed("method=reptile", "query_shot=4", "outer_lr=0.5", "optimizer=adam")
+    assert (config.query_shot, config.outer_lr, config.optimizer._target_) == (4, 0.5, "metarun.optimizers.adam")
+    assert composed("method=maml").query_shot == 2
+
+
 @pytest.mark.parametrize("file", sorted(CONF.glob("**/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_every_key_has_a_comment(file):
     if file.parent.name in ("experiment", "help"):
         return
     body = file.read_text().split("\nhydra:")[0]
     for line in body.splitlines():
-        if line and not line.startswith(("#", "_target_", "defaults", "  - ")):
+        if line.strip() and not line.strip().startswith(("#", "_target_", "defaults", "- ", "method:")):
             assert " # " in line, f"{file.name}: {line}"
 
 

@@ -35,8 +35,8 @@ def test_a_row_says_what_a_run_reached_and_which_check_failed(tmp_path):
 
 def test_every_method_says_its_idea_and_its_paper_in_its_first_line():
     for file in METHODS.glob("*.yaml"):
-        first = file.read_text(encoding="utf-8").splitlines()[0]
-        assert first.startswith("# ") and first.endswith(".") and ":" in first, file
+        said = idea(file.stem)
+        assert said.endswith(".") and ":" in said and "@" not in said, file
 
 
 def test_an_unknown_method_is_named(tmp_path):

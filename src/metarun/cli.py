@@ -65,7 +65,10 @@ def _known_keys() -> list[str]:
     """Every key of `RunConfig` and of the groups' YAML files."""
     keys = [*RunConfig.__annotations__, *(f"memory.{key}" for key in MemoryConfig.__annotations__)]
     for file in conf_dir().glob("*/*.yaml"):
-        keys += [f"{file.parent.name}.{key}" for key in OmegaConf.load(file) if not str(key).startswith("_")]
+        group = file.parent.name
+        node = OmegaConf.load(file)
+        node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
+        keys += [f"{group}.{key}" for key in node if not str(key).startswith("_")]
     return sorted(set(keys))
 
 

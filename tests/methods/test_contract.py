@@ -34,7 +34,8 @@ TRAINING = {"rnn": (150, 3e-3), "mann": (300, 1e-3), "reptile": (200, 1e-3)}
 @cache
 def built(name):
     """The method as the command line builds it, on a small network."""
-    options = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")) | SETTINGS.get(name, {})
+    options = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    options = options.get("method", options) | SETTINGS.get(name, {})  # some set keys of the run as well
     module, _, factory = options.pop("_target_").rpartition(".")
     factory = getattr(import_module(module), factory)
     network = partial(conv4, filters=8, norm="layer") if name in NEED_MAPS else partial(mlp, hidden=[32])

@@ -44,7 +44,9 @@ def test_solution_and_meta_gradient_have_their_closed_form(damping):
         support, query = (Split(np.array(s.x), np.array(s.y)) for s in task)
         n = len(support.y)
         hessian = 2 * support.x.T @ support.x / n
-        phi = np.linalg.solve(hessian + LAMBDA * np.eye(3), 2 * support.x.T @ support.y / n + LAMBDA * np.array(theta["w"]))
+        phi = np.linalg.solve(
+            hessian + LAMBDA * np.eye(3), 2 * support.x.T @ support.y / n + LAMBDA * np.array(theta["w"])
+        )
         np.testing.assert_allclose(method.adapt(theta, task.support, None).state["w"], phi, rtol=1e-9)
         gradient = jax.grad(lambda p: method.loss(p, task, None)[0])(theta)
         expected = np.linalg.solve(np.eye(3) + hessian / (LAMBDA + damping), mse_gradient(query, phi))
@@ -73,7 +75,9 @@ def test_the_larger_lambda_the_nearer_is_the_solution():
         assert distances[0] > distances[1] > distances[2] > 0
 
 
-@pytest.mark.parametrize("key, value", [("proximity", 0), ("cg_steps", 0), ("inner_steps", 0), ("inner_lr", "x"), ("damping", -1)])
+@pytest.mark.parametrize(
+    "key, value", [("proximity", 0), ("cg_steps", 0), ("inner_steps", 0), ("inner_lr", "x"), ("damping", -1)]
+)
 def test_a_setting_that_cannot_be_used_is_named(key, value):
     with pytest.raises(ConfigError, match=f"method.{key}={value}"):
         imaml(model=LINEAR, objective="regression", **{key: value})
