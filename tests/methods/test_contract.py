@@ -23,7 +23,6 @@ METHODS = sorted(file.stem for file in CONF.glob("*.yaml"))
 WAY, SHOT, QUERY_SHOT, SIZE, CLASSES, NUM_EVALUATED = 3, 2, 3, 8, 12, 30
 # What a toy needs other than the default run: settings of the method; sixths of its training, and the learning rate.
 SETTINGS = {
-    "conditional": {"body": "neural_process"},
     "mann": {"hidden": 64, "slots": 16},
     "maml_plus_plus": {"per_step_norm": False},
     "reptile": {"inner_optimizer": "sgd", "inner_lr": 0.05},

@@ -23,7 +23,7 @@ def conditional(
     num_outputs: int,
     shot: int,
     train_shot: int | None = None,
-    body: str = "wavenet",
+    body: str = "neural_process",
     embedding: int = 64,
     filters: int = 128,
     query_statistics: str = "support",
