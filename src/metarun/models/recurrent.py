@@ -183,7 +183,8 @@ class _MANN(nn.Module):
         cell = nn.OptimizedLSTMCell(self.hidden, param_dtype=x.dtype, name="cell")
         controller, h = cell(memory.controller, jnp.concatenate([x, memory.read]))
         keys = jnp.tanh(nn.Dense(self.heads * self.width, param_dtype=x.dtype, name="keys")(h))
-        gate = jax.nn.sigmoid(self.param("write_gate", nn.initializers.zeros, (), x.dtype))
+        # It begins by writing to what is least used: what is blended with other keys cannot be found again.
+        gate = jax.nn.sigmoid(self.param("write_gate", nn.initializers.constant(-3.0), (), x.dtype))
         slots, usage, read_weights, read = access(
             memory, keys.reshape(self.heads, self.width), gate, decay=self.decay, strength=self.strength
         )
@@ -198,7 +199,8 @@ def mann(
     """An LSTM that writes to an external memory and reads from it by content.
 
     The controller sees the input and what was last read; keys are tanh of a linear layer of its output; a linear layer
-    answers from its output and what it reads. The memory is empty at first, and the forget gates' bias begins at 1.
+    answers from its output and what it reads. The memory is empty at first, the forget gates' bias begins at 1,
+    and the write gate nearly closed: what is read is not written over.
 
     Args:
       num_outputs: outputs of a step.
