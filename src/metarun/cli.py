@@ -68,7 +68,7 @@ def _known_keys() -> list[str]:
         group = file.parent.name
         node = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
-        keys += [f"{group}.{key}" for key in node if not str(key).startswith("_")]
+        keys += [f"{group}.{key}" for key in node if key != "defaults" and not str(key).startswith("_")]
     return sorted(set(keys))
 
 

@@ -8,9 +8,8 @@ import optax
 
 from metarun.errors import ConfigError, non_negative_float, one_of, positive_float, positive_int
 
-# Schedules as a factor of the learning rate: `(steps, end, halve_every) -> (step -> factor)`.
+# Beside "constant", schedules as a factor of the learning rate: `(steps, end, halve_every) -> (step -> factor)`.
 SCHEDULES: dict[str, Callable[[int, float, int], optax.Schedule]] = {
-    "constant": lambda steps, end, halve_every: optax.constant_schedule(1.0),
     "cosine": lambda steps, end, halve_every: optax.cosine_decay_schedule(1.0, steps, alpha=end),
     "linear": lambda steps, end, halve_every: optax.linear_schedule(1.0, end, steps),
     "halving": lambda steps, end, halve_every: optax.exponential_decay(1.0, halve_every, 0.5, staircase=True),
@@ -51,7 +50,16 @@ def adam(
     Source: Kingma and Ba 2015, Adam, algorithm 1.
     """
     direction = optax.scale_by_adam(b1=_unit_interval("optimizer.b1", b1), b2=_unit_interval("optimizer.b2", b2))
-    return _scheduled(direction, outer_lr, steps, schedule, end_lr, halve_every, clip_norm, clip_value)
+    return _scheduled(
+        direction,
+        outer_lr=outer_lr,
+        steps=steps,
+        schedule=schedule,
+        end_lr=end_lr,
+        halve_every=halve_every,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+    )
 
 
 def sgd(
@@ -75,24 +83,33 @@ def sgd(
     """
     momentum = _unit_interval("optimizer.momentum", momentum)
     direction = optax.trace(decay=momentum) if momentum else optax.identity()
-    return _scheduled(direction, outer_lr, steps, schedule, end_lr, halve_every, clip_norm, clip_value)
+    return _scheduled(
+        direction,
+        outer_lr=outer_lr,
+        steps=steps,
+        schedule=schedule,
+        end_lr=end_lr,
+        halve_every=halve_every,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+    )
 
 
-def _scheduled(direction, outer_lr, steps, schedule, end_lr, halve_every, clip_norm, clip_value):
+def _scheduled(direction, *, outer_lr, steps, schedule, end_lr, halve_every, clip_norm, clip_value):
     """Clipping, a direction of descent, and a learning rate that follows a schedule."""
     lr, end = positive_float("outer_lr", outer_lr), non_negative_float("optimizer.end_lr", end_lr)
     if end > lr:
         raise ConfigError("optimizer.end_lr", end_lr, f"a number from 0 to outer_lr={outer_lr}")
-    factor = SCHEDULES[one_of("optimizer.schedule", schedule, SCHEDULES)]
-    factor = factor(positive_int("steps", steps), end / lr, positive_int("optimizer.halve_every", halve_every))
+    steps, halve_every = positive_int("steps", steps), positive_int("optimizer.halve_every", halve_every)
+    one_of("optimizer.schedule", schedule, ("constant", *SCHEDULES))
     parts = []
     if clip_value is not None:
         parts.append(optax.clip(positive_float("optimizer.clip_value", clip_value)))
     if clip_norm is not None:
         parts.append(optax.clip_by_global_norm(positive_float("optimizer.clip_norm", clip_norm)))
     parts.append(direction)
-    if schedule != "constant":
-        parts.append(optax.scale_by_schedule(factor))
+    if schedule in SCHEDULES:
+        parts.append(optax.scale_by_schedule(SCHEDULES[schedule](steps, end / lr, halve_every)))
     return optax.chain(*parts, _descend(lr))
 
 
