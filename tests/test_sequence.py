@@ -7,6 +7,7 @@ import pytest
 from point_task import curve_task, point_task
 
 from metarun.errors import ConfigError
+from metarun.methods.rnn import rnn
 from metarun.models.mlp import mlp
 from metarun.sequence import beside, longest, offset, sequence_learner
 from metarun.types import SequenceModel
@@ -89,3 +90,56 @@ def test_an_embedding_of_no_size_is_named():
             num_outputs=3,
             query_statistics="support",
         )
+
+
+def test_numberings_average_the_loss_over_the_ways_to_number_the_classes():
+    task = point_task(jax.random.key(0), way=2)
+    plain, numbered = (
+        rnn(encoder=mlp(num_outputs=None, hidden=[5]), objective="classification", num_outputs=2, numberings=n)
+        for n in (1, 16)
+    )
+    params = jax.jit(plain.init)(jax.random.key(1), task)
+    swapped = jax.tree.map(lambda split: split._replace(y=1 - split.y), task, is_leaf=lambda node: hasattr(node, "y"))
+    as_it_comes, other = (float(jax.jit(plain.loss)(params, t, jax.random.key(2))[0]) for t in (task, swapped))
+    loss, metrics = jax.jit(numbered.loss)(params, task, jax.random.key(2))
+    assert loss == metrics["loss"]
+    share = 16 * (float(loss) - other) / (as_it_comes - other)
+    assert abs(as_it_comes - other) > 0.001
+    assert round(share) in range(1, 16)
+    np.testing.assert_allclose(share, round(share), atol=0.01)
+
+
+def test_numberings_cost_nothing_before_the_sequence():
+    task = point_task(jax.random.key(0))
+
+    def flops(numberings):
+        method = rnn(
+            encoder=mlp(num_outputs=None, hidden=[1000, 1000]),
+            objective="classification",
+            num_outputs=3,
+            hidden=8,
+            embedding=8,
+            numberings=numberings,
+        )
+        params = jax.eval_shape(method.init, jax.random.key(1), task)
+        gradient = jax.jit(jax.grad(lambda params: method.loss(params, task, jax.random.key(2))[0]))
+        return gradient.lower(params).compile().cost_analysis()["flops"]
+
+    assert flops(8) < 1.1 * flops(1)
+
+
+def test_a_regression_has_no_classes_to_number():
+    task = curve_task(jax.random.key(0))
+    methods = [
+        rnn(encoder=mlp(num_outputs=None, hidden=[5]), objective="regression", num_outputs=1, numberings=n)
+        for n in (1, 4)
+    ]
+    params = jax.jit(methods[0].init)(jax.random.key(1), task)
+    one, other = (jax.jit(method.loss)(params, task, jax.random.key(2))[0] for method in methods)
+    assert one == other
+
+
+@pytest.mark.parametrize("numberings", [0, 1.5, True])
+def test_a_number_of_numberings_that_is_none_is_named(numberings):
+    with pytest.raises(ConfigError, match="method.numberings"):
+        rnn(encoder=mlp(num_outputs=None, hidden=[5]), objective="regression", num_outputs=1, numberings=numberings)

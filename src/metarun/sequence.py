@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from metarun.errors import positive_int
 from metarun.learner import conditioned, flat
 from metarun.models.mlp import mlp
-from metarun.types import Array, Method, Model, Params, SequenceModel
+from metarun.types import Array, Method, Model, Params, SequenceModel, Task
 
 
 class Read(NamedTuple):
@@ -68,6 +68,7 @@ def sequence_learner(
     objective: str,
     num_outputs: int,
     query_statistics: str,
+    numberings: int = 1,
 ) -> Method:
     """A learner that reads the support set as a sequence, and answers each query as its next and last element.
 
@@ -82,6 +83,7 @@ def sequence_learner(
       objective: "classification" or "regression".
       num_outputs: the way, or the size of a regression target.
       query_statistics: see `learner.learner`.
+      numberings: see `renumbered`.
 
     Returns:
       A `Method` whose meta-parameters are {"encoder", "embedding", "sequence"} and whose adapted state is a `Read`.
@@ -124,7 +126,7 @@ def sequence_learner(
         ends = jnp.concatenate([features, asked], 1)
         return jnp.pad(model.answer(state.meta_params["sequence"], state.memory, ends), ((skipped, 0), (0, 0)))
 
-    return conditioned(
+    method = conditioned(
         init=init,
         read=read,
         answer=answer,
@@ -132,3 +134,36 @@ def sequence_learner(
         num_outputs=num_outputs,
         query_statistics=query_statistics,
     )
+    return renumbered(method, objective, num_outputs, numberings)
+
+
+def renumbered(method: Method, objective: str, way: int, numberings: int) -> Method:
+    """The method, trained by its mean loss over `numberings` random numberings of a task's classes.
+
+    To a network that reads labels, a task with its classes numbered anew is another task: it has to learn that the
+    numbers mean nothing. The images stay as they are and pass the encoder once, so that these tasks cost what comes
+    after it.
+
+    Args:
+      objective: of the data; a regression has no classes, and its method stays as it is.
+      way: number of classes.
+      numberings: of each training task; 1: that which it comes with.
+
+    Raises:
+      ConfigError: for a number that is not a whole number of at least 1.
+    """
+    if positive_int("method.numberings", numberings) == 1 or objective != "classification":
+        return method
+
+    def mean_loss(meta_params, task, key):
+        def loss(key):
+            number_key, loss_key = jax.random.split(key)
+            number = jax.random.permutation(number_key, way)
+            numbered = Task(*(split._replace(y=number[split.y]) for split in task))
+            return method.loss(meta_params, numbered, loss_key)
+
+        return jax.tree.map(
+            lambda of_numbering: of_numbering.mean(0), jax.vmap(loss)(jax.random.split(key, numberings))
+        )
+
+    return method._replace(loss=mean_loss)

@@ -27,6 +27,7 @@ def conditional(
     embedding: int = 64,
     filters: int = 128,
     query_statistics: str = "support",
+    numberings: int = 1,
 ) -> Method:
     """outputs = g((x_1, y_1), ..., (x_k, y_k), (x, ?)).
 
@@ -41,6 +42,7 @@ def conditional(
       embedding: size of an input's embedding.
       filters: size of every layer of the body.
       query_statistics: see `learner`.
+      numberings: see `sequence.renumbered`.
 
     Raises:
       ConfigError: for a value that is not allowed.
@@ -59,6 +61,7 @@ def conditional(
         objective=objective,
         num_outputs=num_outputs,
         query_statistics=query_statistics,
+        numberings=numberings,
     )
 
 

@@ -6,7 +6,7 @@ Source: Santoro, Bartunov, Botvinick, Wierstra and Lillicrap 2016, Meta-Learning
 from metarun.errors import ConfigError, positive_float, positive_int, true_or_false
 from metarun.losses import OBJECTIVES
 from metarun.models import recurrent
-from metarun.sequence import offset, sequence_learner
+from metarun.sequence import offset, renumbered, sequence_learner
 from metarun.types import Method, Model
 
 
@@ -24,6 +24,7 @@ def mann(
     support_loss: bool = True,
     embedding: int = 64,
     query_statistics: str = "support",
+    numberings: int = 1,
 ) -> Method:
     """Reads (x_1, 0), (x_2, y_1), ..., (x_k, y_{k-1}), then a query as (x, y_k): a label comes a step after its input.
 
@@ -41,6 +42,7 @@ def mann(
         in the paper; false: over the queries alone.
       embedding: size of an input's embedding.
       query_statistics: see `learner`.
+      numberings: see `sequence.renumbered`.
 
     Raises:
       ConfigError: for a value that is not allowed.
@@ -81,4 +83,6 @@ def mann(
         measured = score.measure(outputs, task.query.y).mean()
         return loss, {"loss": loss, f"query/{score.metric}": measured}
 
-    return method._replace(loss=loss_of_all_positions) if true_or_false("method.support_loss", support_loss) else method
+    if true_or_false("method.support_loss", support_loss):
+        method = method._replace(loss=loss_of_all_positions)
+    return renumbered(method, objective, num_outputs, numberings)

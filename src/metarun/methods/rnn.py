@@ -20,6 +20,7 @@ def rnn(
     hidden: int = 256,
     embedding: int = 64,
     query_statistics: str = "support",
+    numberings: int = 1,
 ) -> Method:
     """h_t = f(h_{t-1}, (x_t, y_t)) over the support set; a query's outputs are linear in f(h_k, (x, ?)).
 
@@ -31,6 +32,7 @@ def rnn(
       hidden: cells.
       embedding: size of an input's embedding.
       query_statistics: see `learner`.
+      numberings: see `sequence.renumbered`.
 
     Raises:
       ConfigError: for a value that is not allowed.
@@ -44,4 +46,5 @@ def rnn(
         objective=objective,
         num_outputs=num_outputs,
         query_statistics=query_statistics,
+        numberings=numberings,
     )

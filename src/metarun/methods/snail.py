@@ -22,6 +22,7 @@ def snail(
     filters: int = 128,
     attention: Sequence[Sequence[int]] = ((64, 32), (256, 128), (512, 256)),
     query_statistics: str = "support",
+    numberings: int = 1,
 ) -> Method:
     """Temporal convolutions and causal attention in turn, over (x_1, y_1), ..., (x_k, y_k), (x, ?).
 
@@ -36,6 +37,7 @@ def snail(
       filters: of a temporal convolution.
       attention: [key size, value size] of each attention block; between each two stand ceil(log2 T) convolutions.
       query_statistics: see `learner`.
+      numberings: see `sequence.renumbered`.
 
     Raises:
       ConfigError: for a value that is not allowed.
@@ -56,6 +58,7 @@ def snail(
         objective=objective,
         num_outputs=num_outputs,
         query_statistics=query_statistics,
+        numberings=numberings,
     )
 
 
