@@ -24,7 +24,7 @@ FLOORS = [
         "metarun.report.*",
     ],
     ["metarun.sequence"],
-    ["metarun.learner"],
+    ["metarun.learner", "metarun.data.class_split"],
     [
         "metarun.inner_loop",
         "metarun.task_map",
@@ -48,6 +48,7 @@ FLOORS = [
     [
         "metarun.losses",
         "metarun.data.class_bank",
+        "metarun.data.pictures",
         "metarun.models.block",
         "metarun.models.mlp",
         "metarun.report.figure",

@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 
 from metarun.data import class_bank
-from metarun.data.class_bank import NamedBank
+from metarun.data.class_bank import NamedClass
 
 
 def three_classes():
@@ -22,10 +23,18 @@ def test_select_keeps_the_order_asked_for():
 
 
 def test_a_saved_bank_comes_back(tmp_path):
-    named = NamedBank(class_bank.stack(three_classes()), ["a", "β", "c"], ["latin", "greek", "latin"])
-    class_bank.save(tmp_path, named)
-    bank, names, groups = class_bank.load(tmp_path)
-    for loaded, saved in zip(bank, named.bank, strict=True):
-        np.testing.assert_array_equal(loaded, saved)
-        assert loaded.dtype == saved.dtype
-    assert names == named.names and groups == named.groups
+    images, names, groups = three_classes(), ["a", "β", "c"], ["latin", "greek", "latin"]
+    class_bank.save(tmp_path, map(NamedClass, names, groups, images))
+    loaded = class_bank.load(tmp_path)
+    for got, expected in zip(loaded.bank, class_bank.stack(images), strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == expected.dtype
+    assert loaded.names == names and loaded.groups == groups
+
+
+@pytest.mark.parametrize("num_classes", [1, 1500])
+def test_classes_written_in_turn_are_the_file_that_numpy_writes(num_classes, tmp_path):
+    images = [np.full((k % 7 + 1, 3, 2, 1), k % 256, np.uint8) for k in range(num_classes)]
+    class_bank.save(tmp_path, (NamedClass(str(k), "", one) for k, one in enumerate(images)))
+    np.save(tmp_path / "whole.npy", np.concatenate(images))
+    assert (tmp_path / class_bank.IMAGES).read_bytes() == (tmp_path / "whole.npy").read_bytes()

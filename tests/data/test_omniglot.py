@@ -15,6 +15,7 @@ from small_omniglot import drawing, write_archives
 
 from metarun.data import omniglot as module
 from metarun.data.cache import file_sha256
+from metarun.data.class_split import SPLITS
 from metarun.data.omniglot import omniglot
 from metarun.errors import ConfigError, DataError
 
@@ -103,7 +104,7 @@ def test_maml_shuffles_by_the_seed():
     names = [f"A/character{i:04d}" for i in range(1623)]
     one, same, other = module._maml(names, 0), module._maml(names, 0), module._maml(names, 1)
     assert one == same and one != other
-    assert [len(one[split]) for split in module.SPLITS] == [1100, 100, 423]
+    assert [len(one[split]) for split in SPLITS] == [1100, 100, 423]
     assert sorted(sum(one.values(), [])) == list(range(1623))
     # A frozen draw: a published split must not move.
     assert one["val"][:5] == [218, 764, 384, 710, 552]

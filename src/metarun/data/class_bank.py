@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -42,6 +42,20 @@ class NamedBank(NamedTuple):
     groups: Sequence[str]
 
 
+class NamedClass(NamedTuple):
+    """A class and what it is called.
+
+    Attributes:
+      name: unique among the classes.
+      group: see `NamedBank`.
+      images: `[count, height, width, channel]` uint8.
+    """
+
+    name: str
+    group: str
+    images: np.ndarray
+
+
 def stack(images: Iterable[np.ndarray]) -> ClassBank:
     """Stacks classes, each `[count, height, width, channel]` uint8, into a bank."""
     images = list(images)
@@ -54,11 +68,37 @@ def select(bank: ClassBank, classes: Iterable[int]) -> ClassBank:
     return stack(bank.images[bank.first[c] : bank.first[c] + bank.count[c]] for c in classes)
 
 
-def save(folder: Path, named: NamedBank) -> None:
-    """Writes a bank into `folder`: the images as .npy, the rest as JSON."""
-    np.save(folder / IMAGES, named.bank.images)
-    classes = {"names": list(named.names), "groups": list(named.groups), "count": named.bank.count.tolist()}
-    (folder / CLASSES).write_text(json.dumps(classes, indent=1, ensure_ascii=False), encoding="utf-8")
+def save(folder: Path, classes: Iterable[NamedClass]) -> None:
+    """Writes a bank into `folder`, class by class: the images as .npy, the rest as JSON.
+
+    No more than a class is in memory at a time.
+
+    Args:
+      classes: with unique names and images of one size.
+    """
+    names, groups, count, feature = [], [], [], (0, 0, 0)
+    with open(folder / IMAGES, "wb") as file:
+        # How many images there are is known at the end; NumPy's header has room for a larger number.
+        start = _write_header(file, (0, *feature))
+        for name, group, images in classes:
+            if not names:
+                feature = images.shape[1:]
+                file.seek(0)
+                start = _write_header(file, (0, *feature))
+            names.append(name)
+            groups.append(group)
+            count.append(len(images))
+            np.ascontiguousarray(images).tofile(file)
+        file.seek(0)
+        if _write_header(file, (sum(count), *feature)) != start:
+            raise ValueError("the header of a .npy file grew with the number of images")
+    described = {"names": names, "groups": groups, "count": count}
+    (folder / CLASSES).write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.tell()
 
 
 def load(folder: Path) -> NamedBank:

@@ -1,7 +1,7 @@
 """The embedded data set: characters of many scripts, drawn from the DejaVu fonts that matplotlib ships."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from metarun.data import class_bank
 from metarun.data.cache import build_once
-from metarun.data.class_bank import NamedBank
+from metarun.data.class_bank import NamedClass
 from metarun.data.episodes import few_shot
 from metarun.errors import DataError
 from metarun.types import DataSet
@@ -124,7 +124,7 @@ def glyphs(
     )
 
 
-def _draw_all() -> NamedBank:
+def _draw_all() -> Iterator[NamedClass]:
     try:
         fonts = {face: _Font(str(FONTS / f"{face}.ttf")) for face in FACES}
     except OSError as error:
@@ -133,12 +133,9 @@ def _draw_all() -> NamedBank:
         letter: {face: font.draw(letter) for face, font in fonts.items() if letter in font.characters}
         for letter in _letters(fonts)
     }
-    kept = _distinguishable(drawings)
-    return NamedBank(
-        class_bank.stack(_vary(drawings[letter].values(), ord(letter)) for letter in kept),
-        [f"U+{ord(letter):04X} {unicodedata.name(letter)}" for letter in kept],
-        [_script(letter) for letter in kept],
-    )
+    for letter in _distinguishable(drawings):
+        name = f"U+{ord(letter):04X} {unicodedata.name(letter)}"
+        yield NamedClass(name, _script(letter), _vary(drawings[letter].values(), ord(letter)))
 
 
 class _Font:

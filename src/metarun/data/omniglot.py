@@ -3,23 +3,21 @@
 import hashlib
 import io
 import itertools
-import json
 import re
 import struct
 import urllib.request
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from metarun.data import class_bank
 from metarun.data.cache import build_once, cache_dir, file_sha256
-from metarun.data.class_bank import NamedBank
+from metarun.data.class_bank import NamedClass
+from metarun.data.class_split import from_file, shuffled
 from metarun.data.episodes import few_shot
 from metarun.errors import ConfigError, DataError, non_negative_int
 from metarun.types import DataSet
@@ -39,8 +37,7 @@ CONNECT_SECONDS = 10
 DRAWN_SIDE, SIDE = 105, 28
 RESIZE = "area average 105x105 to 28x28, ink 1 on 0"
 NUM_CHARACTERS = 1623
-MAML_TRAIN, MAML_VAL = 1100, 100
-SPLITS = ("train", "val", "test")
+MAML_SIZES = (1100, 100, 423)
 
 
 def omniglot(
@@ -93,7 +90,7 @@ def omniglot(
             return {part: _drawings(place) for part, place in places.items()}
 
     entry = build_once(
-        "omniglot", {"source": checksums, "resize": RESIZE}, lambda folder: class_bank.save(folder, _bank(read()))
+        "omniglot", {"source": checksums, "resize": RESIZE}, lambda folder: class_bank.save(folder, _classes(read()))
     )
     bank, names, parts = class_bank.load(entry.folder)
     if split == "maml":
@@ -101,7 +98,7 @@ def omniglot(
     elif split == "lake":
         classes, stated = _lake(names, parts), {"split": "lake"}
     else:
-        classes, stated = _from_file(names, split)
+        classes, stated = from_file(names, split, form="ALPHABET/characterNN", others="maml, lake")
     return few_shot(
         bank,
         classes,
@@ -155,18 +152,15 @@ def _drawings(place: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"{place} is corrupt: {error}. Get it again from {URL}{place.name}.") from error
 
 
-def _bank(parts: Mapping[str, Iterable[tuple[str, bytes]]]) -> NamedBank:
-    """Reduces the drawings of both parts to a bank, classes and images in the order of their names."""
+def _classes(parts: Mapping[str, Iterable[tuple[str, bytes]]]) -> Iterator[NamedClass]:
+    """Reduces the drawings of both parts, classes and images in the order of their names."""
     drawings = sorted((name, part, png) for part, read in parts.items() for name, png in read)
     if absent := set(parts) - {part for _, part, _ in drawings}:
         raise DataError(f"{', '.join(absent)} has no drawing of the form ALPHABET/characterNN/NNNN_MM.png.")
-    images, names, groups = [], [], []
     for character, group in itertools.groupby(drawings, lambda drawing: drawing[0].rpartition("/")[0]):
         group = list(group)
-        images.append(_reduced(np.stack([_ink(name, png) for name, _, png in group])))
-        names.append(character)
-        groups.append(group[0][1])
-    return NamedBank(class_bank.stack(images), names, groups)
+        ink = np.stack([_ink(name, png) for name, _, png in group])
+        yield NamedClass(character, group[0][1], _reduced(ink))
 
 
 def _ink(name: str, png: bytes) -> np.ndarray:
@@ -262,10 +256,7 @@ def _maml(names: Sequence[str], seed: int) -> dict[str, list[int]]:
             f"dataset.split=maml is of all {NUM_CHARACTERS} characters; the source has {len(names)}. "
             "Complete it, or set dataset.split to lake or to a file."
         )
-    # Ordered by a hash, which no version of a library can change as it can a generator of random numbers.
-    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed} {names[i]}".encode()).digest())
-    bounds = (0, MAML_TRAIN, MAML_TRAIN + MAML_VAL, len(names))
-    return {name: order[start:stop] for name, (start, stop) in zip(SPLITS, itertools.pairwise(bounds), strict=True)}
+    return shuffled(names, seed, MAML_SIZES)
 
 
 def _lake(names: Sequence[str], parts: Sequence[str]) -> dict[str, list[int]]:
@@ -282,31 +273,3 @@ def _lake(names: Sequence[str], parts: Sequence[str]) -> dict[str, list[int]]:
         "val": [i for i in background if alphabet(i) in held_out],
         "test": [i for i, part in enumerate(parts) if part == PARTS[1]],
     }
-
-
-def _from_file(names: Sequence[str], split: str) -> tuple[dict[str, list[int]], dict[str, Any]]:
-    path = Path(split).expanduser()
-    if not path.is_file():
-        raise ConfigError("dataset.split", split, "maml, lake, or the path of a JSON file")
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        entries = [name for split in SPLITS for name in listed[split]]
-        well_formed = set(listed) == set(SPLITS) and all(isinstance(name, str) for name in entries)
-    except (OSError, ValueError, KeyError, TypeError):
-        well_formed = False
-    if not well_formed:
-        form = '{"train": ["ALPHABET/characterNN", ...], "val": [...], "test": [...]}'
-        raise DataError(f"{path} is not JSON of the form {form}.")
-    index = {name: i for i, name in enumerate(names)}
-    if unknown := [name for name in entries if name not in index]:
-        raise DataError(f"{path} names {_some(unknown)}, which the source does not have; it has e.g. {names[0]}.")
-    if repeated := [name for name, count in Counter(entries).items() if count > 1]:
-        raise DataError(f"{path} names {_some(repeated)} more than once: a class is in one split only.")
-    if empty := [split for split in SPLITS if not listed[split]]:
-        raise DataError(f"{path} has no class in {_some(empty)}.")
-    classes = {split: [index[name] for name in listed[split]] for split in SPLITS}
-    return classes, {"split": path.name, "split_sha256": file_sha256(path)}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
