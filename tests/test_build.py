@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -26,9 +27,11 @@ def choices_of(group):
 
 @pytest.fixture(scope="module")
 def omniglot(tmp_path_factory):
-    """A folder with two small archives in the layout of Omniglot's."""
+    """A folder with two small archives in the layout of Omniglot's, and with what they unpack to."""
     folder = tmp_path_factory.mktemp("omniglot")
     write_archives(folder, drawings=20)
+    for archive in folder.glob("*.zip"):
+        shutil.unpack_archive(archive, folder / "unpacked")
     return folder
 
 
@@ -47,6 +50,8 @@ def built(*overrides):
 def overrides_for(dataset, omniglot):
     if dataset == "omniglot":
         return [f"dataset.source={omniglot}", "dataset.split=lake", "way=2"]
+    if dataset == "image_folder":
+        return [f"dataset.source={omniglot / 'unpacked'}", "dataset.image_size=28", "way=2"]
     return []
 
 

@@ -1,0 +1,195 @@
+"""One's own pictures: a folder for each class."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import PIL
+
+from metarun.data import class_bank
+from metarun.data.cache import build_once
+from metarun.data.class_bank import NamedClass
+from metarun.data.class_split import SPLITS, from_file, shuffled, some
+from metarun.data.episodes import few_shot
+from metarun.data.pictures import MODES, Entry, PictureError, decode, in_folder
+from metarun.errors import ConfigError, DataError, non_negative_int, positive_int, true_or_false
+from metarun.types import DataSet
+
+LEFT_OUT = "left_out.json"
+RESIZE = "Lanczos, proportions not kept"
+# Of the classes, meta-training's and meta-validation's share, as miniImageNet has them; and of meta-training's, what
+# becomes meta-validation's where there is a folder for meta-training and one for meta-test alone.
+TRAIN_SHARE, VAL_SHARE = 0.64, 0.16
+
+
+def image_folder(
+    *,
+    way: int,
+    shot: int,
+    query_shot: int,
+    eval_query_shot: int | None = None,
+    train_way: int | None = None,
+    train_shot: int | None = None,
+    source: str | None = None,
+    image_size: int = 84,
+    channels: int = 3,
+    split: str | None = None,
+    split_seed: int = 0,
+    strict: bool = False,
+    rotations: bool = False,
+    test_rotations: bool = False,
+) -> DataSet:
+    """Returns few-shot classification of the pictures in a folder, in which each folder with pictures is a class.
+
+    The first use reads the pictures and keeps them, at their size, in the cache; later uses read the cache alone, until
+    a file is added, removed or written to. Files that are no pictures, and broken ones, are left out and named.
+
+    Args:
+      way, shot, query_shot, eval_query_shot, train_way, train_shot: the size of a task, see `few_shot`. Classes with
+        too few pictures for it are left out and named.
+      source: the folder.
+      image_size: pixels of a side; see `pictures.decode` for how pictures are brought to it.
+      channels: 1 (greyscale) or 3 (colour).
+      split: "folders", the classes in the folders train, val and test of the source (without val, a fifth of train's by
+        `split_seed`); "shuffled", 64% of the classes, 16% and 20% by `split_seed`; the path of a JSON file
+        `{"train": ["CLASS", ...], "val": [...], "test": [...]}`; or None, folders where there are such.
+      split_seed: of the shuffle.
+      strict: whether a file that is left out is an error.
+      rotations: whether turned classes are classes of their own in meta-training.
+      test_rotations: the same for meta-validation and meta-test.
+
+    Raises:
+      ConfigError: a setting that cannot be used.
+      DataError: the folder has no classes, or too few, or one class in two splits; or `strict`, and a file is left out.
+      MetarunError: the cache directory cannot be written.
+    """
+    if source is None or not (root := Path(source).expanduser()).is_dir():
+        raise ConfigError("dataset.source", source, "a folder with a folder of pictures for each class")
+    side = positive_int("dataset.image_size", image_size)
+    if channels not in MODES:
+        raise ConfigError("dataset.channels", channels, "1 (greyscale) or 3 (colour)")
+    seed = non_negative_int("dataset.split_seed", split_seed)
+    true_or_false("dataset.strict", strict)
+
+    files = list(in_folder(root))
+    parameters = {
+        "files": _listing(root, files),
+        "size": [side, side, channels],
+        "resize": RESIZE,
+        "pillow": PIL.__version__,
+    }
+    entry = build_once("image_folder", parameters, lambda folder: _prepare(folder, files, side, channels))
+    _say_left_out(root, entry.folder / LEFT_OUT, strict)
+    bank, names, _ = class_bank.load(entry.folder)
+    classes, stated = _split(root, names, split, seed)
+
+    shots = {"train": positive_int("train_shot", train_shot or shot)} | dict.fromkeys(
+        SPLITS[1:], positive_int("shot", shot)
+    )
+    queries = {"train": query_shot} | dict.fromkeys(SPLITS[1:], eval_query_shot or query_shot)
+    for name in SPLITS:
+        need = shots[name] + positive_int("query_shot", queries[name])
+        small = [names[c] for c in classes[name] if bank.count[c] < need]
+        if small:
+            print(f"Left out of {name}, having less than {need} pictures a class: {some(small)}.", file=sys.stderr)
+            classes[name] = [c for c in classes[name] if bank.count[c] >= need]
+        if not classes[name]:
+            raise DataError(f"{root} has no class with {need} pictures or more for {name}. Lower shot or query_shot.")
+    return few_shot(
+        bank,
+        classes,
+        way=way,
+        shot=shot,
+        query_shot=query_shot,
+        eval_query_shot=eval_query_shot,
+        train_way=train_way,
+        train_shot=train_shot,
+        rotations=rotations,
+        test_rotations=test_rotations,
+        protocol={"name": "image_folder", **stated, "resize": RESIZE, "sha256": entry.checksum},
+    )
+
+
+def _listing(root: Path, files: Sequence[Entry]) -> str:
+    """What tells one state of the folder from another, without reading the pictures."""
+    digest = sha256()
+    for file in files:
+        found = os.stat(root / file.path, follow_symlinks=(root / file.path).exists())
+        digest.update(f"{file.path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _prepare(folder: Path, files: Sequence[Entry], side: int, channels: int) -> None:
+    left_out = {}
+
+    def decoded(file: Entry) -> np.ndarray | None:
+        try:
+            if file.path.parent == PurePosixPath("."):
+                raise PictureError("in no class's folder")
+            return decode(file.read(), side, side, channels)
+        except PictureError as error:
+            left_out[str(file.path)] = str(error)
+            return None
+
+    def classes() -> Iterator[NamedClass]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for name, members in groupby(sorted(files, key=_class_then_name), key=lambda file: str(file.path.parent)):
+                images = [image for image in pool.map(decoded, members) if image is not None]
+                if images:
+                    yield NamedClass(name, "", np.stack(images))
+
+    class_bank.save(folder, classes())
+    (folder / LEFT_OUT).write_text(json.dumps(dict(sorted(left_out.items())), indent=1))
+
+
+def _class_then_name(file: Entry) -> tuple[str, str]:
+    return str(file.path.parent), file.path.name
+
+
+def _say_left_out(root: Path, path: Path, strict: bool) -> None:
+    left_out = json.loads(path.read_text())
+    if left_out:
+        named = some([f"{name} ({why})" for name, why in left_out.items()])
+        said = f"{len(left_out)} of the files in {root} cannot be used: {named}."
+        if strict:
+            raise DataError(f"{said} Mend or remove them, or leave them out with dataset.strict=false.")
+        print(f"{said} They are left out; all of them are in {path}.", file=sys.stderr)
+
+
+def _split(
+    root: Path, names: Sequence[str], split: str | None, seed: int
+) -> tuple[dict[str, list[int]], Mapping[str, Any]]:
+    if len(names) < 3:
+        raise DataError(f"{root} has {len(names)} folders with pictures; three or more are needed, one for each class.")
+    tops = [PurePosixPath(name).parts[0] for name in names]
+    # A class is in a folder of its own below train, val or test.
+    has_folders = {"train", "test"} <= set(tops) <= set(SPLITS) and all("/" in name for name in names)
+    if split == "shuffled" or (split is None and not has_folders):
+        train, val = (max(1, round(share * len(names))) for share in (TRAIN_SHARE, VAL_SHARE))
+        sizes = (train, val, len(names) - train - val)
+        return shuffled(names, seed, sizes), {"split": "shuffled", "split_seed": seed}
+    if split not in ("folders", None):
+        return from_file(names, split, form="CLASS", others="folders, shuffled")
+    if not has_folders:
+        raise DataError(f"{root} has {some(sorted(set(tops)))}, where dataset.split=folders needs train, val and test.")
+    classes = {split: [c for c, top in enumerate(tops) if top == split] for split in SPLITS}
+    called = {split: {names[c].partition("/")[2] for c in classes[split]} for split in SPLITS}
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        if shared := sorted(called[one] & called[other]):
+            raise DataError(
+                f"{some(shared)} is in {one} and in {other} of {root}: a class is in one split only. Where the folders "
+                "divide the images of the same classes, put them together and set dataset.split=shuffled."
+            )
+    if classes["val"]:
+        return classes, {"split": "folders"}
+    held_out = max(1, round(len(classes["train"]) * VAL_SHARE / (TRAIN_SHARE + VAL_SHARE)))
+    drawn = shuffled([names[c] for c in classes["train"]], seed, (len(classes["train"]) - held_out, held_out, 0))
+    parts = {split: sorted(classes["train"][i] for i in drawn[split]) for split in ("train", "val")}
+    return {**parts, "test": classes["test"]}, {"split": "folders", "split_seed": seed}

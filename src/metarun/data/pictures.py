@@ -1,0 +1,136 @@
+"""Pictures in a folder or in zip archives, and how one becomes an array. Files may be anybody's and are not trusted."""
+
+import io
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from metarun.errors import DataError
+
+# Formats by their content, whatever a file is called: those whose decoders read pixels and nothing else.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 200_000_000
+MODES = {1: "L", 3: "RGB"}
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, MemoryError, struct.error, zlib.error)
+
+
+class PictureError(Exception):
+    """A file that is no picture, or a broken one; the message says why."""
+
+
+class Entry(NamedTuple):
+    """A file of a source.
+
+    Attributes:
+      path: relative to the source, "/" between its parts.
+      read: returns its bytes; raises `PictureError`.
+    """
+
+    path: PurePosixPath
+    read: Callable[[], bytes]
+
+
+def in_folder(root: Path) -> Iterator[Entry]:
+    """The files under a folder, by path, hidden ones left out.
+
+    Links are followed within the folder only: where one leads out of it, reading it raises `PictureError`.
+    """
+    home = root.resolve()
+
+    def read(path: Path) -> bytes:
+        if not path.resolve().is_relative_to(home):
+            raise PictureError(f"a link that leads out of {root}")
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise PictureError(f"larger than {MAX_BYTES:,} bytes")
+            return path.read_bytes()
+        except OSError as error:
+            raise PictureError(error.strerror or str(error)) from error
+
+    for path in sorted(root.rglob("*")):
+        relative = PurePosixPath(path.relative_to(root).as_posix())
+        if not path.is_dir() and not _hidden(relative):
+            yield Entry(relative, lambda path=path: read(path))
+
+
+def in_zips(archives: Sequence[Path]) -> Iterator[Entry]:
+    """The files in zip archives, which are read in place and not unpacked.
+
+    Raises:
+      DataError: an archive cannot be read, or has a name that leads out of it.
+    """
+    for archive in archives:
+        try:
+            opened = zipfile.ZipFile(archive)
+        except (zipfile.BadZipFile, struct.error, OSError, ValueError) as error:
+            raise DataError(f"{archive} is no zip archive that can be read: {error}. Get it again.") from error
+        # It stays open for as long as an entry wants to be read from it.
+        for info in sorted(opened.infolist(), key=lambda info: info.filename):
+            path = PurePosixPath(info.filename.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts:
+                raise DataError(f"{archive} names {info.filename!r}, outside of it. It is not to be trusted.")
+            if not info.is_dir() and not _hidden(path):
+                yield Entry(path, lambda opened=opened, info=info: _unzipped(opened, info))
+
+
+def _unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if info.file_size > MAX_BYTES:
+        raise PictureError(f"unpacks to {info.file_size:,} bytes, more than {MAX_BYTES:,}")
+    try:
+        # The size that an archive states may be a lie: no more than that is ever unpacked.
+        with archive.open(info) as file:
+            return file.read(MAX_BYTES + 1)[: info.file_size]
+    # What zipfile raises depends on which byte is wrong.
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise PictureError(f"cannot be unpacked: {error}") from error
+
+
+def _hidden(path: PurePosixPath) -> bool:
+    return "__MACOSX" in path.parts or any(part.startswith(".") for part in path.parts)
+
+
+def decode(data: bytes, height: int, width: int, channels: int) -> np.ndarray:
+    """A picture as `[height, width, channels]` uint8.
+
+    Turned upright as its camera says, its transparency on white, greyscale or colour by `channels` (1 or 3), and
+    brought to size by Lanczos' filter; its proportions are not kept. A picture of that size is not filtered.
+
+    Raises:
+      PictureError: it cannot be decoded, is cut off, or has more than a hundred million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of metadata that it cannot read, and of many pixels
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(f"{image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = _eight_bits(image).convert(MODES[channels])
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.LANCZOS)
+    except UnidentifiedImageError as error:
+        raise PictureError("no picture of a known format") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"more than {MAX_PIXELS:,} pixels") from error
+    # What Pillow raises depends on the format and on which byte is wrong.
+    except BROKEN as error:
+        raise PictureError(str(error)) from error
+    return np.asarray(image, np.uint8).reshape(height, width, channels)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Of 16 bits a pixel, the upper eight: Pillow's own conversion would cut off what is above 255."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    return image
