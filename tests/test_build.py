@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 from small_omniglot import write_archives
 
 from metarun import runner
 from metarun.build import build
 from metarun.config import conf_dir, register, run_dir
+from metarun.data.mini_imagenet import CLASSES
 from metarun.errors import ConfigError, MetarunError
 from metarun.report.outcome import pictures
 
@@ -52,6 +54,13 @@ def overrides_for(dataset, omniglot):
         return [f"dataset.source={omniglot}", "dataset.split=lake", "way=2"]
     if dataset == "image_folder":
         return [f"dataset.source={omniglot / 'unpacked'}", "dataset.image_size=28", "way=2"]
+    if dataset == "mini_imagenet":
+        for wnid in (wnid for classes in CLASSES.values() for wnid in classes):
+            folder = omniglot / "mini_imagenet" / wnid
+            folder.mkdir(parents=True)
+            for k in range(3):
+                Image.new("RGB", (1, 1)).save(folder / f"{k}.png")
+        return [f"dataset.source={omniglot / 'mini_imagenet'}", "eval_query_shot=2"]
     return []
 
 

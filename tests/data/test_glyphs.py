@@ -73,7 +73,15 @@ def test_look_alikes_are_one_class_and_others_stay(few_letters):
     classes = list(glyphs._draw_all())
     kept = [chr(int(one.name[2:6], 16)) for one in classes]
     assert kept == ["A", "B", "É", "Γ", "М", "ᐁ", "א"]
-    assert [one.group for one in classes] == ["LATIN", "LATIN", "LATIN", "GREEK", "CYRILLIC", "CANADIAN SYLLABICS", "HEBREW"]
+    assert [one.group for one in classes] == [
+        "LATIN",
+        "LATIN",
+        "LATIN",
+        "GREEK",
+        "CYRILLIC",
+        "CANADIAN SYLLABICS",
+        "HEBREW",
+    ]
 
 
 def test_a_fresh_process_draws_the_same_bytes(few_letters):

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +17,7 @@ from metarun.data.cache import build_once
 from metarun.data.class_bank import NamedClass
 from metarun.data.class_split import SPLITS, from_file, shuffled, some
 from metarun.data.episodes import few_shot
-from metarun.data.pictures import MODES, Entry, PictureError, decode, in_folder
+from metarun.data.pictures import MODES, Entry, PictureError, decode, fingerprint, in_folder
 from metarun.errors import ConfigError, DataError, non_negative_int, positive_int, true_or_false
 from metarun.types import DataSet
 
@@ -80,7 +79,7 @@ def image_folder(
 
     files = list(in_folder(root))
     parameters = {
-        "files": _listing(root, files),
+        "files": fingerprint(root, files),
         "size": [side, side, channels],
         "resize": RESIZE,
         "pillow": PIL.__version__,
@@ -115,15 +114,6 @@ def image_folder(
         test_rotations=test_rotations,
         protocol={"name": "image_folder", **stated, "resize": RESIZE, "sha256": entry.checksum},
     )
-
-
-def _listing(root: Path, files: Sequence[Entry]) -> str:
-    """What tells one state of the folder from another, without reading the pictures."""
-    digest = sha256()
-    for file in files:
-        found = os.stat(root / file.path, follow_symlinks=(root / file.path).exists())
-        digest.update(f"{file.path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def _prepare(folder: Path, files: Sequence[Entry], side: int, channels: int) -> None:

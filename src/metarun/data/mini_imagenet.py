@@ -1,0 +1,290 @@
+"""miniImageNet: 100 classes of ImageNet, 600 colour pictures of 84x84 each, from the user's own copy."""
+
+import csv
+import io
+import itertools
+import pickle
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from metarun.data import class_bank
+from metarun.data.cache import build_once, cache_dir
+from metarun.data.class_bank import NamedClass
+from metarun.data.class_split import SPLITS, some
+from metarun.data.episodes import few_shot
+from metarun.data.pictures import PictureError, decode, fingerprint, in_folder, in_zips
+from metarun.errors import ConfigError, DataError
+from metarun.types import DataSet
+
+SIDE, CHANNELS = 84, 3
+RESIZE = "Lanczos to 84x84, proportions not kept"
+IMAGES_PER_CLASS = 600
+# Ravi and Larochelle's split, by the WordNet number of a class.
+CLASSES = {
+    "train": """
+        n01532829 n01558993 n01704323 n01749939 n01770081 n01843383 n01910747 n02074367 n02089867 n02091831 n02101006
+        n02105505 n02108089 n02108551 n02108915 n02111277 n02113712 n02120079 n02165456 n02457408 n02606052 n02687172
+        n02747177 n02795169 n02823428 n02966193 n03017168 n03047690 n03062245 n03207743 n03220513 n03337140 n03347037
+        n03400231 n03476684 n03527444 n03676483 n03838899 n03854065 n03888605 n03908618 n03924679 n03998194 n04067472
+        n04243546 n04251144 n04258138 n04275548 n04296562 n04389033 n04435653 n04443257 n04509417 n04515003 n04596742
+        n04604644 n04612504 n06794110 n07584110 n07697537 n07747607 n09246464 n13054560 n13133613
+    """.split(),
+    "val": """
+        n01855672 n02091244 n02114548 n02138441 n02174001 n02950826 n02971356 n02981792 n03075370 n03417042 n03535780
+        n03584254 n03770439 n03773504 n03980874 n09256479
+    """.split(),
+    "test": """
+        n01930112 n01981276 n02099601 n02110063 n02110341 n02116738 n02129165 n02219486 n02443484 n02871525 n03127925
+        n03146219 n03272010 n03544143 n03775546 n04146614 n04149813 n04418357 n04522168 n07613480
+    """.split(),
+}
+LAYOUTS = (
+    "train.csv, val.csv and test.csv beside the pictures or zips of them, a folder of pictures for each class, or "
+    "mini-imagenet-cache-train.pkl and its two siblings"
+)
+
+
+# The pictures of a split by class: their names and how to read their encoded bytes.
+Found = Mapping[str, Sequence[tuple[str, Callable[[], bytes]]]]
+
+
+def mini_imagenet(
+    *,
+    way: int,
+    shot: int,
+    query_shot: int,
+    eval_query_shot: int | None = None,
+    train_way: int | None = None,
+    train_shot: int | None = None,
+    source: str | None = None,
+    rotations: bool = False,
+    test_rotations: bool = False,
+) -> DataSet:
+    """Returns few-shot classification of miniImageNet: 64 classes of meta-training, 16 and 20, 84x84 in colour.
+
+    It cannot be downloaded: its pictures are ImageNet's, for research alone. The first use has TFDS prepare the user's
+    copy and keeps it, decoded, in the cache; later uses read the cache alone, until the copy changes.
+
+    Args:
+      way, shot, query_shot, eval_query_shot, train_way, train_shot: the size of a task, see `few_shot`.
+      source: a folder with Ravi and Larochelle's train.csv, val.csv and test.csv beside the pictures that they name, or
+        zips or a folder of them; or with a folder of pictures for each class (of ImageNet's 1,300, the first 600 by
+        name); or with the three files mini-imagenet-cache-{train,val,test}.pkl.
+      rotations: whether turned classes are classes of their own in meta-training.
+      test_rotations: the same for meta-validation and meta-test.
+
+    Raises:
+      ConfigError: a setting that cannot be used.
+      DataError: the source has none of these layouts, lacks a class, or a file of it or of the cache is broken.
+      MetarunError: the cache directory cannot be written.
+
+    References:
+      Vinyals et al., "Matching Networks for One Shot Learning", 2016; the split: Ravi and Larochelle, "Optimization as
+      a Model for Few-Shot Learning", 2017.
+    """
+    if source is None or not (root := Path(source).expanduser()).is_dir():
+        raise ConfigError("dataset.source", source, f"a folder with your copy of miniImageNet: {LAYOUTS}")
+    state = fingerprint(root, in_folder(root))
+    parameters = {"source": state, "resize": RESIZE, "pillow": PIL.__version__}
+    entry = build_once("mini_imagenet", parameters, lambda folder: class_bank.save(folder, _prepared(root, state)))
+    bank, names, splits = class_bank.load(entry.folder)
+    _say_shortfall(dict(zip(names, bank.count.tolist(), strict=True)))
+    return few_shot(
+        bank,
+        {split: [c for c, its in enumerate(splits) if its == split] for split in SPLITS},
+        way=way,
+        shot=shot,
+        query_shot=query_shot,
+        eval_query_shot=eval_query_shot,
+        train_way=train_way,
+        train_shot=train_shot,
+        rotations=rotations,
+        test_rotations=test_rotations,
+        protocol={
+            "name": "mini_imagenet",
+            "split": "ravi",
+            "images": {split: int(sum(n for n, its in zip(bank.count, splits) if its == split)) for split in SPLITS},
+            "resize": RESIZE,
+            "sha256": entry.checksum,
+        },
+    )
+
+
+def _say_shortfall(counts: Mapping[str, int]) -> None:
+    for split, classes in CLASSES.items():
+        have, all_of_it = sum(counts[name] for name in classes), IMAGES_PER_CLASS * len(classes)
+        if have != all_of_it:
+            print(f"miniImageNet's {split} has {have:,} of its {all_of_it:,} images in your copy.", file=sys.stderr)
+
+
+def _prepared(root: Path, state: str) -> Iterator[NamedClass]:
+    """Has TFDS prepare the source, and decodes it class by class."""
+    import tensorflow_datasets as tfds  # slow to import, and only the first use needs it
+
+    dataset = builder(data_dir=cache_dir() / "tfds" / f"mini_imagenet-{state[:16]}")
+    dataset.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=root))
+
+    def decoded(example: Mapping[str, Any]) -> np.ndarray:
+        try:
+            return decode(example["image"], SIDE, SIDE, CHANNELS)
+        except PictureError as error:
+            raise DataError(f"{example['name'].decode()} of {root} is broken: {error}. Get it again.") from error
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        for split in SPLITS:
+            examples = dataset.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+            for label, members in itertools.groupby(examples, key=lambda example: int(example["label"])):
+                yield NamedClass(CLASSES[split][label], split, np.stack(list(pool.map(decoded, members))))
+
+
+def builder(**settings: Any) -> Any:
+    """The TFDS builder of miniImageNet, whose `manual_dir` is the source; it needs no TensorFlow.
+
+    Args:
+      settings: of `tfds.core.DatasetBuilder`, such as `data_dir`.
+    """
+    import tensorflow_datasets as tfds
+
+    class MetarunMiniImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Pictures as they are, their encoded bytes untouched; in order, by class and name."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        MANUAL_DOWNLOAD_INSTRUCTIONS = f"A folder with {LAYOUTS}."
+        url_infos = {}  # nothing is downloaded
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, CHANNELS)),
+                "label": tfds.features.Scalar(np.int64),
+                "name": tfds.features.Text(),
+            }
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            root = Path(dl_manager.manual_dir)
+            return {split: self._generate_examples(root, split, found) for split, found in _found(root).items()}
+
+        def _generate_examples(self, root, split, found):
+            numbers = itertools.count()
+            for label, wnid in enumerate(CLASSES[split]):
+                for name, read in sorted(found[wnid])[:IMAGES_PER_CLASS]:
+                    yield next(numbers), {"image": io.BytesIO(_read(root, name, read)), "label": label, "name": name}
+
+    return MetarunMiniImagenet(file_format="array_record", **settings)
+
+
+def _read(root: Path, name: str, read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except PictureError as error:
+        raise DataError(f"{name} of {root} is broken: {error}. Get it again.") from error
+
+
+def _found(root: Path) -> dict[str, Found]:
+    """What the source has of each split, in whichever layout.
+
+    Raises:
+      DataError: it has none, or not every class.
+    """
+    if all((root / f"{split}.csv").is_file() for split in SPLITS):
+        found = _of_csvs(root)
+    elif all(_pickle(root, split).is_file() for split in SPLITS):
+        found = {split: _of_pickle(_pickle(root, split)) for split in SPLITS}
+    else:
+        found = _of_folders(root)
+    for split, classes in CLASSES.items():
+        if absent := [wnid for wnid in classes if not found[split].get(wnid)]:
+            raise DataError(f"{root} has no picture of {some(absent)}, of miniImageNet's {split}; it needs {LAYOUTS}.")
+        if unknown := sorted(set(found[split]) - set(classes)):
+            raise DataError(
+                f"{root} has {some(unknown)} in {split}, where Ravi and Larochelle's split has no such class."
+            )
+    return found
+
+
+def _of_csvs(root: Path) -> dict[str, Found]:
+    files = itertools.chain(in_folder(root), in_zips(sorted(root.glob("*.zip"))))
+    pictures = {file.path.name: file.read for file in files}
+    found = {}
+    for split in SPLITS:
+        found[split] = defaultdict(list)
+        path = root / f"{split}.csv"
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [(row["filename"], row["label"]) for row in csv.DictReader(file)]
+        except (OSError, KeyError, ValueError, csv.Error) as error:
+            raise DataError(f"{path} is not a table with the columns filename and label: {error}.") from error
+        for name, label in rows:
+            if name in pictures:
+                found[split][label].append((name, pictures[name]))
+    return found
+
+
+def _of_folders(root: Path) -> dict[str, Found]:
+    split_of = {wnid: split for split, classes in CLASSES.items() for wnid in classes}
+    found = {split: defaultdict(list) for split in SPLITS}
+    for file in in_folder(root):
+        if split := split_of.get(file.path.parent.name):
+            found[split][file.path.parent.name].append((file.path.name, file.read))
+    return found
+
+
+def _pickle(root: Path, split: str) -> Path:
+    return root / f"mini-imagenet-cache-{split}.pkl"
+
+
+def _of_pickle(path: Path) -> Found:
+    """A pickle of {"image_data": `[n, 84, 84, 3]` uint8, "class_dict": {class: rows}}."""
+    try:
+        with open(path, "rb") as file:
+            content = _ArraysAlone(file, encoding="latin1").load()
+        images = np.asarray(content["image_data"])
+        rows = {str(wnid): [int(row) for row in its] for wnid, its in content["class_dict"].items()}
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != CHANNELS:
+            raise ValueError(f"images of {images.dtype} and shape {images.shape}")
+        if any(not 0 <= row < len(images) for its in rows.values() for row in its):
+            raise ValueError("rows that there are not")
+    except (OSError, pickle.UnpicklingError, ImportError, EOFError, *MALFORMED) as error:
+        raise DataError(f"{path} is not a cache of miniImageNet, or broken: {error}. Get it again.") from error
+
+    def png(row: int) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(images[row]).save(stream, "PNG", compress_level=1)
+        return stream.getvalue()
+
+    return {
+        wnid: [(f"{wnid}{number:08}.png", partial(png, row)) for number, row in enumerate(its)]
+        for wnid, its in rows.items()
+    }
+
+
+# What unpickling and reading damaged content raise beside errors of their own.
+MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, MemoryError)
+# Everything else that a pickle names could be called, and with any argument.
+ALLOWED = {
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),  # of the bytes of an array, in pickles that are to be read by Python 2 as well
+    ("collections", "OrderedDict"),
+}
+
+
+class _ArraysAlone(pickle.Unpickler):
+    """Reads NumPy arrays and plain containers, and refuses to import anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no array or container needs")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
