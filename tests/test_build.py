@@ -1,5 +1,7 @@
 """The configuration: every choice composes and builds, every experiment runs, and no key is dead."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -8,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
@@ -16,11 +19,13 @@ from small_omniglot import write_archives
 from metarun import runner
 from metarun.build import build
 from metarun.config import conf_dir, register, run_dir
+from metarun.data.class_split import PUBLISHED
 from metarun.data.mini_imagenet import CLASSES
 from metarun.errors import ConfigError, MetarunError
 from metarun.report.outcome import pictures
 
 CONF = Path(__file__).parents[1] / "conf"
+OF_TFDS = ("tfds", "cifar_fs", "fc100", "cub", "vgg_flower", "emnist", "quickdraw")
 
 
 def choices_of(group):
@@ -35,6 +40,22 @@ def omniglot(tmp_path_factory):
     for archive in folder.glob("*.zip"):
         shutil.unpack_archive(archive, folder / "unpacked")
     return folder
+
+
+@contextlib.contextmanager
+def catalogue():
+    """TFDS with three small pictures in each class of whichever set it is asked for."""
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, "PNG")
+
+    def as_data_source(self, split, decoders):
+        label = self.info.features["label"]
+        if self.name == "cifar100":  # TFDS reads their names from the download
+            label.names = sorted(sum(json.loads(PUBLISHED["cifar_fs"].read_text()).values(), []))
+        return [{"image": stream.getvalue(), "label": k} for k in range(label.num_classes)] * 3
+
+    with tensorflow_datasets.testing.mock_data(as_data_source_fn=as_data_source):
+        yield
 
 
 def composed(*overrides):
@@ -61,6 +82,8 @@ def overrides_for(dataset, omniglot):
             for k in range(3):
                 Image.new("RGB", (1, 1)).save(folder / f"{k}.png")
         return [f"dataset.source={omniglot / 'mini_imagenet'}", "eval_query_shot=2"]
+    if dataset in OF_TFDS:
+        return ["dataset.parts=train", "eval_query_shot=2"] + ["dataset.name=cifar100"] * (dataset == "tfds")
     return []
 
 
@@ -78,7 +101,8 @@ def test_every_choice_builds_an_experiment_that_starts(group, choice, omniglot):
     overrides = [f"{group}={choice}", *overrides_for(choice, omniglot)]
     if choice == "sinusoid":
         overrides.append("model=mlp")
-    state = built(*overrides).experiment.init()
+    with catalogue() if choice in OF_TFDS else contextlib.nullcontext():
+        state = built(*overrides).experiment.init()
     assert int(state.step) == 0 and bool(state.params) == (choice not in WITHOUT_META_PARAMS)
 
 

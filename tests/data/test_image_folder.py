@@ -155,7 +155,7 @@ def test_a_change_is_noticed_and_what_has_not_changed_is_read_from_the_cache(roo
         ({"source": "/no/such"}, "dataset.source=/no/such: expected a folder"),
         ({"image_size": 0}, "dataset.image_size=0"),
         ({"channels": 4}, "dataset.channels=4: expected 1 .* or 3"),
-        ({"split": "lake"}, "dataset.split=lake: expected folders, shuffled, or the path"),
+        ({"split": "lake"}, "dataset.split=lake: expected folders, shuffled, cifar_fs, fc100, or the path"),
         ({"strict": "yes"}, "dataset.strict=yes"),
         ({"shot": "one"}, "shot=one"),
         ({"way": 3}, "way=3: expected 2 to 2"),

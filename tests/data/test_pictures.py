@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from metarun.data import pictures
 from metarun.data.pictures import PictureError, decode, in_folder, in_zips
@@ -84,7 +84,8 @@ def test_a_plain_picture_stays_plain_at_any_size():
     ],
     ids=["empty", "text", "jpeg cut off", "png cut off", "png without its pixels", "bomb", "larger bomb"],
 )
-def test_what_is_no_picture_says_why(data, why):
+def test_what_is_no_picture_says_why(data, why, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(PictureError, match=why):
         decode(data, 4, 6, 3)
 

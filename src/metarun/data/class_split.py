@@ -12,6 +12,10 @@ from metarun.data.cache import file_sha256
 from metarun.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
+# Of the classes, meta-training's and meta-validation's share where nothing else is said, as miniImageNet has them.
+TRAIN_SHARE, VAL_SHARE = 0.64, 0.16
+# Published class lists that come with metarun, by name.
+PUBLISHED = {path.stem: path for path in sorted((Path(__file__).parent / "splits").glob("*.json"))}
 
 
 def shuffled(names: Sequence[str], seed: int, sizes: tuple[int, int, int]) -> dict[str, list[int]]:
@@ -20,6 +24,32 @@ def shuffled(names: Sequence[str], seed: int, sizes: tuple[int, int, int]) -> di
     order = sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed} {names[i]}".encode()).digest())
     bounds = itertools.pairwise(itertools.accumulate(sizes, initial=0))
     return {split: order[start:stop] for split, (start, stop) in zip(SPLITS, bounds, strict=True)}
+
+
+def shuffled_or_from_file(
+    names: Sequence[str], split: str, seed: int, *, others: str = ""
+) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """The split "shuffled", 64% of the classes, 16% and 20% by `seed`; or that of a JSON file.
+
+    Args:
+      names: what the classes are called.
+      split: `dataset.split`: "shuffled", the name of a list in `PUBLISHED`, or the path of a file, see `from_file`.
+      seed: of the shuffle.
+      others: what else `dataset.split` may be, for an error, such as "folders, ".
+
+    Returns:
+      The classes of each split, and the facts to be stated with a result.
+
+    Raises:
+      ConfigError, DataError: as `from_file`; or there are too few classes for three splits.
+    """
+    if split != "shuffled":
+        listed = PUBLISHED.get(split, split)
+        return from_file(names, listed, form="CLASS", others=f"{others}shuffled, {', '.join(PUBLISHED)}")
+    train, val = (max(1, round(share * len(names))) for share in (TRAIN_SHARE, VAL_SHARE))
+    if len(names) - train - val < 1:
+        raise DataError(f"There are {len(names)} classes; three or more are needed, for three splits.")
+    return shuffled(names, seed, (train, val, len(names) - train - val)), {"split": "shuffled", "split_seed": seed}
 
 
 def from_file(

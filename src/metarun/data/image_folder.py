@@ -15,17 +15,13 @@ import PIL
 from metarun.data import class_bank
 from metarun.data.cache import build_once
 from metarun.data.class_bank import NamedClass
-from metarun.data.class_split import SPLITS, from_file, shuffled, some
+from metarun.data.class_split import SPLITS, TRAIN_SHARE, VAL_SHARE, shuffled, shuffled_or_from_file, some
 from metarun.data.episodes import few_shot
-from metarun.data.pictures import MODES, Entry, PictureError, decode, fingerprint, in_folder
+from metarun.data.pictures import MODES, RESIZE, Entry, PictureError, decode, fingerprint, in_folder
 from metarun.errors import ConfigError, DataError, non_negative_int, positive_int, true_or_false
 from metarun.types import DataSet
 
 LEFT_OUT = "left_out.json"
-RESIZE = "Lanczos, proportions not kept"
-# Of the classes, meta-training's and meta-validation's share, as miniImageNet has them; and of meta-training's, what
-# becomes meta-validation's where there is a folder for meta-training and one for meta-test alone.
-TRAIN_SHARE, VAL_SHARE = 0.64, 0.16
 
 
 def image_folder(
@@ -161,12 +157,8 @@ def _split(
     tops = [PurePosixPath(name).parts[0] for name in names]
     # A class is in a folder of its own below train, val or test.
     has_folders = {"train", "test"} <= set(tops) <= set(SPLITS) and all("/" in name for name in names)
-    if split == "shuffled" or (split is None and not has_folders):
-        train, val = (max(1, round(share * len(names))) for share in (TRAIN_SHARE, VAL_SHARE))
-        sizes = (train, val, len(names) - train - val)
-        return shuffled(names, seed, sizes), {"split": "shuffled", "split_seed": seed}
-    if split not in ("folders", None):
-        return from_file(names, split, form="CLASS", others="folders, shuffled")
+    if split not in ("folders", None) or (split is None and not has_folders):
+        return shuffled_or_from_file(names, split or "shuffled", seed, others="folders, ")
     if not has_folders:
         raise DataError(f"{root} has {some(sorted(set(tops)))}, where dataset.split=folders needs train, val and test.")
     classes = {split: [c for c, top in enumerate(tops) if top == split] for split in SPLITS}

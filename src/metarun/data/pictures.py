@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from metarun.errors import DataError
 
@@ -20,6 +20,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 200_000_000
 MODES = {1: "L", 3: "RGB"}
+RESIZE = "Lanczos, proportions not kept"
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, MemoryError, struct.error, zlib.error)
 
 
@@ -118,6 +119,7 @@ def decode(data: bytes, height: int, width: int, channels: int) -> np.ndarray:
       PictureError: it cannot be decoded, is cut off, or has more than a hundred million pixels.
     """
     try:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # which other libraries, TFDS among them, set for all
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of metadata that it cannot read, and of many pixels
             image = Image.open(io.BytesIO(data), formats=FORMATS)
