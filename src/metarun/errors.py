@@ -1,7 +1,7 @@
 """What a user is told when an input is wrong, and the checks that say it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MetarunError(Exception):
@@ -71,3 +71,8 @@ def true_or_false(key: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(key, value, "true or false")
     return value
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three of many names, for a message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

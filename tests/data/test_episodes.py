@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from metarun.data import class_bank
+from metarun.data.class_bank import SplitBank
 from metarun.data.episodes import episodes, few_shot
 from metarun.errors import ConfigError, DataError
 
@@ -168,14 +169,9 @@ def test_rotations_need_square_images():
 
 
 def numbers(**sizes):
-    return few_shot(
-        numbered_bank(),
-        {"train": [0, 5], "val": [1, 2], "test": [3, 4]},
-        **{"way": 2, "shot": 1, "query_shot": 1, "eval_query_shot": 2, "train_way": None, "train_shot": None} | sizes,
-        rotations=True,
-        test_rotations=False,
-        protocol={"name": "numbers"},
-    )
+    classes = {"train": [0, 5], "val": [1, 2], "test": [3, 4]}
+    loaded = SplitBank(numbered_bank(), "abcdef", classes, {"name": "numbers"})
+    return few_shot(loaded, **{"way": 2, "shot": 1, "query_shot": 1, "eval_query_shot": 2} | sizes, rotations=True)
 
 
 def test_few_shot_keeps_the_splits_apart_and_states_the_protocol():

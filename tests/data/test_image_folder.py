@@ -116,8 +116,8 @@ def test_classes_of_too_few_pictures_are_left_out(root, capsys):
     data = image_folder(**SETTINGS, source=str(root))
     assert data.protocol["classes"] == {"train": 2, "val": 2, "test": 2}
     said = capsys.readouterr().err
-    assert "Left out of train, having less than 3 pictures a class: train/few." in said and "test/less" in said
-    with pytest.raises(DataError, match="no class with 5 pictures or more for train"):
+    assert "Left out of train, having less than 3 images: train/few." in said and "test/less" in said
+    with pytest.raises(DataError, match="No class of train has 5 images"):
         image_folder(**SETTINGS | {"shot": 3}, source=str(root))
 
 

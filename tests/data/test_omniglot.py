@@ -19,7 +19,7 @@ from metarun.data.class_split import SPLITS
 from metarun.data.omniglot import omniglot
 from metarun.errors import ConfigError, DataError
 
-SETTINGS = {"way": 2, "shot": 1, "query_shot": 1}
+SETTINGS = {"way": 2, "shot": 1, "query_shot": 1, "rotations": True}
 DRAWINGS = 3
 REAL = Path(os.environ.get("METARUN_TEST_OMNIGLOT", "absent"))
 

@@ -1,9 +1,9 @@
 """Images of many classes in one array, and its form on disk."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -40,6 +40,24 @@ class NamedBank(NamedTuple):
     bank: ClassBank
     names: Sequence[str]
     groups: Sequence[str]
+
+
+class SplitBank(NamedTuple):
+    """A bank whose classes are divided into "train", "val" and "test".
+
+    Attributes:
+      bank: the images, as NumPy arrays.
+      names: the name of each class, unique.
+      classes: the classes of each split, as indices into the bank.
+      protocol: facts of the data that move a number: name, split, preprocessing, checksum.
+      uneven: whether classes may be too small for a task, and are then left out; otherwise that is an error.
+    """
+
+    bank: ClassBank
+    names: Sequence[str]
+    classes: Mapping[str, Sequence[int]]
+    protocol: Mapping[str, Any]
+    uneven: bool = False
 
 
 class NamedClass(NamedTuple):

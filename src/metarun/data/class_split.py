@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.data.cache import file_sha256
-from metarun.errors import ConfigError, DataError
+from metarun.errors import ConfigError, DataError, some
 
 SPLITS = ("train", "val", "test")
 # Of the classes, meta-training's and meta-validation's share where nothing else is said, as miniImageNet has them.
@@ -91,8 +91,3 @@ def from_file(
         raise DataError(f"{path} has no class in {some(empty)}.")
     classes = {split: [index[name] for name in listed[split]] for split in SPLITS}
     return classes, {"split": path.name, "split_sha256": file_sha256(path)}
-
-
-def some(names: Sequence[str]) -> str:
-    """The first three of many names, for a message."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

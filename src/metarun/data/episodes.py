@@ -1,6 +1,9 @@
 """Few-shot classification tasks cut from a bank of images."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
-from metarun.data.class_bank import Array, ClassBank, select
-from metarun.errors import ConfigError, DataError, positive_int, true_or_false
+from metarun.data.class_bank import Array, ClassBank, SplitBank, select
+from metarun.errors import ConfigError, DataError, positive_int, some, true_or_false
 from metarun.types import DataSet, Split, Task, TaskSource
 
 NUM_TURNS = 4
@@ -94,33 +97,33 @@ def episodes(
 
 
 def few_shot(
-    bank: ClassBank,
-    classes: Mapping[str, Sequence[int]],
+    loaded: SplitBank,
     *,
     way: int,
     shot: int,
     query_shot: int,
-    eval_query_shot: int | None,
-    train_way: int | None,
-    train_shot: int | None,
-    rotations: bool,
-    test_rotations: bool,
-    protocol: Mapping[str, Any],
+    eval_query_shot: int | None = None,
+    train_way: int | None = None,
+    train_shot: int | None = None,
+    rotations: bool = False,
+    test_rotations: bool = False,
 ) -> DataSet:
-    """Cuts a bank into the three splits of a few-shot data set.
+    """Few-shot classification of the classes of each split.
 
     Args:
-      bank: the images of all classes.
-      classes: the classes of "train", "val" and "test", as indices into the bank.
+      loaded: the classes.
       way, shot, query_shot: the size of a task, see `episodes`.
       eval_query_shot: query images a class in meta-validation and meta-test; None: as in meta-training.
       train_way, train_shot: classes and support images a class in meta-training; None: as in test.
       rotations: whether turned classes are classes of their own in meta-training.
       test_rotations: the same for meta-validation and meta-test.
-      protocol: what the data are; class counts before turning, rotations and image size are added.
+
+    Returns:
+      The data set; to the protocol, class counts before turning, rotations and image size are added.
 
     Raises:
       ConfigError: as `episodes`, for the first split that the numbers do not fit.
+      DataError: classes of no split are large enough.
     """
     turned = {
         "train": true_or_false("dataset.rotations", rotations),
@@ -134,6 +137,10 @@ def few_shot(
         ways["train"] = ("train_way", train_way)
     if train_shot is not None:
         shots["train"] = ("train_shot", train_shot)
+    classes = loaded.classes
+    if loaded.uneven:
+        needed = {split: positive_int(*shots[split]) + positive_int(*queries[split]) for split in turned}
+        classes = {split: _large_enough(loaded, split, needed[split]) for split in turned}
 
     def source(split, bank, own_labels=False):
         return episodes(
@@ -149,22 +156,47 @@ def few_shot(
             own_labels=own_labels,
         )
 
-    sources = {split: source(split, select(bank, classes[split])) for split in turned}
-    protocol = {
-        **protocol,
-        "classes": {split: len(classes[split]) for split in turned},
-        "rotations": turned,
-        "image_size": list(bank.images.shape[1:3]),
-    }
+    sources = {split: source(split, select(loaded.bank, classes[split])) for split in turned}
     return DataSet(
         **sources,
         objective="classification",
         num_outputs=int(way),
-        protocol=protocol,
+        protocol={
+            **loaded.protocol,
+            "classes": {split: len(classes[split]) for split in turned},
+            "rotations": turned,
+            "image_size": list(loaded.bank.images.shape[1:3]),
+        },
         train_way=ways["train"][1],
         train_classes=source("train", sources["train"].data, own_labels=True),
         num_train_classes=len(classes["train"]) * (NUM_TURNS if rotations else 1),
     )
+
+
+def few_shot_of(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
+    """Makes a data set's factory of what loads its classes: it takes the arguments of both `load` and `few_shot`."""
+    own = inspect.signature(load).parameters
+    tasks = [p for name, p in inspect.signature(few_shot).parameters.items() if name != "loaded"]
+    signature = inspect.Signature([*tasks, *own.values()], return_annotation=DataSet)
+
+    @functools.wraps(load)
+    def factory(**settings: Any) -> DataSet:
+        settings = signature.bind(**settings).arguments
+        loaded = load(**{name: value for name, value in settings.items() if name in own})
+        return few_shot(loaded, **{name: value for name, value in settings.items() if name not in own})
+
+    factory.__signature__ = signature
+    return factory
+
+
+def _large_enough(loaded: SplitBank, split: str, need: int) -> list[int]:
+    """The classes of a split with `need` images or more; those that are left out are named."""
+    kept = [c for c in loaded.classes[split] if loaded.bank.count[c] >= need]
+    if not kept:
+        raise DataError(f"No class of {split} has {need} images. Lower shot or query_shot, or choose other data.")
+    if small := [loaded.names[c] for c in loaded.classes[split] if loaded.bank.count[c] < need]:
+        print(f"Left out of {split}, having less than {need} images: {some(small)}.", file=sys.stderr)
+    return kept
 
 
 def _distinct(key: Array, num: int, bound: int | Array) -> Array:

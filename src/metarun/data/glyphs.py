@@ -12,10 +12,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from metarun.data import class_bank
 from metarun.data.cache import build_once
-from metarun.data.class_bank import NamedClass
-from metarun.data.episodes import few_shot
+from metarun.data.class_bank import NamedClass, SplitBank
+from metarun.data.episodes import few_shot_of
 from metarun.errors import DataError
-from metarun.types import DataSet
 
 # Whole scripts, so that the alphabets of meta-test are unseen. Cyrillic resembles Latin in manner, but its letters
 # that look like Latin or Greek ones are merged into those.
@@ -69,17 +68,8 @@ BASIS = np.exp(-0.5 * ((AXIS - np.linspace(-1, 1, 5, dtype=np.float32)[:, None])
 EDGE = 2.0
 
 
-def glyphs(
-    *,
-    way: int,
-    shot: int,
-    query_shot: int,
-    eval_query_shot: int | None = None,
-    train_way: int | None = None,
-    train_shot: int | None = None,
-    rotations: bool = False,
-    test_rotations: bool = False,
-) -> DataSet:
+@few_shot_of
+def glyphs() -> SplitBank:
     """Returns few-shot classification of characters, with whole scripts held apart between the splits.
 
     A class is a character, 20 images of 28x28 a class: the faces of the fonts that have it, upright, slanted, bold,
@@ -90,11 +80,6 @@ def glyphs(
     Built once, in about 10 s, and cached. The bytes are the same at every build with the same versions of matplotlib
     (the fonts), Pillow, NumPy and Python's Unicode tables; between kinds of processor a grey level may differ by
     one. The protocol has their checksum.
-
-    Args:
-      way, shot, query_shot, eval_query_shot, train_way, train_shot: the size of a task, see `few_shot`.
-      rotations: whether turned classes are classes of their own in meta-training.
-      test_rotations: the same for meta-validation and meta-test.
 
     Raises:
       ConfigError: a number that is not positive or that asks for more than there is.
@@ -108,19 +93,12 @@ def glyphs(
         "unicode": unicodedata.unidata_version,
     }
     entry = build_once("glyphs", {**RECIPE, **versions}, lambda folder: class_bank.save(folder, _draw_all()))
-    bank, _, scripts = class_bank.load(entry.folder)
-    return few_shot(
+    bank, names, scripts = class_bank.load(entry.folder)
+    return SplitBank(
         bank,
+        names,
         {split: [i for i, script in enumerate(scripts) if script in SCRIPTS[split]] for split in SCRIPTS},
-        way=way,
-        shot=shot,
-        query_shot=query_shot,
-        eval_query_shot=eval_query_shot,
-        train_way=train_way,
-        train_shot=train_shot,
-        rotations=rotations,
-        test_rotations=test_rotations,
-        protocol={"name": "glyphs", "split": "scripts", "sha256": entry.checksum},
+        {"name": "glyphs", "split": "scripts", "sha256": entry.checksum},
     )
 
 

@@ -14,41 +14,31 @@ import PIL
 
 from metarun.data import class_bank
 from metarun.data.cache import build_once
-from metarun.data.class_bank import NamedClass
-from metarun.data.class_split import SPLITS, TRAIN_SHARE, VAL_SHARE, shuffled, shuffled_or_from_file, some
-from metarun.data.episodes import few_shot
+from metarun.data.class_bank import NamedClass, SplitBank
+from metarun.data.class_split import SPLITS, TRAIN_SHARE, VAL_SHARE, shuffled, shuffled_or_from_file
+from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import MODES, RESIZE, Entry, PictureError, decode, fingerprint, in_folder
-from metarun.errors import ConfigError, DataError, non_negative_int, positive_int, true_or_false
-from metarun.types import DataSet
+from metarun.errors import ConfigError, DataError, non_negative_int, positive_int, some, true_or_false
 
 LEFT_OUT = "left_out.json"
 
 
+@few_shot_of
 def image_folder(
     *,
-    way: int,
-    shot: int,
-    query_shot: int,
-    eval_query_shot: int | None = None,
-    train_way: int | None = None,
-    train_shot: int | None = None,
     source: str | None = None,
     image_size: int = 84,
     channels: int = 3,
     split: str | None = None,
     split_seed: int = 0,
     strict: bool = False,
-    rotations: bool = False,
-    test_rotations: bool = False,
-) -> DataSet:
+) -> SplitBank:
     """Returns few-shot classification of the pictures in a folder, in which each folder with pictures is a class.
 
     The first use reads the pictures and keeps them, at their size, in the cache; later uses read the cache alone, until
     a file is added, removed or written to. Files that are no pictures, and broken ones, are left out and named.
 
     Args:
-      way, shot, query_shot, eval_query_shot, train_way, train_shot: the size of a task, see `few_shot`. Classes with
-        too few pictures for it are left out and named.
       source: the folder.
       image_size: pixels of a side; see `pictures.decode` for how pictures are brought to it.
       channels: 1 (greyscale) or 3 (colour).
@@ -57,8 +47,6 @@ def image_folder(
         `{"train": ["CLASS", ...], "val": [...], "test": [...]}`; or None, folders where there are such.
       split_seed: of the shuffle.
       strict: whether a file that is left out is an error.
-      rotations: whether turned classes are classes of their own in meta-training.
-      test_rotations: the same for meta-validation and meta-test.
 
     Raises:
       ConfigError: a setting that cannot be used.
@@ -84,31 +72,12 @@ def image_folder(
     _say_left_out(root, entry.folder / LEFT_OUT, strict)
     bank, names, _ = class_bank.load(entry.folder)
     classes, stated = _split(root, names, split, seed)
-
-    shots = {"train": positive_int("train_shot", train_shot or shot)} | dict.fromkeys(
-        SPLITS[1:], positive_int("shot", shot)
-    )
-    queries = {"train": query_shot} | dict.fromkeys(SPLITS[1:], eval_query_shot or query_shot)
-    for name in SPLITS:
-        need = shots[name] + positive_int("query_shot", queries[name])
-        small = [names[c] for c in classes[name] if bank.count[c] < need]
-        if small:
-            print(f"Left out of {name}, having less than {need} pictures a class: {some(small)}.", file=sys.stderr)
-            classes[name] = [c for c in classes[name] if bank.count[c] >= need]
-        if not classes[name]:
-            raise DataError(f"{root} has no class with {need} pictures or more for {name}. Lower shot or query_shot.")
-    return few_shot(
+    return SplitBank(
         bank,
+        names,
         classes,
-        way=way,
-        shot=shot,
-        query_shot=query_shot,
-        eval_query_shot=eval_query_shot,
-        train_way=train_way,
-        train_shot=train_shot,
-        rotations=rotations,
-        test_rotations=test_rotations,
-        protocol={"name": "image_folder", **stated, "resize": RESIZE, "sha256": entry.checksum},
+        {"name": "image_folder", **stated, "resize": RESIZE, "sha256": entry.checksum},
+        uneven=True,
     )
 
 

@@ -19,12 +19,11 @@ from PIL import Image
 
 from metarun.data import class_bank
 from metarun.data.cache import build_once, cache_dir
-from metarun.data.class_bank import NamedClass
-from metarun.data.class_split import SPLITS, some
-from metarun.data.episodes import few_shot
+from metarun.data.class_bank import NamedClass, SplitBank
+from metarun.data.class_split import SPLITS
+from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import PictureError, decode, fingerprint, in_folder, in_zips
-from metarun.errors import ConfigError, DataError
-from metarun.types import DataSet
+from metarun.errors import ConfigError, DataError, some
 
 SIDE, CHANNELS = 84, 3
 RESIZE = "Lanczos to 84x84, proportions not kept"
@@ -58,30 +57,17 @@ LAYOUTS = (
 Found = Mapping[str, Sequence[tuple[str, Callable[[], bytes]]]]
 
 
-def mini_imagenet(
-    *,
-    way: int,
-    shot: int,
-    query_shot: int,
-    eval_query_shot: int | None = None,
-    train_way: int | None = None,
-    train_shot: int | None = None,
-    source: str | None = None,
-    rotations: bool = False,
-    test_rotations: bool = False,
-) -> DataSet:
+@few_shot_of
+def mini_imagenet(*, source: str | None = None) -> SplitBank:
     """Returns few-shot classification of miniImageNet: 64 classes of meta-training, 16 and 20, 84x84 in colour.
 
     It cannot be downloaded: its pictures are ImageNet's, for research alone. The first use has TFDS prepare the user's
     copy and keeps it, decoded, in the cache; later uses read the cache alone, until the copy changes.
 
     Args:
-      way, shot, query_shot, eval_query_shot, train_way, train_shot: the size of a task, see `few_shot`.
       source: a folder with Ravi and Larochelle's train.csv, val.csv and test.csv beside the pictures that they name, or
         zips or a folder of them; or with a folder of pictures for each class (of ImageNet's 1,300, the first 600 by
         name); or with the three files mini-imagenet-cache-{train,val,test}.pkl.
-      rotations: whether turned classes are classes of their own in meta-training.
-      test_rotations: the same for meta-validation and meta-test.
 
     Raises:
       ConfigError: a setting that cannot be used.
@@ -99,18 +85,11 @@ def mini_imagenet(
     entry = build_once("mini_imagenet", parameters, lambda folder: class_bank.save(folder, _prepared(root, state)))
     bank, names, splits = class_bank.load(entry.folder)
     _say_shortfall(dict(zip(names, bank.count.tolist(), strict=True)))
-    return few_shot(
+    return SplitBank(
         bank,
+        names,
         {split: [c for c, its in enumerate(splits) if its == split] for split in SPLITS},
-        way=way,
-        shot=shot,
-        query_shot=query_shot,
-        eval_query_shot=eval_query_shot,
-        train_way=train_way,
-        train_shot=train_shot,
-        rotations=rotations,
-        test_rotations=test_rotations,
-        protocol={
+        {
             "name": "mini_imagenet",
             "split": "ravi",
             "images": {split: int(sum(n for n, its in zip(bank.count, splits) if its == split)) for split in SPLITS},

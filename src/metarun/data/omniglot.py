@@ -16,11 +16,10 @@ from PIL import Image
 
 from metarun.data import class_bank
 from metarun.data.cache import build_once, cache_dir, file_sha256
-from metarun.data.class_bank import NamedClass
+from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import from_file, shuffled
-from metarun.data.episodes import few_shot
+from metarun.data.episodes import few_shot_of
 from metarun.errors import ConfigError, DataError, non_negative_int
-from metarun.types import DataSet
 
 # The end of a drawing's path; what macOS adds to an archive does not match.
 DRAWING = re.compile(r"[^/]+/character\d+/\d+_\d+\.png$")
@@ -40,34 +39,24 @@ NUM_CHARACTERS = 1623
 MAML_SIZES = (1100, 100, 423)
 
 
+@few_shot_of
 def omniglot(
     *,
-    way: int,
-    shot: int,
-    query_shot: int,
-    eval_query_shot: int | None = None,
-    train_way: int | None = None,
-    train_shot: int | None = None,
     source: str | None = None,
     split: str = "maml",
     split_seed: int = 0,
-    rotations: bool = True,
-    test_rotations: bool = False,
-) -> DataSet:
+) -> SplitBank:
     """Returns few-shot classification of Omniglot's characters, as 28x28 images with ink 1 on 0.
 
     The first use reads the drawings and keeps them, reduced, in the cache; later uses read the cache alone.
 
     Args:
-      way, shot, query_shot, eval_query_shot, train_way, train_shot: the size of a task, see `few_shot`.
       source: a folder with images_background.zip and images_evaluation.zip, or with the folders that they unpack to;
         None downloads the two through TFDS.
       split: "maml", all characters shuffled, 1,100 / 100 / 423; "lake", the evaluation alphabets as meta-test, and
         of the background alphabets the last sixth by name as meta-validation (Ojibwe to Tifinagh); or a path to a
         JSON file `{"train": ["Greek/character01", ...], "val": [...], "test": [...]}`.
       split_seed: of the shuffle of "maml".
-      rotations: whether turned classes are classes of their own in meta-training.
-      test_rotations: the same for meta-validation and meta-test.
 
     Raises:
       ConfigError: a setting that cannot be used.
@@ -99,19 +88,7 @@ def omniglot(
         classes, stated = _lake(names, parts), {"split": "lake"}
     else:
         classes, stated = from_file(names, split, form="ALPHABET/characterNN", others="maml, lake")
-    return few_shot(
-        bank,
-        classes,
-        way=way,
-        shot=shot,
-        query_shot=query_shot,
-        eval_query_shot=eval_query_shot,
-        train_way=train_way,
-        train_shot=train_shot,
-        rotations=rotations,
-        test_rotations=test_rotations,
-        protocol={"name": "omniglot", **stated, "resize": RESIZE, "sha256": entry.checksum},
-    )
+    return SplitBank(bank, names, classes, {"name": "omniglot", **stated, "resize": RESIZE, "sha256": entry.checksum})
 
 
 def _place(source: str, part: str) -> Path:

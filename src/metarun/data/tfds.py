@@ -11,22 +11,16 @@ import PIL
 
 from metarun.data import class_bank
 from metarun.data.cache import build_once, cache_dir
-from metarun.data.class_bank import NamedClass
+from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import shuffled_or_from_file
-from metarun.data.episodes import few_shot
+from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import MODES, RESIZE, PictureError, decode
 from metarun.errors import ConfigError, DataError, non_negative_int, positive_int
-from metarun.types import DataSet
 
 
+@few_shot_of
 def tfds(
     *,
-    way: int,
-    shot: int,
-    query_shot: int,
-    eval_query_shot: int | None = None,
-    train_way: int | None = None,
-    train_shot: int | None = None,
     name: str | None = None,
     parts: str = "all",
     image: str = "image",
@@ -37,15 +31,12 @@ def tfds(
     split: str = "shuffled",
     split_seed: int = 0,
     data_dir: str | None = None,
-    rotations: bool = False,
-    test_rotations: bool = False,
-) -> DataSet:
+) -> SplitBank:
     """Returns few-shot classification of the images of a TFDS set, its classes divided anew.
 
     The first use has TFDS download and prepare the set and keeps it, as a bank, in the cache, which later uses read.
 
     Args:
-      way, shot, query_shot, eval_query_shot, train_way, train_shot: the size of a task, see `few_shot`.
       name: of the set, such as "cifar100", with its configuration and version where it has several ("emnist/balanced").
       parts: which of its own splits to pool, joined by "+", such as "train+test"; "all" pools all.
       image, label: the features that hold the picture and the class.
@@ -56,8 +47,6 @@ def tfds(
         if it comes with metarun (cifar_fs, fc100), by its name.
       split_seed: of the shuffle.
       data_dir: where TFDS has, or puts, its prepared sets; None: in metarun's cache.
-      rotations: whether turned classes are classes of their own in meta-training.
-      test_rotations: the same for meta-validation and meta-test.
 
     Raises:
       ConfigError: a setting that cannot be used.
@@ -87,18 +76,12 @@ def tfds(
     )
     bank, names, _ = class_bank.load(entry.folder)
     classes, stated = shuffled_or_from_file(names, split, seed)
-    return few_shot(
+    return SplitBank(
         bank,
+        names,
         classes,
-        way=way,
-        shot=shot,
-        query_shot=query_shot,
-        eval_query_shot=eval_query_shot,
-        train_way=train_way,
-        train_shot=train_shot,
-        rotations=rotations,
-        test_rotations=test_rotations,
-        protocol={"name": source.full_name, "parts": parts, **stated, "resize": RESIZE, "sha256": entry.checksum},
+        {"name": source.full_name, "parts": parts, **stated, "resize": RESIZE, "sha256": entry.checksum},
+        uneven=True,
     )
 
 
