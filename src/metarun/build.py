@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.backend import set_precision
 from metarun.config import conf_dir
+from metarun.data.class_bank import SplitBank
 from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_int
 from metarun.experiment import few_shot
 from metarun.machine import device_name, versions
@@ -119,6 +120,23 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "versions": versions(),
     }
     return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger)
+
+
+def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
+    """Has the data set of a configuration prepared, and returns its classes without cutting tasks from them.
+
+    Args:
+      config, choices: as in `build`.
+
+    Raises:
+      ConfigError, DataError: as `build`; or the data set is no collection of classes.
+    """
+    keys = _Keys(OmegaConf.to_container(config, resolve=True), choices)
+    load = getattr(keys.factory("dataset"), "load", None)
+    if load is None:
+        raise ConfigError("dataset", choices["dataset"], "one with classes of images")
+    known = inspect.signature(load).parameters
+    return load(**{key: value for key, value in keys["dataset"].items() if key in known})
 
 
 def _check_training(keys: "_Keys", choices: Mapping[str, str], dataset: DataSet, method: Method) -> None:

@@ -1,9 +1,11 @@
 """Console entry points. A user's mistake ends in one message and a non-zero exit, and `--help` does not load JAX."""
 
+import argparse
 import difflib
 import os
 import re
 import sys
+import time
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +25,51 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
     register()
     sys.exit(_told(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_train)))
+
+
+def data_main() -> None:
+    """`metarun-data`: lists, prepares, verifies and shows data sets."""
+    parser = argparse.ArgumentParser(
+        prog="metarun-data",
+        description="Data sets: what there is, what is prepared and whether it is whole, and what it looks like.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("list", help="the data sets, and what of them is in the cache")
+    commands.add_parser("verify", help="reads everything in the cache and compares it with its checksums")
+    for name, said in (("prepare", "puts a data set into the cache"), ("show", "draws some classes of each split")):
+        command = commands.add_parser(name, help=said)
+        command.add_argument("name", metavar="NAME", help="the data set, as in `metarun dataset=NAME`")
+        command.add_argument(
+            "settings", nargs="*", metavar="KEY=VALUE", help="its settings, such as dataset.source=DIR"
+        )
+        if name == "show":
+            command.add_argument("--output", metavar="FILE", help="the picture to write; else NAME.png here")
+    arguments = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here computes on a device
+    sys.exit(_told(lambda: _data(arguments)))
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from metarun import data_sets
+
+    if arguments.command == "list":
+        return data_sets.list_all(conf_dir() / "dataset")
+    if arguments.command == "verify":
+        return data_sets.verify()
+
+    from metarun.build import classes
+
+    register()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = hydra.compose("config", [f"dataset={arguments.name}", *arguments.settings], return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    began = time.monotonic()
+    loaded = classes(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), choices)
+    data_sets.describe(loaded, time.monotonic() - began)
+    if arguments.command == "show":
+        data_sets.show(loaded, Path(arguments.output or f"{arguments.name}.png"))
 
 
 def _told(entry) -> int:
@@ -57,7 +104,8 @@ def _explained(error: Exception) -> str:
         key = unknown.group(1)
         near = difflib.get_close_matches(key, _known_keys(), n=3)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
-        return f"{key}: there is no such key for this choice.{meant} `metarun --help` lists the main keys and `--cfg job` all."
+        ways_out = "`metarun --help` lists the main keys and `--cfg job` all."
+        return f"{key}: there is no such key for this choice.{meant} {ways_out}"
     return message
 
 

@@ -15,6 +15,7 @@ from metarun.errors import DataError, MetarunError
 from metarun.files import canonical_json, plain, sync
 
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"
 
 
 class Entry(NamedTuple):
@@ -72,7 +73,12 @@ def build_once(kind: str, parameters: Mapping[str, Any], build: Callable[[Path],
             if not folder.exists():
                 print(f"Building {kind} in {folder} (once).", file=sys.stderr)
                 _build(folder, {"kind": kind, "parameters": plain(parameters)}, build)
-    return _verified(folder)
+    return verified(folder)
+
+
+def entries() -> list[Path]:
+    """The folders of all entries in the cache, by name; whether their files are whole is for `verified` to say."""
+    return sorted(path.parent for path in cache_dir().glob(f"*/{MANIFEST}") if not path.parent.name.endswith(PARTIAL))
 
 
 @contextlib.contextmanager
@@ -95,7 +101,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _build(folder: Path, manifest: Mapping[str, Any], build: Callable[[Path], None]) -> None:
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(folder.name + PARTIAL)
     # Left by a process that was killed: whoever holds the lock is the only one to build here.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -113,7 +119,13 @@ def _build(folder: Path, manifest: Mapping[str, Any], build: Callable[[Path], No
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _verified(folder: Path) -> Entry:
+def verified(folder: Path) -> Entry:
+    """The entry in a folder of the cache, each of its files read and compared with the checksum it was written with.
+
+    Raises:
+      DataError: a file is missing, truncated or altered.
+    """
+
     def broken(name: str, why: str) -> DataError:
         return DataError(f"Cache file {folder / name} {why}. Delete the folder {folder} and run again: it is rebuilt.")
 

@@ -174,7 +174,10 @@ def few_shot(
 
 
 def few_shot_of(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
-    """Makes a data set's factory of what loads its classes: it takes the arguments of both `load` and `few_shot`."""
+    """Makes a data set's factory of what loads its classes: it takes the arguments of both `load` and `few_shot`.
+
+    `factory.load` is what it was made of.
+    """
     own = inspect.signature(load).parameters
     tasks = [p for name, p in inspect.signature(few_shot).parameters.items() if name != "loaded"]
     signature = inspect.Signature([*tasks, *own.values()], return_annotation=DataSet)
@@ -185,7 +188,7 @@ def few_shot_of(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
         loaded = load(**{name: value for name, value in settings.items() if name in own})
         return few_shot(loaded, **{name: value for name, value in settings.items() if name not in own})
 
-    factory.__signature__ = signature
+    factory.__signature__, factory.load = signature, load
     return factory
 
 

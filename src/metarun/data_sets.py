@@ -1,0 +1,65 @@
+"""What `metarun-data` says and does."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from metarun.data.cache import MANIFEST, cache_dir, entries, verified
+from metarun.data.class_bank import SplitBank
+from metarun.errors import DataError
+from metarun.report.contact_sheet import contact_sheet
+
+
+def list_all(folder: Path) -> None:
+    """Prints the data sets, one for each YAML in `folder`, whose first line says what it is; and the cache."""
+    console = Console()
+    table = Table("dataset=", "what it is", box=None, pad_edge=False)
+    for file in sorted(folder.glob("*.yaml")):
+        table.add_row(file.stem, file.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+    console.print(table)
+    found = entries()
+    console.print(f"\nPrepared, in {cache_dir()}:" if found else f"\nNothing is prepared in {cache_dir()}.")
+    for entry in found:
+        size = sum(path.stat().st_size for path in entry.iterdir())
+        console.print(f"  {entry.name}  {size / 1e6:,.0f} MB", highlight=False, soft_wrap=True)
+
+
+def describe(loaded: SplitBank, seconds: float) -> None:
+    """Prints what a prepared data set has."""
+    console = Console(highlight=False, soft_wrap=True)
+    height, width, channels = loaded.bank.images.shape[1:]
+    console.print(f"{loaded.protocol['name']}: {height}x{width}x{channels}, ready in {seconds:.1f} s")
+    for split, its in loaded.classes.items():
+        counts = [int(loaded.bank.count[c]) for c in its]
+        each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        console.print(f"  {split:5}  {len(its):,} classes, {sum(counts):,} images, {each} a class")
+    console.print(f"  sha256 {loaded.protocol['sha256']}")
+
+
+def verify() -> None:
+    """Reads every entry of the cache and says which are whole.
+
+    Raises:
+      DataError: one is not.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    broken = []
+    for entry in entries():
+        try:
+            verified(entry)
+            kind = json.loads((entry / MANIFEST).read_text())["kind"]
+            console.print(f"whole   {entry.name}  ({kind})")
+        except DataError as error:
+            broken.append(entry)
+            console.print(f"broken  {entry.name}: {error}")
+    if broken:
+        raise DataError(f"{len(broken)} of {len(entries())} entries in {cache_dir()} are broken, see above.")
+    console.print(f"All {len(entries())} entries in {cache_dir()} are whole.")
+
+
+def show(loaded: SplitBank, output: Path) -> None:
+    """Draws some classes of each split into `output`."""
+    contact_sheet(loaded, output)
+    Console(highlight=False, soft_wrap=True).print(f"Some classes of each split: {output}")

@@ -1,0 +1,71 @@
+"""A picture of a data set: some classes of each split, and how many there are."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from metarun.data.class_bank import SplitBank
+from metarun.report.figure import NOTE_SIZE, TITLE_SIZE, save
+
+CLASSES_SHOWN, IMAGES_SHOWN = 8, 10
+GAP = 2  # pixels between images
+CELL_INCHES = 0.55
+NAME_INCHES = 1.6
+NAME_LENGTH = 24  # characters
+
+
+def contact_sheet(loaded: SplitBank, output: Path) -> None:
+    """Draws the first images of some classes of each split, evenly spread over it, as a PNG with counts.
+
+    Raises:
+      MetarunError: `output` cannot be written.
+    """
+    save(draw_contact_sheet(loaded), output)
+
+
+def draw_contact_sheet(loaded: SplitBank) -> Figure:
+    """Returns the figure of `contact_sheet`, one axes a split."""
+    shown = {split: _spread(its, CLASSES_SHOWN) for split, its in loaded.classes.items()}
+    heights = [len(its) + 1 for its in shown.values()]
+    figure = Figure(
+        figsize=(NAME_INCHES + IMAGES_SHOWN * CELL_INCHES, sum(heights) * CELL_INCHES), layout="constrained"
+    )
+    places = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights).flatten()
+    for axes, (split, its) in zip(places, shown.items(), strict=True):
+        count = sum(int(loaded.bank.count[c]) for c in loaded.classes[split])
+        title = f"{split}: {len(loaded.classes[split]):,} classes, {count:,} images"
+        axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
+        sheet = _sheet(loaded, its)
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        pitch = sheet.shape[0] / len(its)
+        names = [_short(loaded.names[c]) for c in its]
+        axes.set_yticks([(row + 0.5) * pitch for row in range(len(its))], names, fontsize=NOTE_SIZE)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def _sheet(loaded: SplitBank, classes: list[int]) -> np.ndarray:
+    """`[rows, columns, 3]` or, of grey images, `[rows, columns]` uint8, white where there is no image."""
+    height, width, channels = loaded.bank.images.shape[1:]
+    size = (len(classes) * (height + GAP), IMAGES_SHOWN * (width + GAP), channels)
+    sheet = np.full(size, 255, np.uint8)
+    for row, c in enumerate(classes):
+        first, count = int(loaded.bank.first[c]), int(loaded.bank.count[c])
+        for column, image in enumerate(loaded.bank.images[first : first + min(count, IMAGES_SHOWN)]):
+            top, left = row * (height + GAP), column * (width + GAP)
+            sheet[top : top + height, left : left + width] = image
+    return sheet.squeeze(2) if channels == 1 else sheet
+
+
+def _spread(classes, most: int) -> list[int]:
+    places = np.unique(np.linspace(0, len(classes) - 1, min(most, len(classes))).round().astype(int))
+    return [classes[place] for place in places]
+
+
+def _short(name: str) -> str:
+    """A name without what matplotlib would take for mathematics, cut at its front where it is long."""
+    name = name.replace("$", r"\$").replace("\n", " ")
+    return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]

@@ -1,0 +1,104 @@
+"""`metarun-data`, as a user calls it."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metarun import cli
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A folder of twelve classes, four grey pictures each; the cache is empty and the working directory too."""
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for c in range(12):
+        folder = tmp_path / "pictures" / f"class {c:02}"
+        folder.mkdir(parents=True)
+        for k in range(4):
+            Image.fromarray(np.full((8, 8), 20 * c + k, np.uint8)).save(folder / f"{k}.png")
+    return tmp_path / "pictures"
+
+
+def call(monkeypatch, capsys, *arguments):
+    """Returns the exit code, and what is printed on stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["metarun-data", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.data_main()
+    said = capsys.readouterr()
+    return stopped.value.code, said.out, said.err
+
+
+def settings(pictures):
+    return f"dataset.source={pictures}", "dataset.image_size=8", "dataset.channels=1"
+
+
+def test_list_names_what_there_is_and_what_is_prepared(pictures, monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "list")
+    assert code == 0 and "Nothing is prepared in" in out
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines() if len(line.split()) > 1)
+    assert "miniImageNet" in lines["mini_imagenet"] and "own pictures" in lines["image_folder"]
+    call(monkeypatch, capsys, "prepare", "image_folder", *settings(pictures))
+    assert "image_folder-" in call(monkeypatch, capsys, "list")[1]
+
+
+def test_prepare_states_the_counts_of_each_split(pictures, monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys, "prepare", "image_folder", *settings(pictures))
+    assert code == 0 and "Building image_folder" in err
+    assert "image_folder: 8x8x1, ready in" in out
+    counts = [line.split() for line in out.splitlines()[1:4]]
+    assert [(line[0], line[1], line[3]) for line in counts] == [
+        ("train", "8", "32"),
+        ("val", "2", "8"),
+        ("test", "2", "8"),
+    ]
+    assert "Building" not in call(monkeypatch, capsys, "prepare", "image_folder", *settings(pictures))[2]
+
+
+def test_verify_finds_a_changed_byte(pictures, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, capsys, "prepare", "image_folder", *settings(pictures))
+    code, out, _ = call(monkeypatch, capsys, "verify")
+    assert code == 0 and "whole" in out and "All 1 entries" in out
+    (images,) = (tmp_path / "cache").glob("image_folder-*/images.npy")
+    with open(images, "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    code, out, err = call(monkeypatch, capsys, "verify")
+    assert code == 2 and "broken" in out and "has been altered" in out and "1 of 1 entries" in err
+    code, _, err = call(monkeypatch, capsys, "prepare", "image_folder", *settings(pictures))
+    assert code == 2 and "has been altered" in err
+
+
+def test_show_draws_every_split(pictures, monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "show", "image_folder", *settings(pictures))
+    assert code == 0 and "Some classes of each split: image_folder.png" in out
+    with Image.open("image_folder.png") as sheet:
+        drawn = np.asarray(sheet.convert("L"))
+    # Every grey level of the pictures is somewhere on the sheet.
+    assert {20 * c + k for c in range(12) for k in range(4)} <= set(np.unique(drawn).tolist())
+    assert call(monkeypatch, capsys, "show", "image_folder", *settings(pictures), "--output", "a.png")[0] == 0
+    with Image.open("a.png") as sheet:
+        assert sheet.size == drawn.shape[::-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prepare", "image_folder"], "dataset.source=None: expected a folder"),
+        (["prepare", "imagenet"], "imagenet"),
+        (["prepare", "sinusoid"], "dataset=sinusoid: expected one with classes of images"),
+        (["prepare", "image_folder", "dataset.sauce=1"], "Did you mean dataset.source"),
+        (["show", "glyphs", "--output", "/dev/null/a.png"], "/dev/null/a.png"),
+        (["destroy"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_a_mistake_is_one_message(arguments, said, monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert code != 0 and said in err and "Traceback" not in err
