@@ -47,6 +47,7 @@ FLOORS = [
     ],
     [
         "metarun.losses",
+        "metarun.data.augment",
         "metarun.data.class_bank",
         "metarun.data.pictures",
         "metarun.models.block",

@@ -210,3 +210,28 @@ def test_without_tasks_every_turned_class_has_a_label_of_its_own():
     # Labels 0 to 3 are the first class's turns, 4 to 7 those of the second.
     numbers_of = image_numbers(jax.tree.map(lambda x: x[None], task.query)).ravel() // PER_CLASS
     np.testing.assert_array_equal(numbers_of, np.where(task.query.y < 4, 0, 5))
+
+
+def test_images_of_meta_training_alone_are_changed():
+    plain, changed = numbers(), numbers(jitter=0.5)
+    task = jax.jit(changed.train.sample)(changed.train.data, jax.random.key(0))
+    shades = set((255 * np.asarray(task.support.x[:, 0, 0, 0])).round(3).tolist())
+    assert not shades <= {float(n) for n in range(256)}
+    for split in ("val", "test"):
+        ours, theirs = getattr(changed, split), getattr(plain, split)
+        for one, other in zip(jax.tree.leaves(draw(ours, 3)), jax.tree.leaves(draw(theirs, 3)), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"flip": 1}, "dataset.flip=1: expected true or false"),
+        ({"shift": 2}, "dataset.shift=2: expected less than 2"),
+        ({"shift": -1}, "dataset.shift=-1"),
+        ({"jitter": 1.5}, "dataset.jitter=1.5: expected a number of at most 1"),
+    ],
+)
+def test_changes_that_cannot_be(setting, said):
+    with pytest.raises(ConfigError, match=said):
+        numbers(**setting)

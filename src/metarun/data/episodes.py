@@ -3,7 +3,7 @@
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
+from metarun.data import augment
 from metarun.data.class_bank import Array, ClassBank, SplitBank, select
-from metarun.errors import ConfigError, DataError, positive_int, some, true_or_false
+from metarun.errors import (
+    ConfigError,
+    DataError,
+    non_negative_float,
+    non_negative_int,
+    positive_int,
+    some,
+    true_or_false,
+)
 from metarun.types import DataSet, Split, Task, TaskSource
 
 NUM_TURNS = 4
@@ -107,6 +116,9 @@ def few_shot(
     train_shot: int | None = None,
     rotations: bool = False,
     test_rotations: bool = False,
+    flip: bool = False,
+    shift: int = 0,
+    jitter: float = 0.0,
 ) -> DataSet:
     """Few-shot classification of the classes of each split.
 
@@ -117,6 +129,8 @@ def few_shot(
       train_way, train_shot: classes and support images a class in meta-training; None: as in test.
       rotations: whether turned classes are classes of their own in meta-training.
       test_rotations: the same for meta-validation and meta-test.
+      flip, shift, jitter: how each image of meta-training is changed at random, see `augment`: whether it is mirrored,
+        the most pixels by which it is shifted, and the strength of a change of its colours, at most 1; 0: none.
 
     Returns:
       The data set; to the protocol, class counts before turning, rotations and image size are added.
@@ -137,13 +151,14 @@ def few_shot(
         ways["train"] = ("train_way", train_way)
     if train_shot is not None:
         shots["train"] = ("train_shot", train_shot)
+    change = _changes(loaded.bank.images.shape[1:3], flip=flip, shift=shift, jitter=jitter)
     classes = loaded.classes
     if loaded.uneven:
         needed = {split: positive_int(*shots[split]) + positive_int(*queries[split]) for split in turned}
         classes = {split: _large_enough(loaded, split, needed[split]) for split in turned}
 
     def source(split, bank, own_labels=False):
-        return episodes(
+        cut = episodes(
             bank,
             way=ways[split][1],
             shot=shots[split][1],
@@ -155,6 +170,7 @@ def few_shot(
             query_key=queries[split][0],
             own_labels=own_labels,
         )
+        return _changed(cut, change) if split == "train" and change else cut
 
     sources = {split: source(split, select(loaded.bank, classes[split])) for split in turned}
     return DataSet(
@@ -190,6 +206,36 @@ def few_shot_of(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
 
     factory.__signature__, factory.load = signature, load
     return factory
+
+
+def _changes(size: tuple[int, int], *, flip: bool, shift: int, jitter: float) -> list[Callable[[Array, Array], Array]]:
+    """The random changes `(key, x) -> x` that the settings ask for."""
+    if non_negative_int("dataset.shift", shift) >= min(size):
+        raise ConfigError("dataset.shift", shift, f"less than {min(size)}, the side of an image")
+    if non_negative_float("dataset.jitter", jitter) > 1:
+        raise ConfigError("dataset.jitter", jitter, "a number of at most 1, or 0")
+    wanted = [
+        (true_or_false("dataset.flip", flip), augment.flipped),
+        (shift, functools.partial(augment.shifted, most=int(shift))),
+        (jitter, functools.partial(augment.jittered, strength=float(jitter))),
+    ]
+    return [change for asked, change in wanted if asked]
+
+
+def _changed(source: TaskSource, changes: Sequence[Callable[[Array, Array], Array]]) -> TaskSource:
+    """The source whose tasks have their images changed, each with a draw of its own."""
+
+    def sample(data: Any, key: Array) -> Task:
+        task_key, *keys = random.split(key, 1 + 2 * len(changes))
+        task = source.sample(data, task_key)
+        changed = []
+        for split in task:
+            for change in changes:
+                split = split._replace(x=change(keys.pop(), split.x))
+            changed.append(split)
+        return Task(*changed)
+
+    return TaskSource(source.data, sample)
 
 
 def _large_enough(loaded: SplitBank, split: str, need: int) -> list[int]:
