@@ -17,8 +17,8 @@ from metarun.data.cache import build_once
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import SPLITS, TRAIN_SHARE, VAL_SHARE, shuffled, shuffled_or_from_file
 from metarun.data.episodes import few_shot_of
-from metarun.data.pictures import MODES, RESIZE, Entry, PictureError, decode, fingerprint, in_folder
-from metarun.errors import ConfigError, DataError, non_negative_int, positive_int, some, true_or_false
+from metarun.data.pictures import RESIZE, Entry, PictureError, checked_size, decode, fingerprint, in_folder
+from metarun.errors import ConfigError, DataError, non_negative_int, some, true_or_false
 
 LEFT_OUT = "left_out.json"
 
@@ -55,9 +55,7 @@ def image_folder(
     """
     if source is None or not (root := Path(source).expanduser()).is_dir():
         raise ConfigError("dataset.source", source, "a folder with a folder of pictures for each class")
-    side = positive_int("dataset.image_size", image_size)
-    if channels not in MODES:
-        raise ConfigError("dataset.channels", channels, "1 (greyscale) or 3 (colour)")
+    side, channels = checked_size(image_size, channels)
     seed = non_negative_int("dataset.split_seed", split_seed)
     true_or_false("dataset.strict", strict)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from metarun.errors import DataError
+from metarun.errors import ConfigError, DataError, positive_int
 
 # Formats by their content, whatever a file is called: those whose decoders read pixels and nothing else.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -22,6 +22,14 @@ MAX_BYTES = 200_000_000
 MODES = {1: "L", 3: "RGB"}
 RESIZE = "Lanczos, proportions not kept"
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, MemoryError, struct.error, zlib.error)
+
+
+def checked_size(image_size: object, channels: object) -> tuple[int, int]:
+    """Returns `dataset.image_size` and `dataset.channels` if pictures can be brought to them; else `ConfigError`."""
+    side = positive_int("dataset.image_size", image_size)
+    if channels not in MODES:
+        raise ConfigError("dataset.channels", channels, "1 (greyscale) or 3 (colour)")
+    return side, channels
 
 
 class PictureError(Exception):

@@ -14,7 +14,7 @@ from metarun.data.cache import build_once, cache_dir
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import shuffled_or_from_file
 from metarun.data.episodes import few_shot_of
-from metarun.data.pictures import MODES, RESIZE, PictureError, decode
+from metarun.data.pictures import RESIZE, PictureError, checked_size, decode
 from metarun.errors import ConfigError, DataError, non_negative_int, positive_int
 
 
@@ -55,9 +55,7 @@ def tfds(
     """
     if not isinstance(name, str) or not name:
         raise ConfigError("dataset.name", name, "the name of a set in https://www.tensorflow.org/datasets/catalog")
-    side = positive_int("dataset.image_size", image_size)
-    if channels not in MODES:
-        raise ConfigError("dataset.channels", channels, "1 (greyscale) or 3 (colour)")
+    side, channels = checked_size(image_size, channels)
     if images_per_class is not None:
         images_per_class = positive_int("dataset.images_per_class", images_per_class)
     seed = non_negative_int("dataset.split_seed", split_seed)
