@@ -166,15 +166,16 @@ def test_metrics_are_means_over_the_steps_of_a_dispatch():
     np.testing.assert_allclose(both["loss"], (first["loss"] + second["loss"]) / 2, rtol=1e-6)
 
 
-def test_a_loss_that_changes_with_the_outer_step_is_told_the_step():
-    def scheduled_loss(params, task, key, step):
-        return params["unused"] ** 2, {"loss": step.astype(jnp.float32)}
+def test_losses_of_the_early_steps_follow_each_other_and_are_told_the_step():
+    def loss_of(factor):
+        return lambda params, task, key, step: (params["unused"] ** 2, {"loss": factor * step.astype(jnp.float32)})
 
-    one = experiment(learner()._replace(scheduled_loss=scheduled_loss))
+    late = lambda params, task, key: (params["unused"] ** 2, {"loss": jnp.float32(7)})
+    one = experiment(learner()._replace(early=[(2, loss_of(1)), (4, loss_of(10))], loss=late))
     state, metrics = one.step(one.init(), 3)
-    assert metrics["loss"] == pytest.approx((0 + 1 + 2) / 3)
+    assert metrics["loss"] == pytest.approx((0 + 1 + 20) / 3)
     _, metrics = one.step(state, 2)
-    assert metrics["loss"] == pytest.approx((3 + 4) / 2)
+    assert metrics["loss"] == pytest.approx((30 + 7) / 2)
 
 
 def test_seed_decides_parameters_and_tasks():

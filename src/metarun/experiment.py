@@ -74,17 +74,21 @@ def few_shot(
 
     def outer_step(variant, layout, state, data, root_key):
         learner = variants[variant]
-
-        def task_loss(params, shared, index):
-            data, key, step = shared
-            sample_key, method_key = jax.random.split(jax.random.fold_in(key, index))
-            task = train.sample(data, sample_key)
-            if learner.scheduled_loss is not None:
-                return learner.scheduled_loss(params, task, method_key, step)
-            return learner.loss(params, task, method_key)
-
         shared = data, jax.random.fold_in(root_key, state.step), state.step
-        gradient, metrics = mean_gradient(task_loss, layout, state.params, shared, jnp.arange(meta_batch_size))
+
+        def followed(loss):
+            def task_loss(params, shared, index):
+                data, key, step = shared
+                sample_key, method_key = jax.random.split(jax.random.fold_in(key, index))
+                return loss(params, train.sample(data, sample_key), method_key, step)
+
+            return lambda: mean_gradient(task_loss, layout, state.params, shared, jnp.arange(meta_batch_size))
+
+        # Chosen between gradients: the gradient of a choice would keep what both alternatives need for theirs.
+        losses = [*(loss for _, loss in learner.early), lambda *args: learner.loss(*args[:3])]
+        phase = sum((state.step >= end).astype(jnp.int32) for end, _ in learner.early)
+        branches = [followed(loss) for loss in losses]
+        gradient, metrics = lax.switch(phase, branches) if learner.early else branches[0]()
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counts by floats
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics

@@ -1,7 +1,7 @@
 """The shapes that everything else agrees on. Functions speak of one unbatched task; a meta-batch is the same
 pytree with a leading task axis."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -110,8 +110,8 @@ class Method(NamedTuple):
         inner steps at test, `query_statistics` ("query" where answers may depend on the other queries), ...
       trains_on: "tasks"; "classes" (all of meta-training's at once, see `DataSet.train_classes`); or "nothing", for a
         baseline without meta-parameters, which init as an empty dict.
-      scheduled_loss: `(meta_params, task, key, step) -> (scalar, metrics)`, what meta-training follows at outer step
-        `step`, a scalar int32, where that changes in the course of it, ending in `loss`; None: `loss` throughout.
+      early: `(end, loss)` by rising end, for losses `(meta_params, task, key, step) -> (scalar, metrics)` that
+        meta-training follows at the outer steps before `end`, `step` being a scalar int32; then it follows `loss`.
       sizes: `(meta_params, task) -> {name: count of numbers}`, what is to be said of its size beside the number of its
         meta-parameters; both arguments may be mere shapes.
     """
@@ -123,7 +123,7 @@ class Method(NamedTuple):
     unadapted: Callable[[Params, Split, Array], Any]
     protocol: Mapping[str, Any]
     trains_on: str = "tasks"
-    scheduled_loss: Callable[[Params, Task, Array, Array], tuple[Array, Metrics]] | None = None
+    early: Sequence[tuple[int, Callable[[Params, Task, Array, Array], tuple[Array, Metrics]]]] = ()
     sizes: Callable[[Params, Task], Mapping[str, int]] = lambda meta_params, task: {}
 
 

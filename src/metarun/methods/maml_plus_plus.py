@@ -3,9 +3,10 @@
 Source: Antoniou, Edwards and Storkey 2019, How to Train Your MAML.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from metarun.errors import ConfigError, non_negative_int, one_of, positive_float, true_or_false
 from metarun.inner_loop import INNER_PARAMS, descend, iterate, numbers_of_steps, partition, split_loss
@@ -56,7 +57,7 @@ def maml_plus_plus(
 
     Returns:
       A `Method` whose meta-parameters are {"params": theta}, and {"lr": alpha}, a list of `[k]` for each adapted array,
-      if they are learnt. Its `scheduled_loss` is what changes with the outer step.
+      if they are learnt. `early` is what changes in the course of training.
 
     Raises:
       ConfigError: for a value that is not allowed.
@@ -111,29 +112,21 @@ def maml_plus_plus(
     shared = {"answer": model.apply, "objective": objective, "query_statistics": query_statistics}
     judged = query_loss(**shared)
 
-    def last_step_loss(meta_params, task, key, first_order):
+    def last_step_loss(meta_params, task, key, step, first_order):
         fast, _ = inner_loop(meta_params, task.support, train_steps, first_order)
         return judged(fast, task)
 
-    def multi_step_loss(meta_params, task, key, first_order, step):
+    def multi_step_loss(meta_params, task, key, step, first_order):
         look = lambda params: judged(params, task)
         _, (losses, metrics) = inner_loop(meta_params, task.support, train_steps, first_order, look)
         progress = jnp.minimum(step.astype(losses.dtype) / multi_step_end, 1)
         weights = jnp.full_like(losses, (1 - progress) / train_steps).at[-1].add(progress)
         return weights @ losses, jax.tree.map(lambda metric: metric[-1], metrics)
 
-    def scheduled_loss(meta_params, task, key, step):
-        def until(end, early, late):
-            return lax.cond(step < end, early, late) if end else late()
-
-        def of_order(first_order):
-            return until(
-                multi_step_end,
-                lambda: multi_step_loss(meta_params, task, key, first_order, step),
-                lambda: last_step_loss(meta_params, task, key, first_order),
-            )
-
-        return until(first_order_end, lambda: of_order(True), lambda: of_order(False))
+    def early_loss(end):
+        """The loss of the outer steps before `end` and since the end before it."""
+        loss = multi_step_loss if end <= multi_step_end else last_step_loss
+        return partial(loss, first_order=end <= first_order_end)
 
     method = stepwise(
         init=init,
@@ -142,4 +135,5 @@ def maml_plus_plus(
         protocol={"inner_reduction": inner_reduction},
         **shared,
     )
-    return method._replace(scheduled_loss=scheduled_loss if multi_step_end or first_order_end else None)
+    ends = sorted({multi_step_end, first_order_end} - {0})
+    return method._replace(early=[(end, early_loss(end)) for end in ends])
