@@ -6,6 +6,7 @@
     python scripts/benchmark.py --config A --peers PYTHON --peer-scripts DIR
     python scripts/benchmark.py --config A --profile DIR        # where the time goes
     python scripts/benchmark.py --scaling DIR                   # speed and memory by the size of the work
+    python scripts/benchmark.py --config C --streaming          # images from the host, held against the device's
     python scripts/benchmark.py --sampler | --evaluation | --methods
 
 The work is 5-way 1-shot, 15 queries a class, exact second order, Conv-4 with the statistics of the set at hand, Adam.
@@ -51,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", choices=_CONFIGS, default="A", help="the work; A by default")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--seconds", type=_positive(float), default=10.0, help="of a measurement after warming up; 10")
-    parser.add_argument("--rounds", type=_positive(int), default=5, help="with --peers, measurements of each; 5")
+    parser.add_argument(
+        "--rounds", type=_positive(int), default=5, help="with --peers and --streaming, measurements of each; 5"
+    )
     parser.add_argument("--peer-scripts", type=Path, metavar="DIR", help="with --peers, the folder of their scripts")
     parser.add_argument("--precision", choices=backend.PRECISIONS, default="float32", help="of products; float32")
     what = parser.add_mutually_exclusive_group()
@@ -60,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--profile", type=Path, metavar="DIR", help="trace a few steps, and list the operations by time")
     what.add_argument("--scaling", type=Path, metavar="DIR", help="table and picture over the sizes of A")
     what.add_argument("--sampler", action="store_true", help="drawing tasks alone")
+    what.add_argument(
+        "--streaming", action="store_true", help="images that stay on the host, and on the device in turn"
+    )
     what.add_argument("--evaluation", action="store_true", help="evaluating 600 tasks")
     what.add_argument("--methods", action="store_true", help="the training step of each method")
     return parser
@@ -113,11 +119,13 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         from bench import check
 
         found = {"config": options.config, **check.meta_gradients(work, layout)}
-    elif options.sampler or options.evaluation or options.methods:
+    elif options.sampler or options.streaming or options.evaluation or options.methods:
         from bench import parts
 
         if options.sampler:
             found = parts.sampler(layout, options.seconds)
+        elif options.streaming:
+            found = {"config": options.config, **parts.streaming(work, layout, options.rounds, options.seconds)}
         else:
             found = parts.evaluation(layout) if options.evaluation else parts.methods(options.seconds)
     else:

@@ -269,6 +269,15 @@ def steps_at_ten_tasks_per_s(monkeypatch):
     return experiments
 
 
+def test_streaming_is_held_against_images_on_the_device(monkeypatch):
+    monkeypatch.setattr(parts, "_CLASSES", 6)
+    monkeypatch.setattr(parts, "_IMAGES", 20)
+    found = parts.streaming(SMALL, default_layout(), 2, 0.01)
+    assert found["bank_mb"] == round(6 * 20 * np.prod(SMALL.image) / 1e6)
+    low, high = found["ratio_by_round"]
+    assert 0 < low <= found["ratio"] <= high and found["streamed_tasks_per_s"] > 0
+
+
 def test_sampler_is_held_against_a_step(steps_at_ten_tasks_per_s, monkeypatch):
     monkeypatch.setattr(meter, "repeat", lambda call, seconds: len(call().query.y) / 200)
     assert parts.sampler(default_layout(), 0.01) == {

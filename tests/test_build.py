@@ -42,6 +42,17 @@ def omniglot(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def mini_imagenet(tmp_path_factory):
+    """A folder with twenty small pictures of each class of miniImageNet."""
+    root = tmp_path_factory.mktemp("mini_imagenet")
+    for wnid in (wnid for classes in CLASSES.values() for wnid in classes):
+        (root / wnid).mkdir()
+        for k in range(20):
+            Image.new("RGB", (1, 1)).save(root / wnid / f"{k}.png")
+    return root
+
+
 @contextlib.contextmanager
 def catalogue():
     """TFDS with three small pictures in each class of whichever set it is asked for."""
@@ -70,18 +81,16 @@ def built(*overrides):
     return build(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), choices)
 
 
-def overrides_for(dataset, omniglot):
+def overrides_for(dataset, request):
+    """What lets a data set be had in these tests."""
+    if dataset in ("omniglot", "image_folder"):
+        omniglot = request.getfixturevalue("omniglot")
     if dataset == "omniglot":
         return [f"dataset.source={omniglot}", "dataset.split=lake", "way=2"]
     if dataset == "image_folder":
         return [f"dataset.source={omniglot / 'unpacked'}", "dataset.image_size=28", "way=2"]
     if dataset == "mini_imagenet":
-        for wnid in (wnid for classes in CLASSES.values() for wnid in classes):
-            folder = omniglot / "mini_imagenet" / wnid
-            folder.mkdir(parents=True)
-            for k in range(3):
-                Image.new("RGB", (1, 1)).save(folder / f"{k}.png")
-        return [f"dataset.source={omniglot / 'mini_imagenet'}", "eval_query_shot=2"]
+        return [f"dataset.source={request.getfixturevalue('mini_imagenet')}"]
     if dataset in OF_TFDS:
         return ["dataset.parts=train", "eval_query_shot=2"] + ["dataset.name=cifar100"] * (dataset == "tfds")
     return []
@@ -97,8 +106,8 @@ CHOICES = [(g, c) for g in ("method", "model", "dataset", "optimizer", "logger")
 
 
 @pytest.mark.parametrize("group, choice", CHOICES)
-def test_every_choice_builds_an_experiment_that_starts(group, choice, omniglot):
-    overrides = [f"{group}={choice}", *overrides_for(choice, omniglot)]
+def test_every_choice_builds_an_experiment_that_starts(group, choice, request):
+    overrides = [f"{group}={choice}", *overrides_for(choice, request)]
     if choice == "sinusoid":
         overrides.append("model=mlp")
     with catalogue() if choice in OF_TFDS else contextlib.nullcontext():
@@ -142,26 +151,25 @@ def test_the_size_of_a_hypernetwork_is_stated():
 RUN = ("maml_sinusoid", "maml_omniglot_5w1s", "maml_omniglot_5w1s_quick", "protonet_omniglot_5w1s")
 
 
-def data_overrides(experiment, omniglot):
-    return overrides_for("omniglot" if "omniglot" in experiment else None, omniglot)
+def data_overrides(config, request):
+    few = ["train_way=4"] if config.train_way and "omniglot" in config.dataset._target_ else []  # its archives are small
+    return few + overrides_for(config.dataset._target_.rpartition(".")[2], request)
 
 
 @pytest.mark.parametrize("experiment", choices_of("experiment"))
-def test_every_experiment_starts(experiment, omniglot):
+def test_every_experiment_starts(experiment, request):
     config = composed(f"experiment={experiment}")
-    fewer = ["train_way=4"] if config.train_way else []  # the small archives have fewer characters
-    run = built(f"experiment={experiment}", *fewer, *data_overrides(experiment, omniglot))
+    run = built(f"experiment={experiment}", *data_overrides(config, request))
     assert jax.tree.leaves(run.experiment.init().params)
-    method, way, shot = re.match(r"(\w+?)_(?:sinusoid|omniglot_(\d+)w(\d+)s)", experiment).groups()
+    method, way, shot = re.match(r"(\w+?)_(?:sinusoid|(?:omniglot|mini_imagenet)_(\d+)w(\d+)s)", experiment).groups()
     assert run.facts["method"] == method
     assert way is None or (config.way, config.shot) == (int(way), int(shot))
 
 
 @pytest.mark.parametrize("experiment", RUN)
-def test_an_experiment_runs_two_steps(experiment, omniglot, tmp_path):
+def test_an_experiment_runs_two_steps(experiment, request, tmp_path):
     small = ["steps=2", "steps_per_dispatch=1", "eval_every=1", "val_tasks=4", "eval_tasks=4", "meta_batch_size=2"]
-    fewer = ["train_way=4"] if "protonet" in experiment else []
-    run = built(f"experiment={experiment}", *small, *fewer, *data_overrides(experiment, omniglot))
+    run = built(f"experiment={experiment}", *small, *data_overrides(composed(f"experiment={experiment}"), request))
     result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
     assert result["steps"] == 2 and np.isfinite(result["value"])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
@@ -219,6 +227,7 @@ def test_a_key_that_nothing_reads_fails(overrides, word):
         ("memory.chunk=0", "auto, or a whole number"),
         ("memory.chunk=all", "auto, or a whole number"),
         ("memory.remat=1", "auto, true or false"),
+        ("memory.stream=1", "auto, true or false"),
     ],
 )
 def test_a_memory_setting_that_cannot_be_used_is_named(override, allowed):
@@ -238,6 +247,16 @@ def test_a_method_without_inner_steps_has_nothing_to_rematerialise(tmp_path, mon
     assert built(*plain).experiment.prepare().variant == ""
     with pytest.raises(ConfigError, match=r"memory\.remat=True: expected auto or false"):
         built(*plain, "memory.remat=true")
+
+
+def test_images_stay_on_the_host_where_they_would_take_half_of_a_device():
+    # The images of glyphs take 19 MB, a step of a small network much less.
+    small = ["method=protonet", "model=mlp"]
+    for limit, streams in (("1GB", False), ("30MB", True)):
+        assert built(*small, f"memory.limit={limit}").experiment.prepare().streams == streams
+    assert built(*small, "memory.stream=true").experiment.prepare().streams
+    with pytest.raises(ConfigError, match="memory.stream=True: expected auto or false: dataset=sinusoid has no images"):
+        built("experiment=maml_sinusoid", "memory.stream=true")
 
 
 def test_memory_settings_decide_how_tasks_are_computed():

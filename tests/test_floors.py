@@ -27,6 +27,7 @@ FLOORS = [
     ["metarun.learner", "metarun.data.class_split"],
     [
         "metarun.inner_loop",
+        "metarun.streaming",
         "metarun.task_map",
         "metarun.memory",
         "metarun.optimizers",

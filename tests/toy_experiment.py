@@ -19,7 +19,16 @@ from metarun.types import Evaluation, Experiment, Plan, TrainState
 
 FACTS = {"method": "toy", "dataset": "lines", "way": 1, "shot": 1, "query_shot": 16, "split": "test", "seed": 0}
 FACTS |= {"device": "cpu", "versions": {"jax": jax.__version__}}
-PLAN = Plan(devices=1, tasks=1, chunk=1, variant="", bytes_predicted=2000, bytes_available=None, compile_seconds=0.25)
+PLAN = Plan(
+    devices=1,
+    tasks=1,
+    chunk=1,
+    variant="",
+    streams=False,
+    bytes_predicted=2000,
+    bytes_available=None,
+    compile_seconds=0.25,
+)
 TARGET = np.linspace(-1, 1, 5, dtype=np.float32)
 
 

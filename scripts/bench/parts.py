@@ -1,14 +1,21 @@
-"""The parts of a run by themselves: drawing episodes, evaluating, and the step of each method."""
+"""The parts of a run by themselves: drawing episodes, streaming images, evaluating, and the step of each method."""
 
+import statistics
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bench import meter, recipe
 from metarun.build import build
 from metarun.config import conf_dir, register
+from metarun.data import class_bank
+from metarun.data.class_bank import NamedClass, SplitBank
+from metarun.data.episodes import few_shot
 from metarun.data.glyphs import glyphs
 from metarun.task_map import Layout, map_tasks
 from metarun.types import DataSet
@@ -16,6 +23,7 @@ from metarun.types import DataSet
 WORK = recipe.CONFIGS["A"]
 _DRAWN = 128  # tasks of one dispatch of the sampler
 _EVALUATED = 600
+_CLASSES, _IMAGES = 64, 200  # of the bank that is streamed
 
 
 def sampler(layout: Layout, seconds: float) -> dict[str, Any]:
@@ -30,6 +38,31 @@ def sampler(layout: Layout, seconds: float) -> dict[str, Any]:
         "tasks_per_s": round(1 / draw_seconds, 1),
         "step_tasks_per_s": round(step.tasks_per_s, 2),
         "percent_of_step": round(100 * draw_seconds * step.tasks_per_s, 2),
+    }
+
+
+def streaming(work: recipe.Work, layout: Layout, rounds: int, seconds: float) -> dict[str, Any]:
+    """Times training steps on images that stay in a file, and in turn with it on the same images on the device.
+
+    Returns:
+      Tasks/s of both, medians over rounds, and the median, least and largest ratio of a round.
+    """
+    random = np.random.default_rng(0)
+    draw = lambda: random.integers(0, 256, (_IMAGES, *work.image), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        class_bank.save(Path(folder), (NamedClass(f"{c}", "", draw()) for c in range(_CLASSES)))
+        named = class_bank.load(Path(folder))
+        bank = SplitBank(named.bank, named.names, dict.fromkeys(("train", "val", "test"), range(_CLASSES)), {})
+        tasks = few_shot(bank, way=work.way, shot=work.shot, query_shot=work.query_shot)
+        resident, streamed = (recipe.experiment(work, layout, tasks, stream=stream) for stream in (False, True))
+        rates = [[meter.time_steps(each, seconds).tasks_per_s for each in (resident, streamed)] for _ in range(rounds)]
+    ratios = [streamed / resident for resident, streamed in rates]
+    return {
+        "bank_mb": round(named.bank.images.nbytes / 1e6),
+        "resident_tasks_per_s": round(statistics.median(rate for rate, _ in rates), 2),
+        "streamed_tasks_per_s": round(statistics.median(rate for _, rate in rates), 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_by_round": [round(min(ratios), 3), round(max(ratios), 3)],
     }
 
 

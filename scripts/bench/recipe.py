@@ -123,8 +123,8 @@ def dataset(work: Work, layout: Layout) -> DataSet:
     return DataSet(source, source, source, "classification", work.way, {"name": "recipe"})
 
 
-def experiment(work: Work, layout: Layout, tasks: DataSet | None = None) -> Experiment:
-    """Returns what `metarun` would train, on the recipe's tasks or on those of another data set."""
+def experiment(work: Work, layout: Layout, tasks: DataSet | None = None, *, stream: bool = False) -> Experiment:
+    """Returns what `metarun` would train, on the recipe's tasks or on those of another data set, maybe streamed."""
     return few_shot(
         {"inner steps kept": method(work)},
         tasks or dataset(work, layout),
@@ -134,6 +134,7 @@ def experiment(work: Work, layout: Layout, tasks: DataSet | None = None) -> Expe
         eval_seed=0,
         meta_batch_size=work.meta_batch_size,
         protocol={},
+        stream=stream,
     )
 
 

@@ -88,6 +88,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
     layouts = _layouts(keys["memory"]["chunk"], meta_batch_size)
     devices = list(layouts[0].mesh.devices.flat)
+    bytes_available = available(devices, parse_limit(keys["memory"]["limit"]))
     sizes = {key: keys[key] for key in ("way", "shot", "query_shot", "eval_query_shot") if key in keys.read}
     eval_query_shot = sizes["query_shot"] if sizes.get("eval_query_shot") is None else sizes["eval_query_shot"]
     experiment = few_shot(
@@ -104,7 +105,8 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
             "eval_tasks": settings.eval_tasks,
             "selection": "best validation" if settings.eval_every else "last",
         },
-        bytes_available=available(devices, parse_limit(keys["memory"]["limit"])),
+        bytes_available=bytes_available,
+        stream=_streams(keys["memory"]["stream"], dataset, bytes_available, choices),
     )
     keys.refuse_unread()
     facts = {
@@ -156,6 +158,19 @@ def _layouts(chunk: object, num_tasks: int) -> list[Layout]:
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ConfigError("memory.chunk", chunk, "auto, or a whole number, 1 or more")
     return [default_layout()._replace(chunk=chunk)]
+
+
+def _streams(asked: object, dataset: DataSet, bytes_available: int | None, choices: Mapping[str, str]) -> bool:
+    """Whether images stay on the host: as `memory.stream` says, or if they would take more than half of a device."""
+    if asked != "auto" and not isinstance(asked, bool):
+        raise ConfigError("memory.stream", asked, "auto, true or false")
+    sources = dataset.train, dataset.val, dataset.test
+    if any(source.stream is None for source in sources):
+        if asked is True:
+            raise ConfigError("memory.stream", asked, f"auto or false: dataset={choices['dataset']} has no images")
+        return False
+    images = {id(source.stream.items): source.stream.items.nbytes for source in sources}
+    return asked if asked != "auto" else bytes_available is not None and 2 * sum(images.values()) > bytes_available
 
 
 def _variants(keys: "_Keys", **given: Any) -> dict[str, Method]:

@@ -19,6 +19,7 @@ class MemoryConfig:
     limit: Any = MISSING
     chunk: Any = MISSING
     remat: Any = MISSING
+    stream: Any = MISSING
 
 
 @dataclass

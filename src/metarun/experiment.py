@@ -1,6 +1,6 @@
 """Few-shot learning as an experiment: a method, a data set and an outer optimiser become what the runner drives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from jax import lax
 from metarun import checks as check
 from metarun.losses import OBJECTIVES
 from metarun.memory import fastest_that_fits
+from metarun.streaming import Prefetch, gatherer, host_device
 from metarun.task_map import Layout, map_tasks, mean_gradient
-from metarun.types import DataSet, Evaluation, Experiment, Method, Plan, TrainState
+from metarun.types import Array, DataSet, Evaluation, Experiment, Method, Plan, Task, TaskSource, TrainState
 
 _BLOCK = 50  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
 _CHECKED = 200  # tasks on which the checks run: enough to see a leak of five points
@@ -31,6 +32,7 @@ def few_shot(
     meta_batch_size: int,
     protocol: Mapping[str, Any],
     bytes_available: int | None = None,
+    stream: bool = False,
 ) -> Experiment:
     """Meta-trains a method on `dataset`: every outer step draws tasks and follows the mean of their outer gradients.
 
@@ -45,6 +47,8 @@ def few_shot(
       meta_batch_size: tasks of an outer step.
       protocol: further facts to state beside the data set's and the method's.
       bytes_available: memory of a device, which decides between variants and layouts; None: the first will do.
+      stream: whether images stay on the host, and those of an outer step's tasks are sent when their step comes. The
+        tasks are the same.
 
     Returns:
       An `Experiment`. Its `prepare` raises `MetarunError` if no variant in any layout fits.
@@ -55,34 +59,41 @@ def few_shot(
     classification = dataset.objective == "classification"
     # Keys are arguments of every compiled program, so that other seeds do not compile it again.
     init_key, train_key = jax.random.split(jax.random.key(seed))
+    train = dataset.train_classes if method.trains_on == "classes" else dataset.train
+    task_shape = jax.eval_shape(train.sample, train.data, jax.random.key(0))
+    if stream:
+        gather, host_key = gatherer(train.stream), jax.device_put(train_key, host_device())
+        train, val, test = (source._replace(data=()) for source in (train, dataset.val, dataset.test))
+    else:
+        train, val, test = _placed((train, dataset.val, dataset.test), layout)
     train_key = jax.device_put(train_key, layout.replicated)
-    train_source = dataset.train_classes if method.trains_on == "classes" else dataset.train
-    train, val, test = (
-        source._replace(data=jax.device_put(source.data, layout.replicated))
-        for source in (train_source, dataset.val, dataset.test)
-    )
+    samplers = {name: _sampler(source, layout, stream) for name, source in (("val", val), ("test", test))}
 
     def init():
-        task = jax.jit(train.sample)(train.data, jax.random.key(0))
+        task = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task_shape)
         params = jax.jit(method.init)(init_key, task)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def sizes():
-        task = jax.eval_shape(train.sample, train.data, jax.random.key(0))
-        params = jax.eval_shape(method.init, init_key, task)
-        return {"meta_params": sum(leaf.size for leaf in jax.tree.leaves(params)), **method.sizes(params, task)}
+        params = jax.eval_shape(method.init, init_key, task_shape)
+        return {"meta_params": sum(leaf.size for leaf in jax.tree.leaves(params)), **method.sizes(params, task_shape)}
 
-    def outer_step(variant, layout, state, data, root_key):
+    def task_keys(root_key, step, index):
+        """The keys of a task of an outer step: of its drawing, and of the method."""
+        return jax.random.split(jax.random.fold_in(jax.random.fold_in(root_key, step), index))
+
+    def outer_step(variant, layout, state, data, root_key, fetched=None):
         learner = variants[variant]
-        shared = data, jax.random.fold_in(root_key, state.step), state.step
 
         def followed(loss):
-            def task_loss(params, shared, index):
-                data, key, step = shared
-                sample_key, method_key = jax.random.split(jax.random.fold_in(key, index))
-                return loss(params, train.sample(data, sample_key), method_key, step)
+            def task_loss(params, shared, index_and_fetched):
+                (data, root_key, step), (index, fetched) = shared, index_and_fetched
+                sample_key, method_key = task_keys(root_key, step, index)
+                task = train.sample(data, sample_key) if fetched is None else train.stream.cut(*fetched)
+                return loss(params, task, method_key, step)
 
-            return lambda: mean_gradient(task_loss, layout, state.params, shared, jnp.arange(meta_batch_size))
+            shared, tasks = (data, root_key, state.step), (jnp.arange(meta_batch_size), fetched)
+            return lambda: mean_gradient(task_loss, layout, state.params, shared, tasks)
 
         # Chosen between gradients: the gradient of a choice would keep what both alternatives need for theirs.
         losses = [*(loss for _, loss in learner.early), lambda *args: learner.loss(*args[:3])]
@@ -105,6 +116,15 @@ def few_shot(
         state, sums = lax.fori_loop(0, num_steps, body, (state, zeros))
         return state, jax.tree.map(lambda s: s / num_steps.astype(s.dtype), sums)
 
+    @jax.jit
+    def sample_keys(root_key, step):
+        return jax.vmap(lambda index: task_keys(root_key, step, index)[0])(jnp.arange(meta_batch_size))
+
+    def fetch(step):
+        return jax.device_put(gather(sample_keys(host_key, step)), layout.of_tasks(meta_batch_size))
+
+    fetched = Prefetch(fetch)
+
     @cache
     def fitted():
         chunks = {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts}
@@ -113,11 +133,13 @@ def few_shot(
             of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated)
             return jax.tree.map(of, tree)
 
-        arguments = shaped((jax.eval_shape(init), train.data, train_key, jnp.int32(0)))
+        arguments = shaped((jax.eval_shape(init), train.data, train_key))
+        last = fetch(0) if stream else shaped(jnp.int32(0))
 
         def compile_fn(variant, chunk):
-            run = partial(dispatch, partial(outer_step, variant, chunks[chunk]))
-            return jax.jit(run, donate_argnums=0).lower(*arguments).compile()
+            one_step = partial(outer_step, variant, chunks[chunk])
+            run = one_step if stream else partial(dispatch, one_step)
+            return jax.jit(run, donate_argnums=0).lower(*arguments, last).compile()
 
         return fastest_that_fits(compile_fn, list(variants), list(chunks), bytes_available)
 
@@ -127,16 +149,20 @@ def few_shot(
         eval_layout = layout._replace(chunk=fit.chunk)
         devices = layout.mesh.size
         share = -(-meta_batch_size // devices)
-        return Plan(devices, share, fit.chunk, fit.variant, fit.predicted, bytes_available, fit.compile_seconds)
+        return Plan(devices, share, fit.chunk, fit.variant, stream, fit.predicted, bytes_available, fit.compile_seconds)
 
     def step(state, num_steps):
-        whole = jax.device_put((state, jnp.int32(num_steps)), layout.replicated)
-        return fitted().program(whole[0], train.data, train_key, whole[1])
-
-    samplers = {
-        name: jax.jit(lambda data, keys, sample=source.sample: jax.vmap(lambda key: sample(data, key))(keys))
-        for name, source in (("val", val), ("test", test))
-    }
+        program = fitted().program
+        state, count = jax.device_put((state, jnp.int32(num_steps)), layout.replicated)
+        if not stream:
+            return program(state, train.data, train_key, count)
+        first, sums = int(state.step), None
+        for number in range(first, first + num_steps):
+            items = fetched(number)
+            jax.block_until_ready(sums)  # so that no more than two steps' items are on a device
+            state, metrics = program(state, train.data, train_key, items)
+            sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
+        return state, jax.tree.map(lambda total: total / num_steps, sums)
 
     def answers(adapt_and_predict):
         """Compiled `(params, tasks, key) -> outputs` over tasks, which share the program for every split and check."""
@@ -168,10 +194,9 @@ def few_shot(
 
     def draw(split, block, num_tasks):
         """The `block`-th tasks of a split, the key of their adaptation, and those of three checks, `[3, n]`."""
-        source, index = (val, 0) if split == "val" else (test, 1)
-        block_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(eval_seed), index), block)
+        block_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(eval_seed), split == "test"), block)
         sample_key, adapt_key, check_key = jax.random.split(block_key, 3)
-        tasks = samplers[split](source.data, jax.random.split(sample_key, num_tasks))
+        tasks = samplers[split](jax.random.split(sample_key, num_tasks))
         return tasks, adapt_key, jax.random.split(check_key, (3, num_tasks))
 
     def evaluate(params, split, num_tasks, checks=False):
@@ -253,3 +278,24 @@ def few_shot(
         },
         sizes=sizes,
     )
+
+
+def _placed(sources: Sequence[TaskSource], layout: Layout) -> list[TaskSource]:
+    """The sources with their data on the devices, an array that several of them share placed once."""
+    placed = {}
+
+    def place(leaf):
+        if id(leaf) not in placed:
+            placed[id(leaf)] = jax.device_put(leaf, layout.replicated)
+        return placed[id(leaf)]
+
+    return [source._replace(data=jax.tree.map(place, source.data)) for source in sources]
+
+
+def _sampler(source: TaskSource, layout: Layout, stream: bool) -> Callable[[Array], Task]:
+    """Returns `keys: [n] -> tasks`, with a leading axis `[n]`."""
+    if stream:
+        gather, cut = gatherer(source.stream), jax.jit(jax.vmap(source.stream.cut))
+        return lambda keys: cut(*jax.device_put(gather(keys), layout.replicated))
+    sample = jax.jit(jax.vmap(source.sample, (None, 0)))
+    return lambda keys: sample(source.data, keys)

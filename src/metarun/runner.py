@@ -386,7 +386,8 @@ def _form(plan: Plan) -> str:
         how = "all at once" if plan.chunk >= plan.tasks else f"{plan.chunk} at once"
     devices = f"{plan.devices} device{'s' * (plan.devices > 1)}"
     tasks = f"{plan.tasks} task{'s' * (plan.tasks > 1)}"
-    return "; ".join(filter(None, [f"{devices} x {tasks}, {how}", plan.variant]))
+    streams = "images streamed from the host" * plan.streams
+    return "; ".join(filter(None, [f"{devices} x {tasks}, {how}", plan.variant, streams]))
 
 
 def _needs(plan: Plan) -> str:

@@ -33,6 +33,11 @@ class Layout(NamedTuple):
         """The sharding of what every device needs whole: parameters, data."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    def of_tasks(self, num_tasks: int) -> NamedSharding:
+        """The sharding of `num_tasks` tasks along their leading axis; whole where they do not divide evenly."""
+        even = num_tasks % self.mesh.size == 0
+        return NamedSharding(self.mesh, PartitionSpec(_AXIS)) if even else self.replicated
+
     def chunk_of(self, num_tasks: int) -> int:
         """Tasks that a device computes at once, of a meta-batch of `num_tasks`."""
         share = -(-num_tasks // self.mesh.size)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Params = Any  # a plain nested dict of arrays
@@ -30,6 +31,22 @@ class Task(NamedTuple):
     query: Split
 
 
+class Stream(NamedTuple):
+    """How tasks are cut from items that stay on the host, where a device has no room for them.
+
+    Attributes:
+      items: `[num_items, *item]`, a NumPy array, such as one that is mapped from a file.
+      index: a pytree of small arrays, on which draws depend.
+      draw: `(index, key) -> (rows, rest)`: the items of a task, `[n]` int32, and whatever else is drawn for it.
+      cut: `(items[rows], rest) -> Task`. Both are pure and jittable.
+    """
+
+    items: np.ndarray
+    index: Any
+    draw: Callable[[Any, Array], tuple[Array, Any]]
+    cut: Callable[[Array, Any], Task]
+
+
 class TaskSource(NamedTuple):
     """A distribution over tasks.
 
@@ -37,10 +54,12 @@ class TaskSource(NamedTuple):
       data: the arrays that tasks are cut from, as a pytree; an argument of `sample` and not a part of it, so that
         a compiled step holds one copy on the device and no constants.
       sample: `(data, key) -> Task`, one task; pure and jittable, so that tasks are drawn inside the compiled step.
+      stream: the same tasks for the same keys, without `data`; None: there is no other way than `sample`.
     """
 
     data: Any
     sample: Callable[[Any, Array], Task]
+    stream: Stream | None = None
 
 
 class DataSet(NamedTuple):
@@ -169,6 +188,7 @@ class Plan(NamedTuple):
       tasks: of the meta-batch, on each device.
       chunk: of these, computed at once.
       variant: of the method, in words; "" if there is but one.
+      streams: whether images come from the host step by step, because the device has no room for all.
       bytes_predicted: memory that the compiled step takes on a device.
       bytes_available: memory that a device had for it; None: unknown.
       compile_seconds: spent compiling it, or loading it from the cache of compiled programs.
@@ -178,6 +198,7 @@ class Plan(NamedTuple):
     tasks: int
     chunk: int
     variant: str
+    streams: bool
     bytes_predicted: int
     bytes_available: int | None
     compile_seconds: float

@@ -16,10 +16,11 @@ def test_stacked_classes_are_found_by_first_and_count():
     assert bank.first.dtype == bank.count.dtype == np.int32
 
 
-def test_select_keeps_the_order_asked_for():
-    bank = class_bank.select(class_bank.stack(three_classes()), [2, 0])
-    assert bank.images[:, 0, 0, 0].tolist() == [40, 40, 40, 40, 20, 20]
-    assert bank.first.tolist() == [0, 4] and bank.count.tolist() == [4, 2]
+def test_the_bank_of_some_classes_keeps_the_order_asked_for_and_copies_no_image():
+    whole = class_bank.stack(three_classes())
+    bank = class_bank.of_classes(whole, [2, 0])
+    assert bank.images is whole.images
+    assert bank.first.tolist() == [3, 0] and bank.count.tolist() == [4, 2]
 
 
 def test_a_saved_bank_comes_back(tmp_path):

@@ -7,6 +7,7 @@ import unicodedata
 import jax
 import numpy as np
 import pytest
+from banks import images_of
 
 from metarun.data import glyphs
 from metarun.errors import ConfigError, DataError
@@ -38,7 +39,7 @@ def test_enough_classes_of_twenty_images_in_each_split(data):
 
 
 def test_images_are_ink_on_black_centred_and_not_clipped(data):
-    images = np.concatenate([source.data.images for source in (data.train, data.val, data.test)])[..., 0]
+    images = np.concatenate([images_of(source) for source in (data.train, data.val, data.test)])[..., 0]
     assert (images.max((1, 2)) > 150).all()
     assert (images[:, 0, 0] == 0).mean() > 0.999 and 0.05 < images.mean() / 255 < 0.3
     border = np.stack([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]])
@@ -51,7 +52,7 @@ def test_images_are_ink_on_black_centred_and_not_clipped(data):
 
 
 def test_images_of_a_class_vary_yet_are_nearer_to_each_other_than_to_other_classes(data):
-    images = data.test.data.images.reshape(-1, 20, 28 * 28).astype(np.float32)
+    images = images_of(data.test).reshape(-1, 20, 28 * 28).astype(np.float32)
     assert len(np.unique(images.reshape(-1, 28 * 28), axis=0)) == images.shape[0] * 20
     prototypes, held_out = images[:, :10].mean(1), images[:, 10:].reshape(-1, 28 * 28)
     prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
@@ -97,7 +98,7 @@ def test_a_fresh_process_draws_the_same_bytes(few_letters):
 
 def test_the_images_of_a_class_do_not_hang_on_which_others_there_are(few_letters, data):
     images = next(glyphs._draw_all()).images
-    every = data.train.data.images.reshape(-1, 20, 28, 28, 1)
+    every = images_of(data.train).reshape(-1, 20, 28, 28, 1)
     assert (every == images).all((1, 2, 3, 4)).sum() == 1
 
 

@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+from banks import images_of
 from PIL import Image
 
 from metarun.data.image_folder import image_folder
@@ -48,7 +49,7 @@ def test_folders_of_splits(root):
     assert levels_of(data.val) == expected("val/cow", "val/yak")
     assert levels_of(data.test) == expected("test/bee", "test/cat")
     assert data.protocol["split"] == "folders" and data.protocol["classes"] == {"train": 2, "val": 2, "test": 2}
-    assert data.train.data.images.shape == (6, 4, 4, 1)
+    assert images_of(data.train).shape == (6, 4, 4, 1)
 
 
 def test_without_a_folder_of_validation_a_fifth_of_training_is_held_out(root):

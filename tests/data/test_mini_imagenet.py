@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from banks import images_of
 from PIL import Image
 
 from metarun.data import mini_imagenet as module
@@ -90,7 +91,7 @@ def test_every_layout_gives_the_same_images_in_the_same_order(write, small):
     data = mini_imagenet(**SETTINGS, source=str(small))
     for split, source in zip(SPLITS, (data.train, data.val, data.test), strict=True):
         expected = np.stack([pixels(wnid, k) for wnid in SMALL[split] for k in range(PER_CLASS)])
-        np.testing.assert_array_equal(source.data.images, expected)
+        np.testing.assert_array_equal(images_of(source), expected)
         assert source.data.count.tolist() == [PER_CLASS] * len(SMALL[split])
     assert data.protocol["images"] == {"train": 12, "val": 8, "test": 8}
     assert data.protocol["classes"] == {"train": 3, "val": 2, "test": 2}
@@ -118,7 +119,7 @@ def test_pickles_of_every_protocol(protocol, small):
 def test_pictures_of_another_size_are_brought_to_84(small):
     folder_a_class(small)
     (small / "test" / "n06" / name_of("n06", 0)).write_bytes(encoded(np.full((500, 375, 3), 90, np.uint8), "JPEG"))
-    images = mini_imagenet(**SETTINGS, source=str(small)).test.data.images
+    images = images_of(mini_imagenet(**SETTINGS, source=str(small)).test)
     np.testing.assert_allclose(images[0], 90, atol=2)
 
 

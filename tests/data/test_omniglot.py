@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from banks import images_of
 from PIL import Image
 from small_omniglot import drawing, write_archives
 
@@ -49,11 +50,11 @@ def test_lake_holds_alphabets_apart(source):
     assert data.protocol["classes"] == {"train": 5, "val": 2, "test": 3}
     assert data.protocol["rotations"] == {"train": True, "val": False, "test": False}
     assert data.protocol["split"] == "lake" and "split_seed" not in data.protocol
-    assert data.test.data.images.shape == (9, 28, 28, 1) and data.test.data.count.tolist() == [3, 3, 3]
+    assert images_of(data.test).shape == (9, 28, 28, 1) and data.test.data.count.tolist() == [3, 3, 3]
 
 
 def test_images_are_area_averages_of_the_ink_in_order(source):
-    images = omniglot(**SETTINGS, source=str(source), split="lake").train.data.images
+    images = images_of(omniglot(**SETTINGS, source=str(source), split="lake").train)
     # Enlarged to 420x420, each pixel of 28x28 is 15x15 whole ones.
     for k in range(1, DRAWINGS + 1):
         fine = np.kron(drawing([1, k])[1], np.ones((4, 4)))
@@ -67,7 +68,7 @@ def test_a_file_of_the_user_decides_the_split(source, tmp_path):
     every = omniglot(**SETTINGS, source=str(source), split="lake")
     assert data.protocol["classes"] == {"train": 2, "val": 2, "test": 2}
     assert data.protocol["split"] == "split.json" and data.protocol["split_sha256"] == file_sha256(Path(path))
-    np.testing.assert_array_equal(data.train.data.images[DRAWINGS:], every.test.data.images[2 * DRAWINGS :])
+    np.testing.assert_array_equal(images_of(data.train)[DRAWINGS:], images_of(every.test)[2 * DRAWINGS :])
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_through_tfds_comes_the_same_without_tensorflow(local_downloads, tmp_pat
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "other"))
     direct = omniglot(**SETTINGS, split="lake", source=str(local_downloads))
     assert downloaded.protocol == direct.protocol
-    np.testing.assert_array_equal(downloaded.val.data.images, direct.val.data.images)
+    np.testing.assert_array_equal(images_of(downloaded.val), images_of(direct.val))
 
 
 def test_a_download_that_is_not_the_official_file_is_refused(local_downloads):
@@ -233,7 +234,7 @@ def test_the_real_archives():
     assert maml.protocol["classes"] == {"train": 1100, "val": 100, "test": 423}
     assert lake.protocol["classes"] == {"train": 813, "val": 151, "test": 659}
     assert maml.protocol["sha256"] == REAL_SHA256
-    images = maml.train.data.images
+    images = images_of(maml.train)
     assert images.shape == (22000, 28, 28, 1) and 0.05 < images.mean() / 255 < 0.15
 
 

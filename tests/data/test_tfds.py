@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets
+from banks import images_of
 from PIL import Image
 
 from metarun.data.class_split import PUBLISHED, SPLITS
@@ -102,7 +103,7 @@ def test_one_part_few_images_and_another_feature():
         if images & expected(label, "train")
     )
     thumbnails = tfds(**SETTINGS, name="menagerie", image_size=1, image="thumbnail", channels=1)
-    assert thumbnails.train.data.images.shape == (30, 1, 1, 1)
+    assert images_of(thumbnails.train).shape == (30, 1, 1, 1)
 
 
 def test_the_second_use_reads_the_cache(capsys):

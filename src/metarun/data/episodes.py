@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax, random
 
 from metarun.data import augment
-from metarun.data.class_bank import Array, ClassBank, SplitBank, select
+from metarun.data.class_bank import Array, ClassBank, SplitBank, of_classes
 from metarun.errors import (
     ConfigError,
     DataError,
@@ -22,7 +22,7 @@ from metarun.errors import (
     some,
     true_or_false,
 )
-from metarun.types import DataSet, Split, Task, TaskSource
+from metarun.types import DataSet, Split, Stream, Task, TaskSource
 
 NUM_TURNS = 4
 
@@ -82,27 +82,46 @@ def episodes(
     upright = np.arange(height * width, dtype=np.int32).reshape(height, width)
     turned = np.stack([np.rot90(upright, turn).reshape(-1) for turn in range(turns)])
 
-    def sample(bank: ClassBank, key: Array) -> Task:
-        bank = jax.tree.map(jnp.asarray, bank)
+    def draw(index: ClassBank, key: Array) -> tuple[Array, tuple[Array, Array]]:
+        """The rows of a task's images, support first, the classes chosen, and which of them each image shows."""
+        first, count = jnp.asarray(index.first), jnp.asarray(index.count)
         class_key, image_key, support_key, query_key = random.split(key, 4)
-        chosen = _distinct(class_key, way, turns * bank.count.size)
-        classes, turn = chosen // turns, chosen % turns
-        draw = jax.vmap(lambda key, count: _distinct(key, shot + query_shot, count))
-        rows = bank.first[classes][:, None] + draw(random.split(image_key, way), bank.count[classes])
+        chosen = _distinct(class_key, way, turns * count.size)
+        classes = chosen // turns
+        its = jax.vmap(lambda key, count: _distinct(key, shot + query_shot, count))
+        rows = first[classes][:, None] + its(random.split(image_key, way), count[classes])
 
-        def cut(key: Array, rows: Array) -> Split:
+        def shuffled(key: Array, rows: Array) -> tuple[Array, Array]:
             label = jnp.repeat(jnp.arange(way, dtype=jnp.int32), rows.shape[1])
             order = random.permutation(key, label.size)
-            label, rows = label[order], rows.reshape(-1)[order]
-            # Turning by choosing where each pixel comes from costs no more than copying the images.
-            source = jnp.asarray(turned)[turn[label]]
-            pixels = bank.images.reshape(bank.images.shape[0], height * width, -1)[rows[:, None], source]
-            x = pixels.reshape(-1, *bank.images.shape[1:]).astype(jnp.float32) / 255
-            return Split(x, chosen[label] if own_labels else label)
+            return rows.reshape(-1)[order], label[order]
 
-        return Task(cut(support_key, rows[:, :shot]), cut(query_key, rows[:, shot:]))
+        support, query = shuffled(support_key, rows[:, :shot]), shuffled(query_key, rows[:, shot:])
+        rows, label = (jnp.concatenate(parts) for parts in zip(support, query, strict=True))
+        return rows, (chosen, label)
 
-    return TaskSource(bank, sample)
+    def cut(images: Array, drawn: tuple[Array, Array]) -> Task:
+        chosen, label = drawn
+        if turns > 1:
+            pixels = images.reshape(len(images), height * width, -1)
+            source = jnp.asarray(turned)[chosen[label] % turns]
+            images = jnp.take_along_axis(pixels, source[:, :, None], axis=1).reshape(images.shape)
+        x, y = images.astype(jnp.float32) / 255, chosen[label] if own_labels else label
+        return Task(*(Split(x[part], y[part]) for part in (slice(way * shot), slice(way * shot, None))))
+
+    return source_of(bank, draw, cut)
+
+
+def source_of(
+    bank: ClassBank, draw: Callable[[ClassBank, Array], tuple[Array, Any]], cut: Callable[[Array, Any], Task]
+) -> TaskSource:
+    """Returns the source of tasks for which `draw` chooses among the images of `bank`, see `types.Stream`."""
+
+    def sample(bank: ClassBank, key: Array) -> Task:
+        rows, rest = draw(bank, key)
+        return cut(jnp.asarray(bank.images)[rows], rest)
+
+    return TaskSource(bank, sample, Stream(bank.images, bank._replace(images=None), draw, cut))
 
 
 def few_shot(
@@ -172,7 +191,7 @@ def few_shot(
         )
         return _changed(cut, change) if split == "train" and change else cut
 
-    sources = {split: source(split, select(loaded.bank, classes[split])) for split in turned}
+    sources = {split: source(split, of_classes(loaded.bank, classes[split])) for split in turned}
     return DataSet(
         **sources,
         objective="classification",
@@ -225,17 +244,21 @@ def _changes(size: tuple[int, int], *, flip: bool, shift: int, jitter: float) ->
 def _changed(source: TaskSource, changes: Sequence[Callable[[Array, Array], Array]]) -> TaskSource:
     """The source whose tasks have their images changed, each with a draw of its own."""
 
-    def sample(data: Any, key: Array) -> Task:
-        task_key, *keys = random.split(key, 1 + 2 * len(changes))
-        task = source.sample(data, task_key)
-        changed = []
-        for split in task:
+    def draw(index: ClassBank, key: Array) -> tuple[Array, Any]:
+        keys = random.split(key, 1 + 2 * len(changes))
+        rows, rest = source.stream.draw(index, keys[0])
+        return rows, (rest, random.key_data(keys[1:]))
+
+    def cut(images: Array, drawn: Any) -> Task:
+        rest, data = drawn
+        keys, changed = list(random.wrap_key_data(data)), []
+        for split in source.stream.cut(images, rest):
             for change in changes:
                 split = split._replace(x=change(keys.pop(), split.x))
             changed.append(split)
         return Task(*changed)
 
-    return TaskSource(source.data, sample)
+    return source_of(source.data, draw, cut)
 
 
 def _large_enough(loaded: SplitBank, split: str, need: int) -> list[int]:
