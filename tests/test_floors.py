@@ -24,7 +24,7 @@ FLOORS = [
         "metarun.report.*",
     ],
     ["metarun.sequence"],
-    ["metarun.learner", "metarun.data.class_split"],
+    ["metarun.learner", "metarun.leaks", "metarun.data.class_split"],
     [
         "metarun.inner_loop",
         "metarun.task_map",
@@ -54,7 +54,7 @@ FLOORS = [
         "metarun.models.mlp",
         "metarun.report.figure",
     ],
-    ["metarun.files", "metarun.backend", "metarun.models.convolution"],
+    ["metarun.files", "metarun.backend", "metarun.data.contents", "metarun.models.convolution"],
     [
         "metarun.types",
         "metarun.errors",
