@@ -15,7 +15,7 @@ from metarun.data.contents import class_of, content_hashes
 from metarun.types import Task
 
 # A class has leaked if more than this share of its different images is known. Real collections have a few pictures
-# twice, below one in a hundred; two samples of 600 from a class of ImageNet's 1,300 share 46%.
+# twice (Omniglot and miniImageNet two each); two samples of 600 from a class of ImageNet's 1,300 share 46%.
 _LEAKED_SHARE = 1 / 3
 # Queries that may show a support image: a collection may have a picture twice within a class.
 _COPIES = 1e-3

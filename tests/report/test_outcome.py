@@ -40,7 +40,7 @@ def test_result_interval_and_checks_are_said_in_lines_that_fit_a_terminal():
     assert "FAILED  15.0% of classes, 15.1% of images in training" in leaked
     assert "1.2 standard errors above chance" in text
     assert "correlation -0.02, standard error 0.03" in text
-    assert "0.04% of queries are among the support images" in text
+    assert "0.04% of queries are support images" in text
     assert len(text.splitlines()) == 12
 
 

@@ -17,7 +17,7 @@ GALLERY_TASKS = 4
 OF_DATA = {
     "labels_by_position": "{value:.1f} standard errors above chance",
     "labels_by_class": "correlation {value:.2f}, standard error {standard_error:.2f}",
-    "support_apart_from_query": "{value:.2%} of queries are among the support images",
+    "support_apart_from_query": "{value:.2%} of queries are support images",
     "test_apart_from_train": "{value:.1%} of classes, {images:.1%} of images in training",
 }
 
