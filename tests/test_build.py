@@ -152,7 +152,9 @@ RUN = ("maml_sinusoid", "maml_omniglot_5w1s", "maml_omniglot_5w1s_quick", "proto
 
 
 def data_overrides(config, request):
-    few = ["train_way=4"] if config.train_way and "omniglot" in config.dataset._target_ else []  # its archives are small
+    few = (
+        ["train_way=4"] if config.train_way and "omniglot" in config.dataset._target_ else []
+    )  # its archives are small
     return few + overrides_for(config.dataset._target_.rpartition(".")[2], request)
 
 

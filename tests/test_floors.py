@@ -24,7 +24,7 @@ FLOORS = [
         "metarun.report.*",
     ],
     ["metarun.sequence"],
-    ["metarun.learner", "metarun.data.class_split"],
+    ["metarun.learner", "metarun.leaks", "metarun.data.class_split"],
     [
         "metarun.inner_loop",
         "metarun.streaming",
@@ -55,7 +55,7 @@ FLOORS = [
         "metarun.models.mlp",
         "metarun.report.figure",
     ],
-    ["metarun.files", "metarun.backend", "metarun.models.convolution"],
+    ["metarun.files", "metarun.backend", "metarun.data.contents", "metarun.models.convolution"],
     [
         "metarun.types",
         "metarun.errors",

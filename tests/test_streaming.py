@@ -9,6 +9,7 @@ from banks import images_of
 
 from metarun.data import class_bank
 from metarun.data.class_bank import SplitBank
+from metarun.data.contents import content_hashes
 from metarun.data.episodes import few_shot as few_shot_data
 from metarun.experiment import few_shot
 from metarun.methods.pretrain import pretrain
@@ -29,7 +30,7 @@ def data_set(tmp_path, **settings):
     bank = bank._replace(images=np.load(path, mmap_mode="r"))
     classes = {"train": [4, 0], "val": [1, 2], "test": [5, 3]}
     settings = {"way": 2, "shot": 1, "query_shot": 2} | settings
-    return few_shot_data(SplitBank(bank, "abcdef", classes, {"name": "noise"}), **settings)
+    return few_shot_data(SplitBank(bank, "abcdef", classes, {"name": "noise"}, content_hashes(bank.images)), **settings)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def streaming(work: recipe.Work, layout: Layout, rounds: int, seconds: float) ->
     with tempfile.TemporaryDirectory() as folder:
         class_bank.save(Path(folder), (NamedClass(f"{c}", "", draw()) for c in range(_CLASSES)))
         named = class_bank.load(Path(folder))
-        bank = SplitBank(named.bank, named.names, dict.fromkeys(("train", "val", "test"), range(_CLASSES)), {})
+        splits = dict.fromkeys(("train", "val", "test"), range(_CLASSES))
+        bank = SplitBank(named.bank, named.names, splits, {}, named.hashes)
         tasks = few_shot(bank, way=work.way, shot=work.shot, query_shot=work.query_shot)
         resident, streamed = (recipe.experiment(work, layout, tasks, stream=stream) for stream in (False, True))
         rates = [[meter.time_steps(each, seconds).tasks_per_s for each in (resident, streamed)] for _ in range(rounds)]

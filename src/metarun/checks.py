@@ -13,7 +13,7 @@ import numpy as np
 from metarun.types import Array, Split, Task
 
 # Four standard errors: an honest run fails by chance once in 16,000 checks.
-_SIGMAS = 4
+SIGMAS = 4
 # Answers that may differ because float32 sums depend on their order.
 _ROUNDING = 1e-3
 
@@ -40,7 +40,7 @@ def is_chance(per_task: np.ndarray, way: int) -> Mapping[str, Any]:
     """Passes if the mean accuracy over tasks `[n]` is 1 / way within sampling error."""
     error = standard_error(per_task)
     value = float(np.mean(per_task))
-    return {"passed": bool(abs(value - 1 / way) <= _SIGMAS * error + 1e-6), "value": value, "chance": 1 / way}
+    return {"passed": bool(abs(value - 1 / way) <= SIGMAS * error + 1e-6), "value": value, "chance": 1 / way}
 
 
 def is_unmoved(per_task: np.ndarray, changed_per_task: np.ndarray, changed: float) -> Mapping[str, Any]:
@@ -54,7 +54,7 @@ def is_unmoved(per_task: np.ndarray, changed_per_task: np.ndarray, changed: floa
     difference = np.asarray(changed_per_task) - np.asarray(per_task)
     value = float(difference.mean())
     return {
-        "passed": bool(abs(value) <= _SIGMAS * standard_error(difference) + 1e-6),
+        "passed": bool(abs(value) <= SIGMAS * standard_error(difference) + 1e-6),
         "value": value,
         "changed": changed,
     }

@@ -11,6 +11,7 @@ import optax
 from jax import lax
 
 from metarun import checks as check
+from metarun import leaks
 from metarun.losses import OBJECTIVES
 from metarun.memory import fastest_that_fits
 from metarun.streaming import Prefetch, gatherer, host_device
@@ -207,11 +208,12 @@ def few_shot(
             outputs = answer(params, tasks, key)
             per_task.append(np.asarray(measure(outputs, tasks.query.y)))
             if checks and block * _BLOCK < _CHECKED:
-                checked.append(_check_block(params, tasks, key, check_keys, outputs))
+                checked.append(_check_block(params, tasks, key, check_keys, outputs) | _data_block(tasks, split))
         per_task = np.concatenate(per_task)[:num_tasks]
         verdicts = {}
         if checks:
-            verdicts = _verdicts({name: np.concatenate([b[name] for b in checked])[:num_tasks] for name in checked[0]})
+            found = {name: np.concatenate([b[name] for b in checked])[:num_tasks] for name in checked[0]}
+            verdicts = _verdicts(found) | _data_verdicts(found)
         ci95 = 1.96 * check.standard_error(per_task)
         return Evaluation(score.metric, float(per_task.mean()), ci95, num_tasks, per_task, verdicts)
 
@@ -254,6 +256,14 @@ def few_shot(
                 "relabelling": check.is_unmoved(found["per_task"], found["relabelled_per_task"], changed),
             }
         return verdicts
+
+    def _data_block(tasks, split):
+        if dataset.contents is None:
+            return {}
+        return leaks.traces(tasks, dataset.num_outputs, dataset.contents[split])
+
+    def _data_verdicts(found):
+        return {} if dataset.contents is None else leaks.verdicts(found, dataset.num_outputs, dataset.contents)
 
     def examples(params, num_tasks):
         params = jax.device_put(params, layout.replicated)

@@ -74,6 +74,8 @@ class DataSet(NamedTuple):
       train_classes: meta-training without tasks: the same draws as `train`, with each class's own label in
         [0, num_train_classes); None where there are no classes.
       num_train_classes: of meta-training.
+      contents: of images, split -> for each class the hashes of their contents, `[count]` uint64 NumPy arrays (see
+        `data.contents`), by which the checks know an image again; None where there are no images.
     """
 
     train: TaskSource
@@ -85,6 +87,7 @@ class DataSet(NamedTuple):
     train_way: int | None = None
     train_classes: TaskSource | None = None
     num_train_classes: int = 0
+    contents: Mapping[str, Sequence[Any]] | None = None
 
 
 class Model(NamedTuple):

@@ -3,6 +3,7 @@ import pytest
 
 from metarun.data import class_bank
 from metarun.data.class_bank import NamedClass
+from metarun.data.contents import content_hashes
 
 
 def three_classes():
@@ -31,6 +32,7 @@ def test_a_saved_bank_comes_back(tmp_path):
         np.testing.assert_array_equal(got, expected)
         assert got.dtype == expected.dtype
     assert loaded.names == names and loaded.groups == groups
+    np.testing.assert_array_equal(loaded.hashes, content_hashes(loaded.bank.images))
 
 
 @pytest.mark.parametrize("num_classes", [1, 1500])

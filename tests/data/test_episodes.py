@@ -4,6 +4,7 @@ import pytest
 
 from metarun.data import class_bank
 from metarun.data.class_bank import SplitBank
+from metarun.data.contents import content_hashes
 from metarun.data.episodes import episodes, few_shot
 from metarun.errors import ConfigError, DataError
 
@@ -170,7 +171,8 @@ def test_rotations_need_square_images():
 
 def numbers(**sizes):
     classes = {"train": [0, 5], "val": [1, 2], "test": [3, 4]}
-    loaded = SplitBank(numbered_bank(), "abcdef", classes, {"name": "numbers"})
+    bank = numbered_bank()
+    loaded = SplitBank(bank, "abcdef", classes, {"name": "numbers"}, content_hashes(bank.images))
     return few_shot(loaded, **{"way": 2, "shot": 1, "query_shot": 1, "eval_query_shot": 2} | sizes, rotations=True)
 
 
@@ -185,6 +187,14 @@ def test_few_shot_keeps_the_splits_apart_and_states_the_protocol():
         "rotations": {"train": True, "val": False, "test": False},
         "image_size": [2, 2],
     }
+
+
+def test_the_contents_of_a_split_are_those_of_its_images():
+    data = numbers()
+    for split, its in data.contents.items():
+        bank = getattr(data, split).data
+        assert [len(hashes) for hashes in its] == [PER_CLASS, PER_CLASS]
+        np.testing.assert_array_equal(np.concatenate(its), content_hashes(bank.images))
 
 
 def test_training_tasks_may_have_another_size_than_those_of_the_test():

@@ -6,6 +6,7 @@ import pytest
 from banks import images_of
 from PIL import Image
 
+from metarun.data import class_bank
 from metarun.data.image_folder import image_folder
 from metarun.errors import ConfigError, DataError
 
@@ -147,6 +148,17 @@ def test_a_change_is_noticed_and_what_has_not_changed_is_read_from_the_cache(roo
     # The protocol is of what the pictures are, not of when they were written.
     os.utime(path)
     assert image_folder(**SETTINGS, source=str(root)).protocol == changed.protocol
+
+
+def test_what_was_kept_in_an_older_form_is_prepared_anew(root, monkeypatch, capsys):
+    add(root, "train/ox", "train/ant", "val/yak", "val/cow", "test/bee", "test/cat")
+    monkeypatch.setattr(class_bank, "FORMAT", class_bank.FORMAT - 1)
+    image_folder(**SETTINGS, source=str(root))
+    monkeypatch.undo()
+    monkeypatch.setenv("METARUN_CACHE", str(root.parent / "cache"))
+    capsys.readouterr()
+    image_folder(**SETTINGS, source=str(root))
+    assert "Building image_folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

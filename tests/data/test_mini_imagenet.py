@@ -105,7 +105,7 @@ def test_layouts_give_the_same_bytes(small, tmp_path):
     one, other = (mini_imagenet(**SETTINGS, source=str(folder)).protocol for folder in folders)
     assert one == other
     files = [sorted(entry.glob("*.*")) for entry in sorted((tmp_path / "cache").glob("mini_imagenet-*[0-9a-f]"))]
-    assert len(files) == 2 and len(files[0]) == 3
+    assert len(files) == 2 and len(files[0]) == 4
     for a, b in zip(*files, strict=True):
         assert a.name == b.name and (a.name == "manifest.json" or a.read_bytes() == b.read_bytes())
 

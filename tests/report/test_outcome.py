@@ -13,6 +13,10 @@ CHECKS = {
     "query_count": {"passed": True, "value": 0.2, "alone": 0.75, "changed": 0.25, "declared_transductive": True},
     "chance_before_adaptation": {"passed": False, "value": 0.31, "chance": 0.2},
     "relabelling": {"passed": True, "value": -0.001, "changed": 0.02},
+    "labels_by_position": {"passed": True, "value": 1.25, "support": 1.25, "query": -0.5},
+    "labels_by_class": {"passed": True, "value": -0.0213, "standard_error": 0.034, "known": 1.0},
+    "support_apart_from_query": {"passed": True, "value": 0.0004},
+    "test_apart_from_train": {"passed": False, "value": 0.15, "images": 0.1512, "val": 0.0},
 }
 RESULT = {"metric": "accuracy", "value": 0.9512, "ci95": 0.0031, "num_tasks": 600, "selected_step": 900}
 RESULT |= {"tasks_per_second": 101.4, "checks": CHECKS}
@@ -29,11 +33,15 @@ def test_result_interval_and_checks_are_said_in_lines_that_fit_a_terminal():
     assert text.startswith(
         "test accuracy 95.12% ± 0.31%\n95% interval over 600 tasks; parameters of step 900; 101 tasks/s"
     )
-    (failed,) = (line for line in text.splitlines() if "FAILED" in line)
+    failed, leaked = (line for line in text.splitlines() if "FAILED" in line)
     assert failed.split() == ["chance", "before", "adaptation", "FAILED", "31.00%,", "chance", "is", "20.00%"]
     assert "75.00% one query at a time, transductive" in text
     assert "0.10% difference; 2.0% of answers change" in text
-    assert len(text.splitlines()) == 8
+    assert "FAILED  15.0% of classes, 15.1% of images in training" in leaked
+    assert "1.2 standard errors above chance" in text
+    assert "correlation -0.02, standard error 0.03" in text
+    assert "0.04% of queries are support images" in text
+    assert len(text.splitlines()) == 12
 
 
 def test_a_value_that_is_not_finite_says_what_to_change():

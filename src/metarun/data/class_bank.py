@@ -8,10 +8,15 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import numpy as np
 
+from metarun.data.contents import content_hashes
+
 Array = jax.Array | np.ndarray
 
 IMAGES = "images.npy"
+HASHES = "hashes.npy"
 CLASSES = "classes.json"
+# Of what `save` writes: part of the key of each bank in the cache, and raised with any change of its files.
+FORMAT = 2
 
 
 class ClassBank(NamedTuple):
@@ -35,11 +40,13 @@ class NamedBank(NamedTuple):
       bank: the images, as NumPy arrays.
       names: the name of each class, unique.
       groups: the group of each class, such as its script, alphabet or part.
+      hashes: of the content of each image, `[num_images]` uint64, see `contents.content_hashes`.
     """
 
     bank: ClassBank
     names: Sequence[str]
     groups: Sequence[str]
+    hashes: np.ndarray
 
 
 class SplitBank(NamedTuple):
@@ -50,6 +57,7 @@ class SplitBank(NamedTuple):
       names: the name of each class, unique.
       classes: the classes of each split, as indices into the bank.
       protocol: facts of the data that move a number: name, split, preprocessing, checksum.
+      hashes: of the content of each image, `[num_images]` uint64, see `contents.content_hashes`.
       uneven: whether classes may be too small for a task, and are then left out; otherwise that is an error.
     """
 
@@ -57,6 +65,7 @@ class SplitBank(NamedTuple):
     names: Sequence[str]
     classes: Mapping[str, Sequence[int]]
     protocol: Mapping[str, Any]
+    hashes: np.ndarray
     uneven: bool = False
 
 
@@ -87,14 +96,14 @@ def of_classes(bank: ClassBank, classes: Sequence[int]) -> ClassBank:
 
 
 def save(folder: Path, classes: Iterable[NamedClass]) -> None:
-    """Writes a bank into `folder`, class by class: the images as .npy, the rest as JSON.
+    """Writes a bank into `folder`, class by class: images and the hashes of their contents as .npy, the rest as JSON.
 
     No more than a class is in memory at a time.
 
     Args:
       classes: with unique names and images of one size.
     """
-    names, groups, count, feature = [], [], [], (0, 0, 0)
+    names, groups, count, hashes, feature = [], [], [], [np.empty(0, np.uint64)], (0, 0, 0)
     with open(folder / IMAGES, "wb") as file:
         # How many images there are is known at the end; NumPy's header has room for a larger number.
         start = _write_header(file, (0, *feature))
@@ -106,10 +115,12 @@ def save(folder: Path, classes: Iterable[NamedClass]) -> None:
             names.append(name)
             groups.append(group)
             count.append(len(images))
+            hashes.append(content_hashes(images))
             np.ascontiguousarray(images).tofile(file)
         file.seek(0)
         if _write_header(file, (sum(count), *feature)) != start:
             raise ValueError("the header of a .npy file grew with the number of images")
+    np.save(folder / HASHES, np.concatenate(hashes))
     described = {"names": names, "groups": groups, "count": count}
     (folder / CLASSES).write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -120,9 +131,9 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
 
 
 def load(folder: Path) -> NamedBank:
-    """Reads what `save` wrote; the images are mapped from the file, not read."""
+    """Reads what `save` wrote; the images and their hashes are mapped from the files, not read."""
     classes = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
     count = np.array(classes["count"], np.int32)
     images = np.load(folder / IMAGES, mmap_mode="r")
     bank = ClassBank(images, (np.cumsum(count) - count).astype(np.int32), count)
-    return NamedBank(bank, classes["names"], classes["groups"])
+    return NamedBank(bank, classes["names"], classes["groups"], np.load(folder / HASHES, mmap_mode="r"))

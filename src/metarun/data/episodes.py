@@ -13,6 +13,7 @@ from jax import lax, random
 
 from metarun.data import augment
 from metarun.data.class_bank import Array, ClassBank, SplitBank, of_classes
+from metarun.data.contents import NUM_TURNS
 from metarun.errors import (
     ConfigError,
     DataError,
@@ -23,8 +24,6 @@ from metarun.errors import (
     true_or_false,
 )
 from metarun.types import DataSet, Split, Stream, Task, TaskSource
-
-NUM_TURNS = 4
 
 
 def episodes(
@@ -191,6 +190,9 @@ def few_shot(
         )
         return _changed(cut, change) if split == "train" and change else cut
 
+    def contents(classes):
+        return [loaded.hashes[loaded.bank.first[c] :][: loaded.bank.count[c]] for c in classes]
+
     sources = {split: source(split, of_classes(loaded.bank, classes[split])) for split in turned}
     return DataSet(
         **sources,
@@ -205,6 +207,7 @@ def few_shot(
         train_way=ways["train"][1],
         train_classes=source("train", sources["train"].data, own_labels=True),
         num_train_classes=len(classes["train"]) * (NUM_TURNS if rotations else 1),
+        contents={split: contents(classes[split]) for split in turned},
     )
 
 

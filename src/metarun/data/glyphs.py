@@ -92,13 +92,15 @@ def glyphs() -> SplitBank:
         "numpy": np.__version__,
         "unicode": unicodedata.unidata_version,
     }
-    entry = build_once("glyphs", {**RECIPE, **versions}, lambda folder: class_bank.save(folder, _draw_all()))
-    bank, names, scripts = class_bank.load(entry.folder)
+    parameters = {**RECIPE, **versions, "format": class_bank.FORMAT}
+    entry = build_once("glyphs", parameters, lambda folder: class_bank.save(folder, _draw_all()))
+    bank, names, scripts, hashes = class_bank.load(entry.folder)
     return SplitBank(
         bank,
         names,
         {split: [i for i, script in enumerate(scripts) if script in SCRIPTS[split]] for split in SCRIPTS},
         {"name": "glyphs", "split": "scripts", "sha256": entry.checksum},
+        hashes,
     )
 
 

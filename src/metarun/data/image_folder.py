@@ -65,16 +65,18 @@ def image_folder(
         "size": [side, side, channels],
         "resize": RESIZE,
         "pillow": PIL.__version__,
+        "format": class_bank.FORMAT,
     }
     entry = build_once("image_folder", parameters, lambda folder: _prepare(folder, files, side, channels))
     _say_left_out(root, entry.folder / LEFT_OUT, strict)
-    bank, names, _ = class_bank.load(entry.folder)
+    bank, names, _, hashes = class_bank.load(entry.folder)
     classes, stated = _split(root, names, split, seed)
     return SplitBank(
         bank,
         names,
         classes,
         {"name": "image_folder", **stated, "resize": RESIZE, "sha256": entry.checksum},
+        hashes,
         uneven=True,
     )
 

@@ -81,9 +81,9 @@ def mini_imagenet(*, source: str | None = None) -> SplitBank:
     if source is None or not (root := Path(source).expanduser()).is_dir():
         raise ConfigError("dataset.source", source, f"a folder with your copy of miniImageNet: {LAYOUTS}")
     state = fingerprint(root, in_folder(root))
-    parameters = {"source": state, "resize": RESIZE, "pillow": PIL.__version__}
+    parameters = {"source": state, "resize": RESIZE, "pillow": PIL.__version__, "format": class_bank.FORMAT}
     entry = build_once("mini_imagenet", parameters, lambda folder: class_bank.save(folder, _prepared(root, state)))
-    bank, names, splits = class_bank.load(entry.folder)
+    bank, names, splits, hashes = class_bank.load(entry.folder)
     _say_shortfall(dict(zip(names, bank.count.tolist(), strict=True)))
     return SplitBank(
         bank,
@@ -96,6 +96,7 @@ def mini_imagenet(*, source: str | None = None) -> SplitBank:
             "resize": RESIZE,
             "sha256": entry.checksum,
         },
+        hashes,
     )
 
 

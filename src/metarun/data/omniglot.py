@@ -78,17 +78,17 @@ def omniglot(
         def read() -> dict[str, Iterator[tuple[str, bytes]]]:
             return {part: _drawings(place) for part, place in places.items()}
 
-    entry = build_once(
-        "omniglot", {"source": checksums, "resize": RESIZE}, lambda folder: class_bank.save(folder, _classes(read()))
-    )
-    bank, names, parts = class_bank.load(entry.folder)
+    parameters = {"source": checksums, "resize": RESIZE, "format": class_bank.FORMAT}
+    entry = build_once("omniglot", parameters, lambda folder: class_bank.save(folder, _classes(read())))
+    bank, names, parts, hashes = class_bank.load(entry.folder)
     if split == "maml":
         classes, stated = _maml(names, split_seed), {"split": "maml", "split_seed": split_seed}
     elif split == "lake":
         classes, stated = _lake(names, parts), {"split": "lake"}
     else:
         classes, stated = from_file(names, split, form="ALPHABET/characterNN", others="maml, lake")
-    return SplitBank(bank, names, classes, {"name": "omniglot", **stated, "resize": RESIZE, "sha256": entry.checksum})
+    protocol = {"name": "omniglot", **stated, "resize": RESIZE, "sha256": entry.checksum}
+    return SplitBank(bank, names, classes, protocol, hashes)
 
 
 def _place(source: str, part: str) -> Path:

@@ -68,17 +68,19 @@ def tfds(
         "images_per_class": images_per_class,
         "resize": RESIZE,
         "pillow": PIL.__version__,
+        "format": class_bank.FORMAT,
     }
     entry = build_once(
         "tfds", parameters, lambda folder: class_bank.save(folder, source.classes(side, channels, images_per_class))
     )
-    bank, names, _ = class_bank.load(entry.folder)
+    bank, names, _, hashes = class_bank.load(entry.folder)
     classes, stated = shuffled_or_from_file(names, split, seed)
     return SplitBank(
         bank,
         names,
         classes,
         {"name": source.full_name, "parts": parts, **stated, "resize": RESIZE, "sha256": entry.checksum},
+        hashes,
         uneven=True,
     )
 

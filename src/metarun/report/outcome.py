@@ -13,6 +13,13 @@ from metarun.report.gallery import image_gallery, regression_gallery
 from metarun.types import Experiment, Params
 
 GALLERY_TASKS = 4
+# How the value of a check of the data is said.
+OF_DATA = {
+    "labels_by_position": "{value:.1f} standard errors above chance",
+    "labels_by_class": "correlation {value:.2f}, standard error {standard_error:.2f}",
+    "support_apart_from_query": "{value:.2%} of queries are support images",
+    "test_apart_from_train": "{value:.1%} of classes, {images:.1%} of images in training",
+}
 
 
 def heading(facts: Mapping[str, Any], directory: Path) -> str:
@@ -74,6 +81,8 @@ def summary(result: Mapping[str, Any], directory: Path) -> Group:
 
 def _check_value(name: str, check: Mapping[str, Any], number: Callable[[float], str]) -> str:
     value = check["value"]
+    if name in OF_DATA:
+        return OF_DATA[name].format(**check)
     if "chance" in check:
         return f"{number(value)}, chance is {number(check['chance'])}"
     if name == "query_count":
