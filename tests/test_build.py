@@ -152,10 +152,11 @@ RUN = ("maml_sinusoid", "maml_omniglot_5w1s", "maml_omniglot_5w1s_quick", "proto
 
 
 def data_overrides(config, request):
+    dataset = config.dataset._target_.rpartition(".")[2]
     few = (
-        ["train_way=4"] if config.train_way and "omniglot" in config.dataset._target_ else []
-    )  # its archives are small
-    return few + overrides_for(config.dataset._target_.rpartition(".")[2], request)
+        ["train_way=4"] if config.train_way and dataset == "omniglot" else []
+    )  # the small archives have few characters
+    return few + overrides_for(dataset, request)
 
 
 @pytest.mark.parametrize("experiment", choices_of("experiment"))

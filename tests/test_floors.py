@@ -34,7 +34,6 @@ FLOORS = [
         "metarun.checks",
         "metarun.checkpoint",
         "metarun.metrics",
-        "metarun.progress",
         "metarun.data.cache",
         "metarun.data.episodes",
         "metarun.models.full_context",
@@ -55,7 +54,7 @@ FLOORS = [
         "metarun.models.mlp",
         "metarun.report.figure",
     ],
-    ["metarun.files", "metarun.backend", "metarun.data.contents", "metarun.models.convolution"],
+    ["metarun.files", "metarun.progress", "metarun.backend", "metarun.data.contents", "metarun.models.convolution"],
     [
         "metarun.types",
         "metarun.errors",

@@ -1,7 +1,9 @@
 """How far a run is, on the terminal: a bar, or plain lines where there is no terminal, as in a batch job."""
 
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -52,6 +54,32 @@ class RunProgress:
             self._console.print(
                 f"step {step}/{self._total}  {text}  {clock}", markup=False, highlight=False, soft_wrap=True
             )
+
+
+def hush(tfds: Any) -> None:
+    """Has TFDS, the module, draw no bars where standard error is no terminal and they would fill a log."""
+    if not Console(stderr=True).is_terminal:
+        tfds.disable_progress_bar()
+
+
+def counted(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
+    """Yields `items` and shows on standard error how many there were, if that is a terminal.
+
+    Args:
+      items: to be yielded.
+      what: what they are, in the plural.
+      total: how many there will be, if that is known.
+    """
+    with Progress(
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=(console := Console(stderr=True)),
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        yield from bar.track(items, total, description=what)
 
 
 def _clock(seconds: float) -> str:

@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,38 @@ def test_processes_at_the_same_time_build_it_once(tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert log.read_text() == "built\n"
+
+
+def _build_half_and_wait(ready):
+    def build(folder):
+        (folder / "a.bin").write_bytes(b"ab")
+        ready.set()
+        time.sleep(60)
+
+    build_once("thing", PARAMETERS, build)
+
+
+def test_after_a_kill_in_the_middle_the_next_build_is_whole(own_cache):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_build_half_and_wait, args=(ready,))
+    process.start()
+    assert ready.wait(60)
+    process.kill()
+    process.join()
+    assert list(own_cache.glob("*" + cache.PARTIAL))
+    entry = build_once("thing", PARAMETERS, write_two)
+    assert (entry.folder / "a.bin").read_bytes() == b"abc" * 100 and cache.verified(entry.folder) == entry
+    assert not list(own_cache.glob("*" + cache.PARTIAL))
+
+
+def test_a_large_file_is_read_when_asked_for_and_not_at_every_use(monkeypatch):
+    entry = build_once("thing", PARAMETERS, write_two)
+    (entry.folder / "a.bin").write_bytes(b"abd" * 100)
+    monkeypatch.setattr(cache, "READ_UP_TO", 200)
+    assert build_once("thing", PARAMETERS, write_two) == entry
+    with pytest.raises(DataError, match="a.bin has been altered"):
+        cache.verified(entry.folder)
+    (entry.folder / "a.bin").write_bytes(b"abc")
+    with pytest.raises(DataError, match="has 3 bytes where 300 were written"):
+        build_once("thing", PARAMETERS, write_two)

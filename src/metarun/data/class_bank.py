@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from metarun.data.contents import content_hashes
+from metarun.progress import counted
 
 Array = jax.Array | np.ndarray
 
@@ -95,19 +96,20 @@ def of_classes(bank: ClassBank, classes: Sequence[int]) -> ClassBank:
     return ClassBank(bank.images, bank.first[classes], bank.count[classes])
 
 
-def save(folder: Path, classes: Iterable[NamedClass]) -> None:
+def save(folder: Path, classes: Iterable[NamedClass], total: int | None = None) -> None:
     """Writes a bank into `folder`, class by class: images and the hashes of their contents as .npy, the rest as JSON.
 
     No more than a class is in memory at a time.
 
     Args:
       classes: with unique names and images of one size.
+      total: how many classes there will be, to show how far it is.
     """
     names, groups, count, hashes, feature = [], [], [], [np.empty(0, np.uint64)], (0, 0, 0)
     with open(folder / IMAGES, "wb") as file:
         # How many images there are is known at the end; NumPy's header has room for a larger number.
         start = _write_header(file, (0, *feature))
-        for name, group, images in classes:
+        for name, group, images in counted(classes, "classes", total):
             if not names:
                 feature = images.shape[1:]
                 file.seek(0)

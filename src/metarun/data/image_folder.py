@@ -100,7 +100,7 @@ def _prepare(folder: Path, files: Sequence[Entry], side: int, channels: int) -> 
                 if images:
                     yield NamedClass(name, "", np.stack(images))
 
-    class_bank.save(folder, classes())
+    class_bank.save(folder, classes(), len({file.path.parent for file in files}))
     (folder / LEFT_OUT).write_text(json.dumps(dict(sorted(left_out.items())), indent=1))
 
 

@@ -24,6 +24,7 @@ from metarun.data.class_split import SPLITS
 from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import PictureError, decode, fingerprint, in_folder, in_zips
 from metarun.errors import ConfigError, DataError, some
+from metarun.progress import hush
 
 SIDE, CHANNELS = 84, 3
 RESIZE = "Lanczos to 84x84, proportions not kept"
@@ -82,7 +83,8 @@ def mini_imagenet(*, source: str | None = None) -> SplitBank:
         raise ConfigError("dataset.source", source, f"a folder with your copy of miniImageNet: {LAYOUTS}")
     state = fingerprint(root, in_folder(root))
     parameters = {"source": state, "resize": RESIZE, "pillow": PIL.__version__, "format": class_bank.FORMAT}
-    entry = build_once("mini_imagenet", parameters, lambda folder: class_bank.save(folder, _prepared(root, state)))
+    total = sum(map(len, CLASSES.values()))
+    entry = build_once("mini_imagenet", parameters, lambda it: class_bank.save(it, _prepared(root, state), total))
     bank, names, splits, hashes = class_bank.load(entry.folder)
     _say_shortfall(dict(zip(names, bank.count.tolist(), strict=True)))
     return SplitBank(
@@ -111,6 +113,7 @@ def _prepared(root: Path, state: str) -> Iterator[NamedClass]:
     """Has TFDS prepare the source, and decodes it class by class."""
     import tensorflow_datasets as tfds  # slow to import, and only the first use needs it
 
+    hush(tfds)
     dataset = builder(data_dir=cache_dir() / "tfds" / f"mini_imagenet-{state[:16]}")
     dataset.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=root))
 

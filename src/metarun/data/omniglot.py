@@ -20,6 +20,7 @@ from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import from_file, shuffled
 from metarun.data.episodes import few_shot_of
 from metarun.errors import ConfigError, DataError, non_negative_int
+from metarun.progress import hush
 
 # The end of a drawing's path; what macOS adds to an archive does not match.
 DRAWING = re.compile(r"[^/]+/character\d+/\d+_\d+\.png$")
@@ -197,6 +198,7 @@ def _downloaded() -> dict[str, Iterator[tuple[str, bytes]]]:
             for name, png in _drawings(path):
                 yield name, {"name": name, "image": io.BytesIO(png)}
 
+    hush(tfds)
     builder = MetarunOmniglot(data_dir=cache_dir() / "tfds", file_format="array_record")
     if not builder.data_path.exists():
         _require_network(f"{URL}{PARTS[0]}.zip")

@@ -16,6 +16,7 @@ from metarun.data.class_split import shuffled_or_from_file
 from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import RESIZE, PictureError, checked_size, decode
 from metarun.errors import ConfigError, DataError, non_negative_int, positive_int
+from metarun.progress import hush
 
 
 @few_shot_of
@@ -92,6 +93,7 @@ class _Source:
         import tensorflow_datasets as tfds  # slow to import, and only this data set needs it
         from tensorflow_datasets.core.registered import DatasetNotFoundError
 
+        hush(tfds)
         self._tfds, self._parts, self._image, self._label = tfds, parts, image, label
         try:
             self._builder = tfds.builder(name, data_dir=data_dir or cache_dir() / "tfds", file_format="array_record")
