@@ -55,6 +55,7 @@ class DataSet(NamedTuple):
       train_classes: meta-training without tasks: the same draws as `train`, with each class's own label in
         [0, num_train_classes); None where there are no classes.
       num_train_classes: of meta-training.
+      ground: the level around what the images show, in [0, 1]: the median at their borders; None where there are none.
     """
 
     train: TaskSource
@@ -66,6 +67,7 @@ class DataSet(NamedTuple):
     train_way: int | None = None
     train_classes: TaskSource | None = None
     num_train_classes: int = 0
+    ground: float | None = None
 
 
 class Model(NamedTuple):
