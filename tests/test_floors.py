@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # From the top. A module stands where its name does or, without that, where the first pattern that fits it does.
 FLOORS = [
     ["metarun.cli"],
-    ["metarun.evaluation"],
+    ["metarun.evaluation", "metarun.prediction"],
     ["metarun.build", "metarun.data_sets", "metarun.saved_run"],
     [
         "metarun.runner",

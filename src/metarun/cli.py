@@ -19,6 +19,7 @@ from metarun.errors import MetarunError
 
 _FAILED = 1
 _MISTAKE = 2
+_PREDICT = ("run", "support", "query", "invert", "output")
 
 
 def main() -> None:
@@ -62,6 +63,17 @@ def eval_main() -> None:
     sys.exit(_told(lambda: _evaluate(settings)))
 
 
+def predict_main() -> None:
+    """`metarun-predict`: a trained learner is shown pictures of some classes and answers for others."""
+    settings = _settings(
+        "metarun-predict",
+        "run=DIR support=DIR query=DIR [KEY=VALUE ...]",
+        "Shows the learner of a run a few pictures of each class, and has it say of which class others are.",
+        _PREDICT_KEYS,
+    )
+    sys.exit(_told(lambda: _predict(settings)))
+
+
 _EVAL_KEYS = """\
 keys:
   run                        directory of the run, finished or interrupted
@@ -76,6 +88,19 @@ keys:
 
 The result is printed, and written into DIR/evaluations. What is not given is as in the run.
 """
+
+_PREDICT_KEYS = """\
+keys:
+  run        directory of the run, finished or interrupted; its data are not needed
+  support    a folder with a folder of pictures for each class; their numbers may differ
+  query      a folder of pictures, in folders or not
+  invert     whether light and dark change places: true, false, or auto (the default), which does so with pictures that
+             are dark on light where the run's data are light on dark
+  output     the folder to write in; the default is predictions/NAME in that of the run, NAME being that of the query
+
+Prints the likeliest class of each picture, and writes probabilities.csv and predictions.png.
+"""
+
 
 def _settings(prog: str, usage: str, description: str, epilog: str) -> list[str]:
     """The arguments of a command that takes KEY=VALUE alone, after `--help` has had its turn."""
@@ -107,6 +132,20 @@ def _evaluate(settings: list[str]) -> None:
     from metarun.evaluation import evaluate
 
     evaluate(directory, [setting for setting in settings if not setting.startswith("run=")], Console())
+
+
+def _predict(settings: list[str]) -> None:
+    given = _pairs(settings)
+    for key in given:
+        if key not in _PREDICT:
+            raise MetarunError(f"{key}: there is no such key; there are {', '.join(_PREDICT)}.")
+    _set_up()
+
+    from rich.console import Console
+
+    from metarun.prediction import predict
+
+    predict(Console(), **given)
 
 
 def _data(arguments: argparse.Namespace) -> None:
