@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from small_omniglot import write_archives
 
-from metarun import runner
+from metarun import checkpoint, runner
 from metarun.build import build
 from metarun.config import conf_dir, register, run_dir
 from metarun.data.class_split import PUBLISHED
@@ -122,7 +122,7 @@ def test_a_method_without_meta_parameters_takes_one_step_and_is_tested(tmp_path)
     result = runner.run(run.experiment, run.settings, tmp_path, **arguments)
     assert (result["steps"], result["selected_step"], result["val"]) == (1, 1, None)
     assert np.isfinite(result["value"]) and result["sizes"] == {"meta_params": 0}
-    assert runner.load_selected(tmp_path, {}) == {}
+    assert runner.load_selected(checkpoint.newest(tmp_path / "checkpoints", print), {}) == {}
     # Its checkpoint is continued as any other: here there is nothing left but to test.
     (tmp_path / "result.json").unlink()
     again = runner.run(run.experiment, run.settings, tmp_path, **arguments)

@@ -14,7 +14,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 # From the top. A module stands where its name does or, without that, where the first pattern that fits it does.
 FLOORS = [
     ["metarun.cli"],
-    ["metarun.build", "metarun.data_sets"],
+    ["metarun.evaluation", "metarun.prediction"],
+    ["metarun.build", "metarun.data_sets", "metarun.saved_run"],
     [
         "metarun.runner",
         "metarun.experiment",
@@ -36,6 +37,7 @@ FLOORS = [
         "metarun.metrics",
         "metarun.data.cache",
         "metarun.data.episodes",
+        "metarun.data.fitting",
         "metarun.models.full_context",
         "metarun.models.recurrent",
         "metarun.models.relation_module",
@@ -68,8 +70,8 @@ FLOORS = [
 # The libraries that only some files know.
 KNOWN_TO = {
     "flax": ["metarun.models.*"],
-    "hydra": ["metarun.cli", "metarun.build", "metarun.config"],
-    "omegaconf": ["metarun.cli", "metarun.build", "metarun.config"],
+    "hydra": ["metarun.cli", "metarun.build", "metarun.config", "metarun.saved_run"],
+    "omegaconf": ["metarun.cli", "metarun.build", "metarun.config", "metarun.saved_run"],
 }
 
 

@@ -53,10 +53,15 @@ def result_of(directory):
     return {key: value for key, value in result.items() if key not in TIMES}
 
 
+def newest(directory):
+    """Returns the newest checkpoint of a run."""
+    return checkpoint.newest(directory / "checkpoints", print)
+
+
 def state_of(directory):
     """Returns the newest checkpoint: step, best validation, and the bytes of every array."""
     train = toy_experiment().init()
-    saved = checkpoint.newest(directory / "checkpoints", print)
+    saved = newest(directory)
     arrays = checkpoint.load(saved, runner.RunState(train, train.params))
     as_bytes = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(arrays)]
     return saved.step, saved.metadata["ledger"]["best"], as_bytes
@@ -95,7 +100,7 @@ def test_result(uninterrupted):
     result = json.loads((uninterrupted / "result.json").read_text())
     validated = {line["step"]: line["val/mse"] for line in lines_of(uninterrupted) if "val/mse" in line}
     selected = min(validated, key=validated.get)
-    params = load_selected(uninterrupted, toy_experiment().init().params)
+    params = load_selected(newest(uninterrupted), toy_experiment().init().params)
     tested = toy_experiment().evaluate(params, "test", 50)
     assert {key: result[key] for key in FACTS} == FACTS
     assert (result["metric"], result["num_tasks"], result["steps"]) == ("mse", 50, 60)
@@ -147,7 +152,7 @@ def test_without_validation_the_last_parameters_are_tested(tmp_path):
     result = run(tmp_path, experiment=toy_experiment(evaluated=splits.append), steps=12, eval_every=0)
     assert splits == ["test"]
     assert (result["selected_step"], result["val"]) == (12, None)
-    params = load_selected(tmp_path, toy_experiment().init().params)
+    params = load_selected(newest(tmp_path), toy_experiment().init().params)
     assert result["value"] == toy_experiment().evaluate(params, "test", 50).value
 
 

@@ -6,19 +6,22 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.backend import set_precision
 from metarun.config import conf_dir
 from metarun.data.class_bank import SplitBank
-from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_int
+from metarun.data.fitting import fitted, input_shape
+from metarun.errors import ConfigError, DataError, MetarunError, non_negative_int, positive_int
 from metarun.experiment import few_shot
 from metarun.machine import device_name, versions
 from metarun.memory import available, parse_limit
 from metarun.optimizers import OVER_THE_RUN
 from metarun.runner import RunSettings
 from metarun.task_map import Layout, default_layout, frugal_layouts
-from metarun.types import DataSet, Experiment, Method
+from metarun.types import DataSet, Experiment, Method, Split, Task
 
 _GROUPS = ("method", "model", "dataset", "optimizer", "logger")
 # What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
@@ -44,6 +47,21 @@ class Run(NamedTuple):
     logger: Callable[..., Any]
 
 
+class DataFacts(NamedTuple):
+    """What a learner has to know of its data; recorded with a run, so that it can be made again without them.
+
+    Attributes:
+      objective, num_outputs, num_train_classes, ground: as in `DataSet`.
+      input_shape: of one input, `[*feature]`.
+    """
+
+    objective: str
+    num_outputs: int
+    num_train_classes: int
+    ground: float | None
+    input_shape: tuple[int, ...]
+
+
 def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     """Makes the objects of a few-shot run.
 
@@ -56,26 +74,132 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
       DataError: where the data set cannot be had.
       MetarunError: for a key that nothing reads.
     """
-    keys = _Keys(OmegaConf.to_container(config, resolve=True), choices)
-    set_precision(keys["precision"])
-    dataset = keys.call("dataset")
-    variants = _variants(
-        keys,
-        model=keys.call("model", num_outputs=dataset.num_outputs),
-        encoder=keys.call("model", num_outputs=None),
-        objective=dataset.objective,
-        num_outputs=dataset.num_outputs,
-        num_train_classes=dataset.num_train_classes,
-    )
-    method = next(iter(variants.values()))
-    _check_training(keys, choices, dataset, method)
-    optimizer = keys.call("optimizer")
+    keys = _Keys.of(config, choices)
+    dataset = keys.call("dataset", test_only=False)
+    data = _facts_of(dataset)
+    variants = _variants(keys, data)
+    _check_training(keys, choices, dataset, next(iter(variants.values())))
     logger = keys.partial("logger")
+    experiment, settings, facts = _experiment(keys, choices, dataset, variants)
+    defaults = OmegaConf.load(conf_dir() / "config.yaml")
+    keys.refuse_unread(key for key in keys.values if key not in defaults or keys.values[key] != defaults[key])
+    return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol, data), logger)
+
+
+def build_evaluation(
+    config: DictConfig,
+    choices: Mapping[str, str],
+    *,
+    changed: Iterable[str],
+    learner: DictConfig,
+    data: DataFacts,
+) -> tuple[Experiment, RunSettings, Mapping[str, Any]]:
+    """Makes the objects that a trained learner is tested by, on data that are brought to the shape of its own.
+
+    Args:
+      config: the configuration of the test.
+      choices: as in `build`.
+      changed: keys at the top of `config` that differ from the run's, each of which has to matter.
+      learner: the configuration that decides what the learner computes: that of its training.
+      data: what it was trained on.
+
+    Returns:
+      experiment, settings and facts as in `Run`.
+
+    Raises:
+      ConfigError, DataError, MetarunError: as `build`; or the data are of another kind than the run's, or the learner
+        has an output for each class of its training tasks, and `way` is another number.
+    """
+    keys = _Keys.of(config, choices)
+    dataset = keys.call("dataset", test_only=True)
+    if dataset.objective != data.objective:
+        allowed = f"data for {data.objective}, which the run was trained for"
+        raise ConfigError("dataset", choices["dataset"], f"{allowed}; these are for {dataset.objective}")
+    if dataset.contents is not None:
+        dataset = dataset._replace(contents=_against_training(dataset.contents, learner, choices))
+    dataset = fitted(dataset, data.input_shape)
+    if not takes_way(learner, choices, data, dataset.num_outputs):
+        allowed = f"{data.num_outputs}: method={choices['method']} was trained with an output for each class of a task"
+        raise ConfigError("way", dataset.num_outputs, allowed)
+    variants = _variants(_Keys.of(learner, choices), data._replace(num_outputs=dataset.num_outputs))
+    parts = _experiment(keys, choices, dataset, variants)
+    keys.refuse_unread({*changed} - {"method"})  # whose keys the learner has read
+    return parts
+
+
+def _against_training(
+    contents: Mapping[str, Any], learner: DictConfig, choices: Mapping[str, str]
+) -> Mapping[str, Any]:
+    """The contents of a test's classes beside those that a learner was trained and validated on.
+
+    Those are left out where its data set is no longer at hand.
+    """
+    try:
+        trained = _Keys.of(learner, choices).call("dataset", test_only=False).contents
+    except (ConfigError, DataError):
+        trained = None
+    return {**(trained or {}), "test": contents["test"]}
+
+
+def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFacts) -> Method:
+    """Makes the method of a run without its data, in the form that evaluates.
+
+    Args:
+      config, choices: as in `build`.
+      data: what it was trained on, with the classes of a task that it is to answer as `num_outputs`.
+    """
+    return next(iter(_variants(_Keys.of(config, choices), data).values()))
+
+
+def shapes_of(method: Method, data: DataFacts) -> Any:
+    """The meta-parameters of a method, as shapes."""
+    x = jax.ShapeDtypeStruct((data.num_outputs, *data.input_shape), jnp.float32)
+    y = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32) if data.objective == "classification" else x
+    return jax.eval_shape(method.init, jax.random.key(0), Task(Split(x, y), Split(x, y)))
+
+
+def takes_way(config: DictConfig, choices: Mapping[str, str], data: DataFacts, way: int) -> bool:
+    """Whether a learner can answer tasks of `way` classes with the parameters that it has.
+
+    Args:
+      config, choices: as in `build`.
+      data: what it was trained on.
+      way: classes of a task.
+    """
+    if way == data.num_outputs:
+        return True
+    asked, trained = (data._replace(num_outputs=number) for number in (way, data.num_outputs))
+    shapes = [shapes_of(build_learner(config, choices, facts), facts) for facts in (asked, trained)]
+    return shapes[0] == shapes[1]
+
+
+def recorded(identity: Mapping[str, Any]) -> DataFacts:
+    """What a run was trained on, from the identity that its checkpoints hold.
+
+    Raises:
+      MetarunError: they do not have it.
+    """
+    try:
+        facts = DataFacts(*(identity[f"dataset.{name}"] for name in DataFacts._fields))
+    except KeyError as error:
+        raise MetarunError(
+            "The run was begun with an earlier version of metarun, whose checkpoints do not say what the inputs are. "
+            "Train it again."
+        ) from error
+    return facts._replace(input_shape=tuple(facts.input_shape))
+
+
+def _facts_of(dataset: DataSet) -> DataFacts:
+    shared = {name: getattr(dataset, name) for name in DataFacts._fields if name != "input_shape"}
+    return DataFacts(**shared, input_shape=input_shape(dataset))
+
+
+def _settings(keys: "_Keys", method: Method) -> RunSettings:
     # Where there are no meta-parameters, one step says all that training can say, and there is nothing to select.
     steps, eval_every = keys["steps"], keys["eval_every"]
     if method.trains_on == "nothing":
         steps, eval_every = 1, 0
-    settings = RunSettings(
+    return RunSettings(
         steps=steps,
         steps_per_dispatch=keys["steps_per_dispatch"],
         eval_every=eval_every,
@@ -85,6 +209,13 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         log_every=keys["log_every"],
         resume=keys["resume"],
     )
+
+
+def _experiment(
+    keys: "_Keys", choices: Mapping[str, str], dataset: DataSet, variants: Mapping[str, Method]
+) -> tuple[Experiment, RunSettings, dict[str, Any]]:
+    """Experiment, settings and facts as in `Run`."""
+    settings = _settings(keys, next(iter(variants.values())))
     meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
     layouts = _layouts(keys["memory"]["chunk"], meta_batch_size)
     devices = list(layouts[0].mesh.devices.flat)
@@ -94,7 +225,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     experiment = few_shot(
         variants,
         dataset,
-        optimizer,
+        keys.call("optimizer"),
         layouts,
         seed=non_negative_int("seed", keys["seed"]),
         eval_seed=non_negative_int("eval_seed", keys["eval_seed"]),
@@ -108,7 +239,6 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         bytes_available=bytes_available,
         stream=_streams(keys["memory"]["stream"], dataset, bytes_available, choices),
     )
-    keys.refuse_unread()
     facts = {
         "method": choices["method"],
         "dataset": choices["dataset"],
@@ -121,7 +251,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "device": device_name(devices),
         "versions": versions(),
     }
-    return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol), logger)
+    return experiment, settings, facts
 
 
 def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
@@ -133,7 +263,7 @@ def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
     Raises:
       ConfigError, DataError: as `build`; or the data set is no collection of classes.
     """
-    keys = _Keys(OmegaConf.to_container(config, resolve=True), choices)
+    keys = _Keys.of(config, choices)
     load = getattr(keys.factory("dataset"), "load", None)
     if load is None:
         raise ConfigError("dataset", choices["dataset"], "one with classes of images")
@@ -173,8 +303,16 @@ def _streams(asked: object, dataset: DataSet, bytes_available: int | None, choic
     return asked if asked != "auto" else bytes_available is not None and 2 * sum(images.values()) > bytes_available
 
 
-def _variants(keys: "_Keys", **given: Any) -> dict[str, Method]:
+def _variants(keys: "_Keys", data: DataFacts) -> dict[str, Method]:
     """The variants of the method that `memory.remat` leaves, in words, the fastest first."""
+    set_precision(keys["precision"])
+    given = {
+        "model": keys.call("model", num_outputs=data.num_outputs),
+        "encoder": keys.call("model", num_outputs=None),
+        "objective": data.objective,
+        "num_outputs": data.num_outputs,
+        "num_train_classes": data.num_train_classes,
+    }
     remat = keys["memory"]["remat"]
     if remat != "auto" and not isinstance(remat, bool):
         raise ConfigError("memory.remat", remat, "auto, true or false")
@@ -193,6 +331,11 @@ class _Keys:
     def __init__(self, values: Mapping[str, Any], choices: Mapping[str, str]):
         self.values, self._choices = values, choices
         self.read: set[str] = set()
+
+    @classmethod
+    def of(cls, config: DictConfig, choices: Mapping[str, str]) -> "_Keys":
+        """That of a composed configuration; raises `OmegaConfBaseException` where a value is missing."""
+        return cls(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), choices)
 
     def __getitem__(self, key: str) -> Any:
         self.read.add(key)
@@ -227,17 +370,20 @@ class _Keys:
                 )
         return partial(factory, **node)
 
-    def refuse_unread(self) -> None:
-        """Raises `MetarunError` for a key that nothing has read: one that was added, or set though it has no effect."""
-        defaults = OmegaConf.load(conf_dir() / "config.yaml")
-        for key, value in self.values.items():
-            if key not in self.read and (key not in defaults or value != defaults[key]):
+    def refuse_unread(self, keys: Iterable[str]) -> None:
+        """Raises `MetarunError` for one of the keys, which a user has added or set, that nothing has read."""
+        for key in keys:
+            if key not in self.read:
                 chosen = ", ".join(f"{group}={self._choices.get(group)}" for group in _GROUPS[:3])
-                raise MetarunError(f"{key}={value} is read by nothing in a run of {chosen}: leave it out.")
+                raise MetarunError(f"{key}={self.values[key]} is read by nothing in a run of {chosen}: leave it out.")
 
 
-def _identity(values: Mapping[str, Any], choices: Mapping[str, str], data: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {"dataset.sha256": data.get("sha256")}
+def _identity(
+    values: Mapping[str, Any], choices: Mapping[str, str], protocol: Mapping[str, Any], data: DataFacts
+) -> dict[str, Any]:
+    flat = {"dataset.sha256": protocol.get("sha256")} | {
+        f"dataset.{name}": fact for name, fact in data._asdict().items()
+    }
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat[key] = choices.get(key)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,18 +14,20 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config import MemoryConfig, RunConfig, conf_dir, register
+from metarun.config import MemoryConfig, RunConfig, composed, conf_dir, register
 from metarun.errors import MetarunError
 
 _FAILED = 1
 _MISTAKE = 2
+_PREDICT = ("run", "support", "query", "invert", "output")
 
 
 def main() -> None:
     """`metarun`: trains and evaluates a meta-learner, as the command line composes it."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
     register()
-    sys.exit(_told(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_train)))
+    train = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_train)
+    sys.exit(_told(train, hint="Is hydra.run.dir writable?"))
 
 
 def data_main() -> None:
@@ -49,6 +52,102 @@ def data_main() -> None:
     sys.exit(_told(lambda: _data(arguments)))
 
 
+def eval_main() -> None:
+    """`metarun-eval`: tests a trained learner on the tasks of its own or of another data set."""
+    settings = _settings(
+        "metarun-eval",
+        "run=DIR [dataset=OTHER] [KEY=VALUE ...]",
+        "Tests the parameters that a run has selected, with the checks, on test tasks of its own or another data set.",
+        _EVAL_KEYS,
+    )
+    sys.exit(_told(lambda: _evaluate(settings)))
+
+
+def predict_main() -> None:
+    """`metarun-predict`: a trained learner is shown pictures of some classes and answers for others."""
+    settings = _settings(
+        "metarun-predict",
+        "run=DIR support=DIR query=DIR [KEY=VALUE ...]",
+        "Shows the learner of a run a few pictures of each class, and has it say of which class others are.",
+        _PREDICT_KEYS,
+    )
+    sys.exit(_told(lambda: _predict(settings)))
+
+
+_EVAL_KEYS = """\
+keys:
+  run                        directory of the run, finished or interrupted
+  dataset                    another data set, as in `metarun dataset=OTHER`; images are resized to those of the run
+  dataset.KEY                a setting of the data set, such as dataset.source=DIR
+  way, shot                  classes of a task, support examples of each class; not every method can have another way
+  eval_query_shot            query examples of each class
+  eval_tasks, eval_seed      number of the test tasks, and what they are drawn by
+  method.eval_inner_steps    inner steps, where the method has them; likewise other method.eval_KEY
+  method.query_statistics    whose statistics normalise the queries: query (transductive) or support
+  memory.chunk               tasks that a device computes at once
+
+The result is printed, and written into DIR/evaluations. What is not given is as in the run.
+"""
+
+_PREDICT_KEYS = """\
+keys:
+  run        directory of the run, finished or interrupted; its data are not needed
+  support    a folder with a folder of pictures for each class; their numbers may differ
+  query      a folder of pictures, in folders or not
+  invert     whether light and dark change places: true, false, or auto (the default), which does so with pictures that
+             are dark on light where the run's data are light on dark
+  output     the folder to write in; the default is predictions/NAME in that of the run, NAME being that of the query
+
+Prints the likeliest class of each picture, and writes probabilities.csv and predictions.png.
+"""
+
+
+def _settings(prog: str, usage: str, description: str, epilog: str) -> list[str]:
+    """The arguments of a command that takes KEY=VALUE alone, after `--help` has had its turn."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} {usage}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
+    return parser.parse_args().settings
+
+
+def _pairs(settings: list[str]) -> dict[str, str]:
+    """`KEY=VALUE` as a dict; raises `MetarunError` for what is not of this form."""
+    for setting in settings:
+        if "=" not in setting:
+            raise MetarunError(f"{setting}: expected KEY=VALUE, such as run={setting}.")
+    return dict(setting.split("=", 1) for setting in settings)
+
+
+def _evaluate(settings: list[str]) -> None:
+    directory = _pairs(settings).get("run")
+    _set_up()
+
+    from rich.console import Console
+
+    from metarun.evaluation import evaluate
+
+    evaluate(directory, [setting for setting in settings if not setting.startswith("run=")], Console())
+
+
+def _predict(settings: list[str]) -> None:
+    given = _pairs(settings)
+    for key in given:
+        if key not in _PREDICT:
+            raise MetarunError(f"{key}: there is no such key; there are {', '.join(_PREDICT)}.")
+    _set_up()
+
+    from rich.console import Console
+
+    from metarun.prediction import predict
+
+    predict(Console(), **given)
+
+
 def _data(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
@@ -61,19 +160,21 @@ def _data(arguments: argparse.Namespace) -> None:
 
     from metarun.build import classes
 
-    register()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra.compose("config", [f"dataset={arguments.name}", *arguments.settings], return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
+    config, choices = composed([f"dataset={arguments.name}", *arguments.settings])
     began = time.monotonic()
-    loaded = classes(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), choices)
+    loaded = classes(config, choices)
     data_sets.describe(loaded, time.monotonic() - began)
     if arguments.command == "show":
         data_sets.show(loaded, Path(arguments.output or f"{arguments.name}.png"))
 
 
-def _told(entry) -> int:
-    """Runs `entry` and returns its exit code, having told the user in one message what went wrong."""
+def _told(entry: Callable[[], object], hint: str = "") -> int:
+    """Runs `entry` and returns its exit code, having told the user in one message what went wrong.
+
+    Args:
+      entry: what to run.
+      hint: what to look at where the system refuses something.
+    """
     try:
         entry()
     except MetarunError as error:
@@ -83,12 +184,10 @@ def _told(entry) -> int:
         print(f"metarun: {_explained(error)}", file=sys.stderr)
         return _MISTAKE
     except KeyboardInterrupt:
-        print("metarun: interrupted before training began; nothing was lost.", file=sys.stderr)
+        print("metarun: interrupted; nothing was lost.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(
-            f"metarun: {error.filename or ''}: {error.strerror or error}. Is hydra.run.dir writable?", file=sys.stderr
-        )
+        print(f"metarun: {error.filename or ''}: {error.strerror or error}. {hint}".rstrip(), file=sys.stderr)
         return _FAILED
     return 0
 
@@ -120,13 +219,18 @@ def _known_keys() -> list[str]:
     return sorted(set(keys))
 
 
-def _train(config: DictConfig) -> None:
-    from pathlib import Path
-
+def _set_up() -> None:
+    """Sets JAX up, before anything imports it."""
     from metarun import backend
     from metarun.data.cache import cache_dir
 
     backend.set_up(cache_dir() / "compiled")
+
+
+def _train(config: DictConfig) -> None:
+    from pathlib import Path
+
+    _set_up()
 
     from rich.console import Console
 
@@ -149,4 +253,5 @@ def _train(config: DictConfig) -> None:
         draw=outcome.pictures(run.experiment),
         console=Console(stderr=True),
     )
-    console.print(outcome.summary(result, directory))
+    console.print(outcome.summary(result))
+    console.print(f"result.json and plots/ in {directory}", markup=False, highlight=False, soft_wrap=True)

@@ -2,12 +2,14 @@
 
 import datetime
 import fcntl
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 OUTPUTS = Path("outputs")
 
@@ -66,6 +68,15 @@ def register() -> None:
     """Tells Hydra the schema and how a run's directory is chosen. Calling it again changes nothing."""
     ConfigStore.instance().store("schema", RunConfig)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+
+
+def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """Returns the configuration of a command line, without Hydra's own node, and the option chosen in each group."""
+    register()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = hydra.compose("config", list(overrides), return_hydra_config=True)
+    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return own, dict(config.hydra.runtime.choices)
 
 
 def run_dir(overrides: list[str]) -> str:

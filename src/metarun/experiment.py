@@ -19,6 +19,7 @@ from metarun.task_map import Layout, map_tasks, mean_gradient
 from metarun.types import Array, DataSet, Evaluation, Experiment, Method, Plan, Task, TaskSource, TrainState
 
 _BLOCK = 50  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
+_ALONE = 15  # queries of a checked task that are asked one at a time, for each of which the support set is read again
 _CHECKED = 200  # tasks on which the checks run: enough to see a leak of five points
 
 
@@ -220,13 +221,15 @@ def few_shot(
     def _check_block(params, tasks, key, check_keys, outputs):
         """Outputs and measures of a block of tasks under the changes of `checks`, `[block, ...]` NumPy arrays."""
         reordered, order = jax.vmap(check.reorder_query)(tasks, check_keys[0])
-        alone_outputs = answer_alone(params, tasks, key)
+        few = tasks._replace(query=jax.tree.map(lambda x: x[:, :_ALONE], tasks.query))
+        alone_outputs = answer_alone(params, few, key)
         found = {
             "outputs": outputs,
             "per_task": measure(outputs, tasks.query.y),
             "reordered": jnp.take_along_axis(answer(params, reordered, key), jnp.argsort(order)[:, :, None], axis=1),
             "alone": alone_outputs,
-            "alone_per_task": measure(alone_outputs, tasks.query.y),
+            "alone_per_task": measure(alone_outputs, few.query.y),
+            "together_per_task": measure(outputs[:, :_ALONE], few.query.y),
         }
         if classification:
             shuffled = jax.vmap(check.shuffle_support_labels)(tasks, check_keys[1])
@@ -243,10 +246,12 @@ def few_shot(
 
     def _verdicts(found):
         transductive = method.protocol.get("query_statistics") == "query"
-        changed_alone = check.fraction_changed(found["outputs"], found["alone"], classification)
+        changed_alone = check.fraction_changed(found["outputs"][:, :_ALONE], found["alone"], classification)
         verdicts = {
             "query_order": check.is_same(found["outputs"], found["reordered"], classification),
-            "query_count": check.query_count(found["per_task"], found["alone_per_task"], changed_alone, transductive),
+            "query_count": check.query_count(
+                found["together_per_task"], found["alone_per_task"], changed_alone, transductive
+            ),
         }
         if classification:
             changed = check.fraction_changed(found["outputs"], found["relabelled"], True)
@@ -260,7 +265,8 @@ def few_shot(
     def _data_block(tasks, split):
         if dataset.contents is None:
             return {}
-        return leaks.traces(tasks, dataset.num_outputs, dataset.contents[split])
+        known = None if "fitted" in dataset.protocol else dataset.contents[split]
+        return leaks.traces(tasks, dataset.num_outputs, known)
 
     def _data_verdicts(found):
         return {} if dataset.contents is None else leaks.verdicts(found, dataset.num_outputs, dataset.contents)

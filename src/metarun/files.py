@@ -81,7 +81,9 @@ def cannot_write(path: Path, error: Exception, needed: int | None = None) -> Met
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
     if not full:
         reason = getattr(error, "strerror", None) or str(error)
-        return MetarunError(f"Cannot write {path}: {reason}. Name another directory with hydra.run.dir=DIR.")
+        return MetarunError(
+            f"Cannot write {path}: {reason}. Name another directory (hydra.run.dir=DIR; output=DIR of predictions)."
+        )
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     sizes = f"{shutil.disk_usage(existing).free / 1e6:.2f} MB free"
     if needed is not None:

@@ -21,33 +21,33 @@ _LEAKED_SHARE = 1 / 3
 _COPIES = 1e-3
 
 
-def traces(tasks: Task, way: int, classes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def traces(tasks: Task, way: int, classes: Sequence[np.ndarray] | None) -> dict[str, np.ndarray]:
     """What `verdicts` reads of some tasks of images.
 
     Args:
       tasks: with a leading task axis, `[n]`.
       way: number of labels.
-      classes: of the split that they are drawn from, the hashes of the contents of each class.
+      classes: of the split that they are drawn from, the hashes of the contents of each class; None: images have been
+        resized since, and cannot be known again.
 
     Returns:
       support_y `[n, num_support]` and query_y `[n, num_query]`: the labels;
       repeated `[n]`: the fraction of the queries whose pixels are those of a support image of the same task;
-      classes `[n, way]`: the class that has each label, turned ones counted as the class itself; -1 if unknown.
+      classes `[n, way]`: the class that has each label, turned ones counted as the class itself; -1 if unknown. Absent
+      without `classes`.
     """
     support, query = jax.tree.map(np.asarray, tasks)
     repeated = []
     for known, asked in zip(support.x, query.x, strict=True):
         seen = {image.tobytes() for image in known}
         repeated.append(np.mean([image.tobytes() in seen for image in asked]))
+    found = {"support_y": support.y, "query_y": query.y, "repeated": np.array(repeated)}
+    if classes is None:
+        return found
     first = (support.y[:, :, None] == np.arange(way)).argmax(1)
     images = np.take_along_axis(support.x, first[:, :, None, None, None], 1).reshape(-1, *support.x.shape[2:])
     hashes = content_hashes(np.rint(255 * images).astype(np.uint8))
-    return {
-        "support_y": support.y,
-        "query_y": query.y,
-        "repeated": np.array(repeated),
-        "classes": class_of(hashes, classes).reshape(first.shape),
-    }
+    return {**found, "classes": class_of(hashes, classes).reshape(first.shape)}
 
 
 def verdicts(
@@ -58,14 +58,16 @@ def verdicts(
     Args:
       found: `traces` of all tasks.
       way: number of labels.
-      contents: of the data set that the tasks are drawn from, see `types.DataSet`.
+      contents: of the test's classes, and of those of training and validation where they can be had, see
+        `types.DataSet`.
     """
-    return {
-        "labels_by_position": labels_by_position(found["support_y"], found["query_y"], way),
-        "labels_by_class": labels_by_class(found["classes"]),
-        "support_apart_from_query": is_rare(found["repeated"]),
-        "test_apart_from_train": classes_apart(contents["test"], contents["train"], contents["val"]),
-    }
+    judged = {"labels_by_position": labels_by_position(found["support_y"], found["query_y"], way)}
+    if "classes" in found:
+        judged["labels_by_class"] = labels_by_class(found["classes"])
+    judged["support_apart_from_query"] = is_rare(found["repeated"])
+    if "train" in contents:
+        judged["test_apart_from_train"] = classes_apart(contents["test"], contents["train"], contents["val"])
+    return judged
 
 
 def labels_by_position(support_y: np.ndarray, query_y: np.ndarray, way: int) -> Mapping[str, Any]:

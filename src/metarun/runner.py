@@ -28,7 +28,7 @@ from metarun.errors import ConfigError, MetarunError, non_negative_int, positive
 from metarun.files import canonical_json, locked, plain, write_json, writing
 from metarun.memory import in_words
 from metarun.progress import RunProgress
-from metarun.types import Experiment, Metrics, Params, Plan, TrainState
+from metarun.types import Evaluation, Experiment, Metrics, Params, Plan, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,22 +148,37 @@ def run(
             raise Interrupted(stop.signum or signal.SIGINT, where) from None
 
 
-def load_selected(directory: Path, template: Params, say: Callable[[str], object] = print) -> Params:
-    """Returns the parameters that the run in `directory` selected so far: at its end, the tested ones.
+def load_selected(saved: checkpoint.Saved, template: Params) -> Params:
+    """Returns the parameters that a run had selected when it saved: at its end, the tested ones.
 
     Args:
-      directory: of a run.
-      template: parameters of the same model, for their structure, shapes and types.
-      say: told of damaged checkpoints that are passed over.
+      saved: a checkpoint of a run.
+      template: parameters of the same model, or their shapes.
 
     Raises:
-      MetarunError: there is no readable checkpoint, or it is of another architecture.
+      MetarunError: the checkpoint is of another architecture.
     """
-    directory = Path(directory)
-    saved = checkpoint.newest(directory / "checkpoints", say)
-    if saved is None:
-        raise MetarunError(f"{directory} holds no checkpoint: expected the directory of a run, with checkpoints/STEP/.")
     return checkpoint.load(saved, RunState(train=None, selected=template), partial=True).selected
+
+
+def selected_step(saved: checkpoint.Saved) -> int:
+    """Returns the step whose parameters `load_selected` returns."""
+    best = saved.metadata["ledger"]["best"]
+    return best["step"] if best else saved.step
+
+
+def reported(tested: Evaluation, facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a result says of a test: what was found, `facts`, the protocol with its hash, and the checks."""
+    return {
+        "metric": tested.metric,
+        "value": tested.value,
+        "ci95": tested.ci95,
+        "num_tasks": tested.num_tasks,
+        **facts,
+        "protocol": protocol,
+        "protocol_id": protocol_id(protocol),
+        "checks": tested.checks,
+    }
 
 
 def protocol_id(protocol: Mapping[str, Any]) -> str:
@@ -282,13 +297,7 @@ def _run(
     if draw is not None:
         draw(directory, selected, ledger.best["step"] if ledger.best else None)
     result = {
-        "metric": tested.metric,
-        "value": tested.value,
-        "ci95": tested.ci95,
-        "num_tasks": tested.num_tasks,
-        **facts,
-        "protocol": experiment.protocol,
-        "protocol_id": protocol_id(experiment.protocol),
+        **reported(tested, facts, experiment.protocol),
         "steps": step,
         "selected_step": ledger.best["step"] if ledger.best else step,
         "val": ledger.best["value"] if ledger.best else None,
@@ -297,7 +306,6 @@ def _run(
         "plan": plan._asdict(),
         "tasks_per_second": _tasks_per_second(experiment, ledger, Ledger())
         or round(step * experiment.tasks_per_step / ledger.compile_seconds, 3),  # if all ran in first dispatches
-        "checks": tested.checks,
     }
     write_json(result_path, result)
     return plain(result)

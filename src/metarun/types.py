@@ -76,6 +76,7 @@ class DataSet(NamedTuple):
       num_train_classes: of meta-training.
       contents: of images, split -> for each class the hashes of their contents, `[count]` uint64 NumPy arrays (see
         `data.contents`), by which the checks know an image again; None where there are no images.
+      ground: the level around what the images show, in [0, 1]: the median at their borders; None where there are none.
     """
 
     train: TaskSource
@@ -88,6 +89,7 @@ class DataSet(NamedTuple):
     train_classes: TaskSource | None = None
     num_train_classes: int = 0
     contents: Mapping[str, Sequence[Any]] | None = None
+    ground: float | None = None
 
 
 class Model(NamedTuple):

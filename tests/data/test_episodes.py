@@ -209,6 +209,18 @@ def test_training_tasks_may_have_another_size_than_those_of_the_test():
         numbers(train_shot=PER_CLASS)
 
 
+def test_for_a_test_alone_the_other_splits_may_be_too_small_for_a_task():
+    loaded = SplitBank(numbered_bank(), "abcdef", {"train": [0], "val": [1], "test": [2, 3, 4, 5]}, {"name": "numbers"})
+    with pytest.raises(ConfigError, match="way=3"):
+        few_shot(loaded, way=3, shot=1, query_shot=2)
+    data = few_shot(loaded, way=3, shot=1, query_shot=2, test_only=True)
+    assert data.protocol["classes"] == {"train": 1, "val": 1, "test": 4}
+    first, *others = (draw(source, 20) for source in (data.test, data.train, data.val, data.train_classes))
+    assert set(image_numbers(first.query).ravel() // PER_CLASS) == {2, 3, 4, 5}
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, first, other)
+
+
 def test_without_tasks_every_turned_class_has_a_label_of_its_own():
     data = numbers(train_way=8)
     assert data.num_train_classes == 8

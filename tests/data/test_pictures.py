@@ -9,7 +9,16 @@ import pytest
 from PIL import Image, ImageFile
 
 from metarun.data import pictures
-from metarun.data.pictures import PictureError, decode, in_folder, in_zips
+from metarun.data.pictures import (
+    PictureError,
+    border_level,
+    decode,
+    in_folder,
+    in_zips,
+    left_out_in_words,
+    read_all,
+    read_classes,
+)
 from metarun.errors import DataError
 
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
@@ -164,3 +173,36 @@ def test_a_damaged_entry_says_so(tmp_path):
     (entry,) = in_zips([path])
     with pytest.raises(PictureError, match="cannot be unpacked"):
         entry.read()
+
+
+def test_pictures_come_in_their_order_and_what_is_left_out_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "AT_ONCE", 2)
+    for k in range(7):
+        Image.fromarray(np.full((2, 2), 30 * k, np.uint8)).save(tmp_path / f"{k}.png")
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    left_out = {}
+    found = list(read_all(list(in_folder(tmp_path)), (2, 2, 1), left_out))
+    assert [(str(path), int(image[0, 0, 0])) for path, image in found] == [
+        (f"{k}.png", 30 * k) for k in range(7) if k != 3
+    ]
+    assert list(left_out) == ["3.png"]
+    said = left_out_in_words(tmp_path, left_out)
+    assert said == f"1 of the files in {tmp_path} cannot be used: 3.png (no picture of a known format)."
+
+
+def test_each_folder_with_pictures_is_a_class(tmp_path):
+    for path in ("b/1.png", "a/2.png", "b/deep/1.png", "a/1.png", "stray.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (3, 2)).save(tmp_path / path)
+    left_out = {}
+    found = {name: images.shape for name, images in read_classes(list(in_folder(tmp_path)), (2, 3, 1), left_out)}
+    assert found == {"a": (2, 2, 3, 1), "b": (1, 2, 3, 1), "b/deep": (1, 2, 3, 1)}
+    assert left_out == {"stray.png": "in no class's folder"}
+
+
+def test_the_level_of_the_border_is_the_median_of_the_outermost_pixels():
+    images = np.full((3, 5, 4, 3), 255, np.uint8)
+    images[:, 1:-1, 1:-1] = 7
+    assert border_level(images) == 1
+    images[:2, 0] = images[:2, -1] = images[:2, :, 0] = images[:2, :, -1] = 51
+    assert border_level(images) == 0.2

@@ -41,16 +41,16 @@ def jittered(key: Array, x: Array, strength: float) -> Array:
     """
     factors = random.uniform(key, (3, x.shape[0], 1, 1, 1), x.dtype, 1 - strength, 1 + strength)
     x = jnp.clip(factors[0] * x, 0, 1)
-    x = _blend(_grey(x).mean((1, 2, 3), keepdims=True), x, factors[1])
-    return _blend(_grey(x), x, factors[2])
+    x = _blend(grey(x).mean((1, 2, 3), keepdims=True), x, factors[1])
+    return _blend(grey(x), x, factors[2])
+
+
+def grey(x: Array) -> Array:
+    """The greys of colours, or of greys themselves: `[n, height, width, channel]` -> `[n, height, width, 1]`."""
+    if x.shape[3] == 1:
+        return x
+    return jnp.sum(x * jnp.asarray(LUMA, x.dtype)[None, None, None], 3, keepdims=True)
 
 
 def _blend(base: Array, x: Array, factor: Array) -> Array:
     return jnp.clip(base + factor * (x - base), 0, 1)
-
-
-def _grey(x: Array) -> Array:
-    """`[n, height, width, channel]` -> `[n, height, width, 1]`."""
-    if x.shape[3] == 1:
-        return x
-    return jnp.sum(x * jnp.asarray(LUMA, x.dtype)[None, None, None], 3, keepdims=True)

@@ -14,6 +14,7 @@ from jax import lax, random
 from metarun.data import augment
 from metarun.data.class_bank import Array, ClassBank, SplitBank, of_classes
 from metarun.data.contents import NUM_TURNS
+from metarun.data.pictures import border_level
 from metarun.errors import (
     ConfigError,
     DataError,
@@ -137,6 +138,7 @@ def few_shot(
     flip: bool = False,
     shift: int = 0,
     jitter: float = 0.0,
+    test_only: bool = False,
 ) -> DataSet:
     """Few-shot classification of the classes of each split.
 
@@ -149,6 +151,7 @@ def few_shot(
       test_rotations: the same for meta-validation and meta-test.
       flip, shift, jitter: how each image of meta-training is changed at random, see `augment`: whether it is mirrored,
         the most pixels by which it is shifted, and the strength of a change of its colours, at most 1; 0: none.
+      test_only: whether meta-test's source stands for all others, whose classes need not be enough for a task.
 
     Returns:
       The data set; to the protocol, class counts before turning, rotations and image size are added.
@@ -193,9 +196,10 @@ def few_shot(
     def contents(classes):
         return [loaded.hashes[loaded.bank.first[c] :][: loaded.bank.count[c]] for c in classes]
 
-    sources = {split: source(split, of_classes(loaded.bank, classes[split])) for split in turned}
+    made = ("test",) if test_only else turned
+    sources = {split: source(split, of_classes(loaded.bank, classes[split])) for split in made}
     return DataSet(
-        **sources,
+        **dict.fromkeys(turned, sources["test"]) | sources,
         objective="classification",
         num_outputs=int(way),
         protocol={
@@ -205,9 +209,10 @@ def few_shot(
             "image_size": list(loaded.bank.images.shape[1:3]),
         },
         train_way=ways["train"][1],
-        train_classes=source("train", sources["train"].data, own_labels=True),
+        train_classes=sources["test"] if test_only else source("train", sources["train"].data, own_labels=True),
         num_train_classes=len(classes["train"]) * (NUM_TURNS if rotations else 1),
         contents={split: contents(classes[split]) for split in turned},
+        ground=border_level(loaded.bank.images[loaded.bank.first]),  # of each class the first image
     )
 
 

@@ -1,15 +1,11 @@
 """One's own pictures: a folder for each class."""
 
 import json
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import PIL
 
 from metarun.data import class_bank
@@ -17,7 +13,15 @@ from metarun.data.cache import build_once
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import SPLITS, TRAIN_SHARE, VAL_SHARE, shuffled, shuffled_or_from_file
 from metarun.data.episodes import few_shot_of
-from metarun.data.pictures import RESIZE, Entry, PictureError, checked_size, decode, fingerprint, in_folder
+from metarun.data.pictures import (
+    RESIZE,
+    Entry,
+    checked_size,
+    fingerprint,
+    in_folder,
+    left_out_in_words,
+    read_classes,
+)
 from metarun.errors import ConfigError, DataError, non_negative_int, some, true_or_false
 
 LEFT_OUT = "left_out.json"
@@ -83,36 +87,16 @@ def image_folder(
 
 def _prepare(folder: Path, files: Sequence[Entry], side: int, channels: int) -> None:
     left_out = {}
-
-    def decoded(file: Entry) -> np.ndarray | None:
-        try:
-            if file.path.parent == PurePosixPath("."):
-                raise PictureError("in no class's folder")
-            return decode(file.read(), side, side, channels)
-        except PictureError as error:
-            left_out[str(file.path)] = str(error)
-            return None
-
-    def classes() -> Iterator[NamedClass]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for name, members in groupby(sorted(files, key=_class_then_name), key=lambda file: str(file.path.parent)):
-                images = [image for image in pool.map(decoded, members) if image is not None]
-                if images:
-                    yield NamedClass(name, "", np.stack(images))
-
-    class_bank.save(folder, classes(), len({file.path.parent for file in files}))
+    classes = read_classes(files, (side, side, channels), left_out)
+    total = len({file.path.parent for file in files})
+    class_bank.save(folder, (NamedClass(name, "", images) for name, images in classes), total)
     (folder / LEFT_OUT).write_text(json.dumps(dict(sorted(left_out.items())), indent=1))
-
-
-def _class_then_name(file: Entry) -> tuple[str, str]:
-    return str(file.path.parent), file.path.name
 
 
 def _say_left_out(root: Path, path: Path, strict: bool) -> None:
     left_out = json.loads(path.read_text())
     if left_out:
-        named = some([f"{name} ({why})" for name, why in left_out.items()])
-        said = f"{len(left_out)} of the files in {root} cannot be used: {named}."
+        said = left_out_in_words(root, left_out)
         if strict:
             raise DataError(f"{said} Mend or remove them, or leave them out with dataset.strict=false.")
         print(f"{said} They are left out; all of them are in {path}.", file=sys.stderr)

@@ -2,18 +2,21 @@
 
 import hashlib
 import io
+import os
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from metarun.errors import ConfigError, DataError, positive_int
+from metarun.errors import ConfigError, DataError, positive_int, some
 
 # Formats by their content, whatever a file is called: those whose decoders read pixels and nothing else.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -21,6 +24,7 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 200_000_000
 MODES = {1: "L", 3: "RGB"}
 RESIZE = "Lanczos, proportions not kept"
+AT_ONCE = 256  # files that are read ahead: what bounds the memory that they take
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, MemoryError, struct.error, zlib.error)
 
 
@@ -155,3 +159,58 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     return image
+
+
+def read_all(
+    files: Sequence[Entry], size: tuple[int, int, int], left_out: dict[str, str]
+) -> Iterator[tuple[PurePosixPath, np.ndarray]]:
+    """Yields path and picture of the files, in their order.
+
+    Args:
+      files: of a source.
+      size: height, width and channels that pictures are brought to, see `decode`.
+      left_out: gets those that are no pictures, and broken ones: path -> why.
+    """
+
+    def read(file: Entry) -> np.ndarray | None:
+        try:
+            return decode(file.read(), *size)
+        except PictureError as error:
+            left_out[str(file.path)] = str(error)
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(files), AT_ONCE):
+            ahead = files[start : start + AT_ONCE]
+            for file, image in zip(ahead, pool.map(read, ahead), strict=True):
+                if image is not None:
+                    yield file.path, image
+
+
+def read_classes(
+    files: Sequence[Entry], size: tuple[int, int, int], left_out: dict[str, str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the classes, each folder with pictures being one: its path, and `[count, height, width, channel]` uint8.
+
+    Args:
+      files: of a source.
+      size, left_out: as in `read_all`.
+    """
+    outside = [file for file in files if file.path.parent == PurePosixPath(".")]
+    left_out |= {str(file.path): "in no class's folder" for file in outside}
+    inside = [file for file in files if file.path.parent != PurePosixPath(".")]
+    inside.sort(key=lambda file: (str(file.path.parent), file.path.name))
+    for name, members in groupby(read_all(inside, size, left_out), key=lambda found: str(found[0].parent)):
+        yield name, np.stack([image for _, image in members])
+
+
+def left_out_in_words(root: Path, left_out: Mapping[str, str]) -> str:
+    """Says which files under `root` cannot be used, and why."""
+    named = some([f"{name} ({why})" for name, why in left_out.items()])
+    return f"{len(left_out)} of the files in {root} cannot be used: {named}."
+
+
+def border_level(images: np.ndarray) -> float:
+    """The median of the outermost pixels of `images: [n, height, width, channel]` uint8, in [0, 1]."""
+    sides = [images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]]
+    return float(np.median(np.concatenate([side.ravel() for side in sides]))) / 255

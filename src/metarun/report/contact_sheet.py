@@ -6,13 +6,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metarun.data.class_bank import SplitBank
-from metarun.report.figure import NOTE_SIZE, TITLE_SIZE, save
+from metarun.report.figure import NOTE_SIZE, TITLE_SIZE, save, short
 
 CLASSES_SHOWN, IMAGES_SHOWN = 8, 10
 GAP = 2  # pixels between images
 CELL_INCHES = 0.55
 NAME_INCHES = 1.6
-NAME_LENGTH = 24  # characters
 
 
 def contact_sheet(loaded: SplitBank, output: Path) -> None:
@@ -39,7 +38,7 @@ def draw_contact_sheet(loaded: SplitBank) -> Figure:
         sheet = _sheet(loaded, its)
         axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         pitch = sheet.shape[0] / len(its)
-        names = [_short(loaded.names[c]) for c in its]
+        names = [short(loaded.names[c]) for c in its]
         axes.set_yticks([(row + 0.5) * pitch for row in range(len(its))], names, fontsize=NOTE_SIZE)
         axes.set_xticks([])
         axes.tick_params(length=0)
@@ -63,9 +62,3 @@ def _sheet(loaded: SplitBank, classes: list[int]) -> np.ndarray:
 def _spread(classes, most: int) -> list[int]:
     places = np.unique(np.linspace(0, len(classes) - 1, min(most, len(classes))).round().astype(int))
     return [classes[place] for place in places]
-
-
-def _short(name: str) -> str:
-    """A name without what matplotlib would take for mathematics, cut at its front where it is long."""
-    name = name.replace("$", r"\$").replace("\n", " ")
-    return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]

@@ -4,6 +4,7 @@ a file. Figures are plain objects; matplotlib's global state (pyplot, rcParams) 
 import io
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,6 +20,7 @@ TITLE_SIZE = 11
 LABEL_SIZE = 10
 NOTE_SIZE = 9
 
+NAME_LENGTH = 24  # characters of a name
 ASPECT = 1.3  # of a figure of several panels, width to height
 NOTE_HEIGHT = 0.4  # inches, for the note or legend below the panels
 
@@ -53,6 +55,17 @@ def quiet(axes: Axes, title: str) -> None:
     axes.tick_params(which="both", color=GREY, labelsize=NOTE_SIZE)
     axes.grid(color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def draw_image(axes: Axes, image: np.ndarray, left: float, top: float) -> None:
+    """Draws `image: [height, width, channel]` in [0, 1] as a cell of 1 by 1, `axes` growing downwards."""
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + 1, top + 1, top))
+
+
+def short(name: str) -> str:
+    """A name without what matplotlib would take for mathematics, cut at its front where it is long."""
+    name = name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]
+    return name.replace("$", r"\$").replace("\n", " ")
 
 
 def save(figure: Figure, output: Path) -> None:

@@ -8,7 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from metarun.report.figure import BLUE, GREY, LABEL_SIZE, NOTE_SIZE, TITLE_SIZE, VERMILION, panels, quiet, save
+from metarun.report.figure import (
+    BLUE,
+    GREY,
+    LABEL_SIZE,
+    NOTE_SIZE,
+    TITLE_SIZE,
+    VERMILION,
+    draw_image,
+    panels,
+    quiet,
+    save,
+)
 
 if TYPE_CHECKING:
     from metarun.types import Split, Task
@@ -157,16 +168,12 @@ def _draw_images(axes: Axes, grid: _Grid, support: "Split", query: "Split", answ
         left, top = column * grid.column_width, HEADING + row * PITCH_Y
         axes.text(left + LABEL_WIDTH / 2, top + 0.5, str(label), ha="center", va="center", **note)
         for number, image in enumerate(support.x[support.y == label]):
-            _draw_image(axes, image, left + LABEL_WIDTH + number * PITCH_X, top)
+            draw_image(axes, image, left + LABEL_WIDTH + number * PITCH_X, top)
         is_class = query.y == label
         for number, (image, answer) in enumerate(zip(query.x[is_class][: grid.queries], answers[is_class])):
             image_left = left + grid.query_left + number * PITCH_X
-            _draw_image(axes, image, image_left, top)
+            draw_image(axes, image, image_left, top)
             _mark_answer(axes, answer, answer == label, image_left, top)
-
-
-def _draw_image(axes: Axes, image: np.ndarray, left: float, top: float) -> None:
-    axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + 1, top + 1, top))
 
 
 def _mark_answer(axes: Axes, answer: int, is_right: bool, left: float, top: float) -> None:

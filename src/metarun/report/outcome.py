@@ -53,8 +53,14 @@ def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None], Non
     return draw
 
 
-def summary(result: Mapping[str, Any], directory: Path) -> Group:
-    """The result with its interval, the checks, and where to look further, to be printed."""
+def fitted_in_words(fitted: Mapping[str, Any]) -> str:
+    """What an entry "fitted" of a protocol says, see `fitting.fitted`."""
+    found, shape = ("x".join(map(str, fitted[key])) for key in ("from", "to"))
+    return f"brought from {found} to {shape}, which the run was trained on: {fitted['how']}"
+
+
+def summary(result: Mapping[str, Any]) -> Group:
+    """The result with its interval, and the checks, to be printed."""
 
     def number(x: float | None) -> str:
         if x is None:
@@ -68,13 +74,14 @@ def summary(result: Mapping[str, Any], directory: Path) -> Group:
         verdict = Text("passed", "green") if check["passed"] else Text("FAILED", "bold red")
         table.add_row(name.replace("_", " "), verdict, _check_value(name, check, number))
     value = f"test {result['metric']} {number(result['value'])} ± {number(result['ci95'])}"
-    how = (
-        f"95% interval over {result['num_tasks']} tasks; parameters of step {result['selected_step']}; "
-        f"{result['tasks_per_second']:.0f} tasks/s"
-    )
-    parts = [Text(value, "bold"), Text(how), table, Text(f"result.json and plots/ in {directory}")]
+    how = f"95% interval over {result['num_tasks']} tasks; parameters of step {result['selected_step']}"
+    if "tasks_per_second" in result:
+        how += f"; {result['tasks_per_second']:.0f} tasks/s"
+    parts = [Text(value, "bold"), Text(how), table]
     if result["value"] is None:
-        advice = "Adaptation diverges on some test tasks: lower method.inner_lr or method.eval_inner_steps."
+        advice = (
+            "Adaptation diverges on some test tasks: lower method.eval_inner_steps or, to train again, method.inner_lr."
+        )
         parts.insert(1, Text(advice, "bold red"))
     return Group(*parts)
 

@@ -1,0 +1,187 @@
+"""What `metarun-predict` does: a trained learner is shown a few pictures of each class and answers for others."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from metarun import runner, saved_run
+from metarun.build import DataFacts, build_learner, recorded, shapes_of, takes_way
+from metarun.data.pictures import RESIZE, border_level, in_folder, left_out_in_words, read_all, read_classes
+from metarun.errors import ConfigError, DataError, MetarunError, one_of
+from metarun.report import predictions
+from metarun.report.predictions import Predictions
+from metarun.types import Method, Params, Split
+
+FOLDER, CSV, PICTURE = "predictions", "probabilities.csv", "predictions.png"
+INVERT = ("auto", "true", "false")
+DARK = 0.1  # ground at which data are light on dark
+BRIGHT = 0.5  # border above which pictures are dark on light
+BLOCK = 100  # queries that are answered at once, where the answers do not depend on it
+
+
+class Pictures(NamedTuple):
+    """Pictures of a folder.
+
+    Attributes:
+      root: the folder.
+      names: of the classes or, where there are none, of the files.
+      images: `[n, height, width, channel]` uint8.
+      labels: `[n]` int32, whose name an image has.
+    """
+
+    root: Path
+    names: list[str]
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def predict(
+    console: Console,
+    *,
+    run: str | None = None,
+    support: str | None = None,
+    query: str | None = None,
+    invert: str = "auto",
+    output: str | None = None,
+) -> None:
+    """Adapts the learner of a run to the classes of `support`, and says which of them the pictures of `query` show.
+
+    The run's own data are not needed. Prints a table; writes `probabilities.csv` and `predictions.png`.
+
+    Args:
+      console: where it is said what is done, and the table.
+      run: directory of the run, finished or not.
+      support: a folder with a folder of pictures for each class.
+      query: a folder of pictures, in folders or not.
+      invert: whether light and dark change places, for each of the two folders: "true", "false", or "auto", where the
+        run's data are light on dark and the pictures are not.
+      output: the folder to write in; None: predictions/NAME in that of the run, NAME being that of `query`.
+
+    Raises:
+      ConfigError, DataError, MetarunError: a setting, the run or a folder cannot be used; its files that are no
+        pictures are named and left out.
+    """
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    one_of("invert", invert, INVERT)
+    folders = {"support": _folder("support", support), "query": _folder("query", query)}
+    saved = saved_run.read(run, say)
+    trained_on = recorded(saved.checkpoint.metadata["identity"])
+    _check_images(trained_on, saved)
+    shown = _read_support(folders["support"], trained_on.input_shape, say)
+    asked = _read_query(folders["query"], trained_on.input_shape, say)
+    method, params = _learner(saved, trained_on, shown)
+
+    method_name, data_name = saved.choices["method"], saved.choices["dataset"]
+    say(f"{method_name} trained on {data_name}, parameters of step {runner.selected_step(saved.checkpoint)}.")
+    say(f"{len(shown.images)} pictures of {len(shown.names)} classes, {len(asked.images)} queries.")
+    say(f"Pictures are brought to {'x'.join(map(str, trained_on.input_shape))}: {RESIZE}.")
+    shown, asked = (_with_polarity(pictures, trained_on.ground, invert, say) for pictures in (shown, asked))
+    transductive = method.protocol.get("query_statistics") == "query"
+    if transductive:
+        say("The queries are answered together, and an answer may depend on the others (query_statistics=query).")
+
+    support_x, query_x = (pictures.images.astype(np.float32) / 255 for pictures in (shown, asked))
+    outputs = answers(method, params, Split(support_x, shown.labels), query_x, together=transductive)
+    found = Predictions(shown.names, support_x, shown.labels, asked.names, query_x, softmax(outputs))
+    console.print(predictions.table(found))
+    folder = Path(output).expanduser() if output else saved.directory / FOLDER / folders["query"].resolve().name
+    predictions.write_csv(found, folder / CSV)
+    predictions.picture(found, folder / PICTURE)
+    say(f"{CSV} and {PICTURE} in {folder}")
+
+
+def answers(method: Method, params: Params, support: Split, query_x: np.ndarray, *, together: bool) -> np.ndarray:
+    """The outputs of a method that adapts to `support`, in random order as in its training: `[num_query, way]`.
+
+    Args:
+      support: a task's, as NumPy arrays.
+      query_x: `[num_query, *feature]`.
+      together: whether all queries have to be answered at once.
+
+    Raises:
+      MetarunError: an output is not finite.
+    """
+    order = np.random.default_rng(0).permutation(len(support.y))
+    adapted = jax.jit(method.adapt)(params, Split(support.x[order], support.y[order]), jax.random.key(0))
+    # Blocks of equal size but for one, so that two programs at most are compiled.
+    blocks = [query_x] if together else np.array_split(query_x, -(-len(query_x) // BLOCK))
+    answer = jax.jit(method.predict)
+    outputs = np.concatenate([np.asarray(answer(adapted, block)) for block in blocks])
+    if not np.isfinite(outputs).all():
+        raise MetarunError("Adaptation to these pictures diverges: the outputs are not finite.")
+    return outputs
+
+
+def softmax(outputs: np.ndarray) -> np.ndarray:
+    """Probabilities of `outputs: [n, way]`, in float64."""
+    exponentials = np.exp(outputs.astype(np.float64) - outputs.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def _folder(key: str, value: str | None) -> Path:
+    wanted = {"support": "a folder with a folder of pictures for each class", "query": "a folder of pictures"}
+    if not value or not (folder := Path(value).expanduser()).is_dir():
+        raise ConfigError(key, value, wanted[key])
+    return folder
+
+
+def _check_images(data: DataFacts, run: saved_run.SavedRun) -> None:
+    if data.objective != "classification" or len(data.input_shape) != 3:
+        raise ConfigError("run", run.directory, f"a run on images in classes; it is on {run.choices['dataset']}")
+
+
+def _learner(run: saved_run.SavedRun, data: DataFacts, support: Pictures) -> tuple[Method, Params]:
+    """The method for the classes of `support`, and its selected parameters."""
+    way = len(support.names)
+    if not takes_way(run.config, run.choices, data, way):
+        raise DataError(
+            f"{support.root} has {way} folders with pictures: expected {data.num_outputs}, for method="
+            f"{run.choices['method']} was trained with an output for each class of a task."
+        )
+    data = data._replace(num_outputs=way)
+    method = build_learner(run.config, run.choices, data)
+    return method, runner.load_selected(run.checkpoint, shapes_of(method, data))
+
+
+def _read_support(root: Path, shape: tuple[int, int, int], say: Callable[[str], None]) -> Pictures:
+    left_out: dict[str, str] = {}
+    classes = dict(read_classes(list(in_folder(root)), shape, left_out))
+    _say_left_out(root, left_out, say)
+    if len(classes) < 2:
+        raise DataError(
+            f"{root} has {len(classes)} folders with pictures: expected support=DIR with one for each class."
+        )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images) for images in classes.values()])
+    return Pictures(root, list(classes), np.concatenate(list(classes.values())), labels)
+
+
+def _read_query(root: Path, shape: tuple[int, int, int], say: Callable[[str], None]) -> Pictures:
+    left_out: dict[str, str] = {}
+    files = {str(path): image for path, image in read_all(list(in_folder(root)), shape, left_out)}
+    _say_left_out(root, left_out, say)
+    if not files:
+        raise DataError(f"{root} has no pictures: expected query=DIR with the pictures to be classified.")
+    return Pictures(root, list(files), np.stack(list(files.values())), np.arange(len(files), dtype=np.int32))
+
+
+def _say_left_out(root: Path, left_out: dict[str, str], say: Callable[[str], None]) -> None:
+    if left_out:
+        say(f"{left_out_in_words(root, left_out)} They are left out.")
+
+
+def _with_polarity(pictures: Pictures, ground: float | None, invert: str, say: Callable[[str], None]) -> Pictures:
+    """The pictures, light and dark having changed places if they are to."""
+    border = border_level(pictures.images)
+    dark = ground is not None and ground < DARK
+    inverted = invert == "true" or (invert == "auto" and dark and border > BRIGHT)
+    theirs = "unknown" if ground is None else f"{ground:.2f}"
+    level = f"the level at the border, 0 black and 1 white, is {border:.2f}, that of the run's data {theirs}"
+    say(f"{pictures.root}: {'inverted' if inverted else 'not inverted'} (invert={invert}; {level}).")
+    return pictures._replace(images=255 - pictures.images) if inverted else pictures

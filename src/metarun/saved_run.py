@@ -1,0 +1,159 @@
+"""A run read back from its directory: the configuration that it was begun with, and its newest checkpoint."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from metarun import checkpoint
+from metarun.config import RunConfig, composed
+from metarun.errors import ConfigError, MetarunError, some
+from metarun.files import plain
+
+# Another value of these is another question to the same learner; of any other key, it is another learner.
+MAY_CHANGE = {
+    "dataset": "dataset=OTHER",
+    "dataset.*": "dataset.KEY",
+    "way": "way",
+    "shot": "shot",
+    "eval_query_shot": "eval_query_shot",
+    "eval_tasks": "eval_tasks",
+    "eval_seed": "eval_seed",
+    "method.eval_*": "method.eval_inner_steps and other method.eval_KEY",
+    "method.query_statistics": "method.query_statistics",
+    "memory.chunk": "memory.chunk",
+}
+
+
+class SavedRun(NamedTuple):
+    """A run that has saved something.
+
+    Attributes:
+      directory: of the run.
+      config: the configuration that it was begun with.
+      choices: the option chosen in each group.
+      checkpoint: its newest whole one.
+    """
+
+    directory: Path
+    config: DictConfig
+    choices: Mapping[str, str]
+    checkpoint: checkpoint.Saved
+
+
+class Changed(NamedTuple):
+    """What a run's learner is to be asked.
+
+    Attributes:
+      config: the run's configuration with the changes.
+      choices: the option chosen in each group.
+      keys: what was changed, at the top of the configuration.
+      learner: the run's configuration with the changes of the method alone.
+    """
+
+    config: DictConfig
+    choices: Mapping[str, str]
+    keys: Sequence[str]
+    learner: DictConfig
+
+
+def read(directory: str | None, say: Callable[[str], object]) -> SavedRun:
+    """Reads the run in `directory`, finished or not.
+
+    Args:
+      directory: `run=` of the command line.
+      say: told of damaged checkpoints that are passed over.
+
+    Raises:
+      ConfigError: it is no directory of a run.
+      MetarunError: it has no readable checkpoint, or its configuration cannot be read or is not the checkpoint's.
+    """
+    root = Path(directory or "").expanduser()
+    files = root / ".hydra" / "config.yaml", root / ".hydra" / "hydra.yaml"
+    if not directory or not all(file.is_file() for file in files):
+        raise ConfigError("run", directory, "the directory of a run, such as outputs/DATE/TIME")
+    try:
+        config, of_hydra = (OmegaConf.load(file) for file in files)
+        config = OmegaConf.merge(OmegaConf.structured(RunConfig), config)
+        chosen = of_hydra.hydra.runtime.choices
+        choices = {group: option for group, option in chosen.items() if "/" not in group}
+    except (OSError, ValueError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise MetarunError(f"The configuration in {root / '.hydra'} cannot be read: {reason}.") from error
+    saved = checkpoint.newest(root / "checkpoints", say)
+    if saved is None:
+        raise MetarunError(f"The run in {root} has no checkpoint yet.")
+    run = SavedRun(root, config, choices, saved)
+    _check_same(run)
+    return run
+
+
+def changed(run: SavedRun, overrides: Sequence[str]) -> Changed:
+    """Applies overrides to the configuration of a run.
+
+    Where `dataset=OTHER` is among them, its node is what `conf/` composes for it today, and sizes of training tasks,
+    which say nothing of other data, give way.
+
+    Args:
+      run: from `read`.
+      overrides: as `metarun` takes them.
+
+    Raises:
+      MetarunError: an override that would make another learner.
+      HydraException, OmegaConfBaseException: one that is malformed, of another type, or names what there is not.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override in parsed:
+        _check_may_change(override)
+    config, choices = copy.deepcopy(run.config), dict(run.choices)
+    others = [override for override in parsed if override.key_or_group == "dataset"]
+    for override in others:
+        choices["dataset"] = override.value()
+        config.dataset = composed([override.input_line])[0].dataset
+    for override in parsed:
+        if override not in others:
+            OmegaConf.update(config, override.key_or_group, override.value())
+    if others:
+        config.train_way = config.train_shot = None
+        config.query_shot = config.query_shot if config.eval_query_shot is None else config.eval_query_shot
+    learner = copy.deepcopy(run.config)
+    learner.method = config.method
+    return Changed(config, choices, [override.key_or_group.split(".")[0] for override in parsed], learner)
+
+
+def _check_same(run: SavedRun) -> None:
+    """Raises `MetarunError` where a command with other settings, though refused, has left its configuration behind."""
+    values = OmegaConf.to_container(run.config, resolve=True)
+
+    def now(key: str, then: Any) -> Any:
+        group, _, inner = key.partition(".")
+        value = values.get(group)
+        if inner:
+            return (value or {}).get(inner, then)  # what is found out of the data is no setting
+        return run.choices.get(key) if isinstance(value, dict) else value
+
+    identity = run.checkpoint.metadata["identity"]
+    found = {key: (then, plain(now(key, then))) for key, then in identity.items()}
+    if differing := [f"{key} ({then} then, {here} there)" for key, (then, here) in found.items() if then != here]:
+        raise MetarunError(
+            f"The configuration in {run.directory / '.hydra'} is not that of the run's checkpoint: {some(differing)}. "
+            "The command of the run, given again, puts its own there."
+        )
+
+
+def _check_may_change(override: Override) -> None:
+    simple = override.type == OverrideType.CHANGE and not override.is_sweep_override() and override.package is None
+    if not simple or not any(fnmatch(override.key_or_group, pattern) for pattern in MAY_CHANGE):
+        raise MetarunError(
+            f"{override.input_line}: of a run that is trained, only these may be changed: "
+            f"{', '.join(MAY_CHANGE.values())}. Anything else makes another learner: train that with `metarun`."
+        )
+    if override.key_or_group == "dataset" and not isinstance(override.value(), str):
+        raise ConfigError("dataset", override.value(), "the name of a data set; `metarun-data list` has them")

@@ -1,0 +1,68 @@
+"""Directories of runs and of pictures, made in a moment, for the commands that take one."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from metarun import checkpoint
+from metarun.build import build
+from metarun.config import composed
+from metarun.runner import Ledger, RunState
+
+SIDE = 8
+
+
+def pattern(name):
+    """What the pictures of a class have in common: `[SIDE, SIDE]`, from 0 to 1."""
+    return np.random.default_rng(list(name.encode())).random((SIDE, SIDE))
+
+
+def draw(folder, name, count, *, first=0, ink_on_white=False):
+    """Writes grey pictures of a class, its pattern under noise, into `folder`: light on black, or inverted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(first, first + count):
+        image = pattern(name) + 0.05 * np.random.default_rng([k, *name.encode()]).standard_normal((SIDE, SIDE))
+        image[[0, -1]] = image[:, [0, -1]] = 0  # the ground
+        levels = np.round(255 * image.clip(0, 1)).astype(np.uint8)
+        Image.fromarray(255 - levels if ink_on_white else levels).save(folder / f"{k}.png")
+
+
+def draw_classes(root, num_classes=12, count=6):
+    """Writes a data set into `root`: a folder for each class."""
+    for c in range(num_classes):
+        draw(root / f"{c:02}", f"class {c}", count)
+
+
+def begun(directory, *overrides):
+    """Makes the directory of a run that has saved its initial parameters, and been stopped."""
+    config, choices = composed(overrides)
+    run = build(config, choices)
+    (directory / ".hydra").mkdir(parents=True)
+    OmegaConf.save(config, directory / ".hydra" / "config.yaml")
+    of_hydra = {"hydra": {"runtime": {"choices": choices, "output_dir": "${run_dir:nowhere}"}}}
+    OmegaConf.save(OmegaConf.create(of_hydra), directory / ".hydra" / "hydra.yaml")
+    state = run.experiment.init()
+    metadata = {"identity": run.identity, "ledger": dataclasses.asdict(Ledger()), "form": ""}
+    checkpoint.save(directory / "checkpoints", 0, RunState(state, state.params), metadata)
+    return directory
+
+
+def call(entry, capsys, monkeypatch, *arguments):
+    """Calls a console command. Returns its exit code, and what it prints on stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", [entry.__name__, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        entry()
+    said = capsys.readouterr()
+    return stopped.value.code or 0, said.out, said.err
+
+
+def refused(answer, *words):
+    """The command ended as for a mistake, with one message that has all of `words`."""
+    code, out, err = answer
+    assert code == 2 and err.count("metarun: ") == 1 and "Traceback" not in err, (out, err)
+    for word in words:
+        assert word in err, err

@@ -1,0 +1,242 @@
+"""`metarun-predict`, as a user calls it; and every method, as it does."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_run import begun, call, draw, draw_classes, refused
+
+from metarun import checkpoint, cli, prediction
+from metarun.build import build_learner, recorded, shapes_of
+from metarun.config import conf_dir
+from metarun.runner import load_selected
+from metarun.saved_run import read
+
+METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
+NAMES = ("ant", "bee", "cat")
+# What makes a method quick on pictures of 8x8.
+SETTINGS = {
+    "conditional": ["method.filters=4"],
+    "from_scratch": ["method.inner_steps=20"],
+    "mann": ["method.hidden=8", "method.slots=4", "method.width=4", "method.heads=2"],
+    "maml_plus_plus": ["method.per_step_norm=false"],
+    "relation": ["model=conv4", "model.filters=4"],
+    "reptile": ["query_shot=2"],
+    "rnn": ["method.hidden=8"],
+    "snail": ["method.filters=4", "method.attention=[[4,4],[4,4]]"],
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A data set, `data`; three new classes of two, three and four pictures, `support`; and three of each, `query`."""
+    root = tmp_path_factory.mktemp("folders")
+    draw_classes(root / "data")
+    for number, name in enumerate(NAMES):
+        draw(root / "support" / name, name, 2 + number)
+        draw(root / "query" / name, name, 3, first=10)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(folders):
+    """`name -> directory` of a run of that method, for tasks of three classes."""
+
+    def run(name):
+        directory = folders / name
+        if not directory.exists():
+            data = ["dataset=image_folder", f"dataset.source={folders / 'data'}", "dataset.image_size=8"]
+            small = ["dataset.channels=1", "way=3", "eval_query_shot=3", "dataset.split=" + str(split)]
+            network = [] if name == "relation" else ["model=mlp", "model.hidden=[8]"]
+            extra = SETTINGS.get(name, [])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("METARUN_CACHE", str(folders / "cache"))
+                begun(directory, f"method={name}", *data, *small, *network, *extra)
+        return directory
+
+    split = folders / "split.json"
+    names = [f'"{c:02}"' for c in range(12)]
+    parts = (", ".join(names[start : start + 4]) for start in (0, 4, 8))
+    split.write_text('{{"train": [{}], "val": [{}], "test": [{}]}}'.format(*parts))
+    return run
+
+
+@pytest.fixture
+def predict(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    return lambda *arguments: call(cli.predict_main, capsys, monkeypatch, *arguments)
+
+
+def rows_of(folder):
+    with (folder / "probabilities.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:2] == ["file", "predicted"]
+    return header[2:], {row[0]: (row[1], np.array(row[2:], float)) for row in rows}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_answers(name, runs, folders, predict, tmp_path, monkeypatch):
+    run = runs(name)
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "none"))  # its own data are not at hand
+    settings = [f"run={run}", f"support={folders / 'support'}", f"query={folders / 'query'}", f"output={tmp_path}"]
+    code, out, err = predict(*settings)
+    assert code == 0, err
+    classes, rows = rows_of(tmp_path)
+    assert classes == list(NAMES)
+    assert list(rows) == [f"{c}/{k}.png" for c in NAMES for k in (10, 11, 12)]
+    for predicted, probabilities in rows.values():
+        assert abs(probabilities.sum() - 1) < 1e-12 and (probabilities >= 0).all()
+        assert predicted == classes[probabilities.argmax()]
+    assert (tmp_path / "predictions.png").stat().st_size > 10_000
+    together = "answered together" in out
+    assert together == ("query_statistics: query" in (run / ".hydra" / "config.yaml").read_text())
+    if together:
+        return
+    # Otherwise an answer does not depend on the order of the queries.
+    (tmp_path / "query").mkdir()
+    for number, file in enumerate(reversed(rows)):
+        shutil.copy(folders / "query" / file, tmp_path / "query" / f"{number}.png")
+    assert predict(*settings[:2], f"query={tmp_path / 'query'}", f"output={tmp_path / 'reversed'}")[0] == 0
+    reordered = rows_of(tmp_path / "reversed")[1].values()
+    for (_, ours), (_, others) in zip(reversed(rows.values()), reordered, strict=True):
+        np.testing.assert_allclose(ours, others, atol=1e-4)
+
+
+def test_classes_that_are_clearly_different_are_told_apart(runs, folders, predict, tmp_path):
+    settings = [f"support={folders / 'support'}", f"query={folders / 'query'}", f"output={tmp_path}"]
+    for name in ("nearest_neighbor", "protonet"):
+        code, out, _ = predict(f"run={runs(name)}", *settings)
+        assert code == 0
+        for file, (predicted, _) in rows_of(tmp_path)[1].items():
+            assert file.startswith(f"{predicted}/")
+            assert any(line.split()[:2] == [file, predicted] for line in out.splitlines())
+
+
+def test_where_a_network_has_an_output_a_class_their_number_is_given(runs, folders, predict, tmp_path):
+    shutil.copytree(folders / "support", tmp_path / "support")
+    draw(tmp_path / "support" / "dog", "dog", 1)
+    settings = [f"support={tmp_path / 'support'}", f"query={folders / 'query'}", f"output={tmp_path}"]
+    refused(predict(f"run={runs('maml')}", *settings), "has 4 folders with pictures: expected 3", "method=maml")
+    for name in ("protonet", "from_scratch", "pretrain", "hypernetwork"):
+        assert predict(f"run={runs(name)}", *settings)[0] == 0
+        classes, rows = rows_of(tmp_path)
+        assert classes == [*NAMES, "dog"] and len(rows) == 9
+
+
+def test_ink_on_white_is_inverted_where_the_data_are_light_on_dark(runs, folders, predict, tmp_path):
+    run = runs("nearest_neighbor")
+    for name in NAMES:
+        draw(tmp_path / "query" / name, name, 3, first=10, ink_on_white=True)
+    settings = [f"run={run}", f"support={folders / 'support'}", f"query={tmp_path / 'query'}", f"output={tmp_path}"]
+    code, out, _ = predict(*settings)
+    assert code == 0
+    assert "support: not inverted (invert=auto; the level at the border, 0 black and 1 white, is 0.00, that of" in out
+    assert "query: inverted (invert=auto; the level at the border, 0 black and 1 white, is 1.00, that of" in out
+    inverted = rows_of(tmp_path)[1]
+    assert all(file.startswith(f"{predicted}/") for file, (predicted, _) in inverted.items())
+    assert "query: not inverted (invert=false" in predict(*settings, "invert=false")[1]
+    assert any(file.split("/")[0] != predicted for file, (predicted, _) in rows_of(tmp_path)[1].items())
+    assert predict(*settings[:2], f"query={folders / 'query'}", settings[3])[0] == 0
+    for file, (_, probabilities) in rows_of(tmp_path)[1].items():
+        np.testing.assert_array_equal(probabilities, inverted[file][1])
+
+
+def test_by_default_it_is_written_below_the_run_and_broken_files_are_named(runs, folders, predict, tmp_path):
+    run = shutil.copytree(runs("nearest_neighbor"), tmp_path / "run")
+    query = shutil.copytree(folders / "query", tmp_path / "some pictures")
+    (query / "notes.txt").write_text("no picture")
+    (query / "cut.png").write_bytes((query / "ant" / "10.png").read_bytes()[:60])
+    support = shutil.copytree(folders / "support", tmp_path / "support")
+    (support / "stray.png").write_bytes((query / "ant" / "10.png").read_bytes())
+    code, out, _ = predict(f"run={run}", f"support={support}", f"query={query}")
+    assert code == 0
+    assert f"2 of the files in {query} cannot be used: " in out and "notes.txt (no picture of a known format)" in out
+    assert f"1 of the files in {support} cannot be used: stray.png (in no class's folder). They are left out." in out
+    folder = run / "predictions" / "some pictures"
+    assert len(rows_of(folder)[1]) == 9 and (folder / "predictions.png").exists()
+    assert f"probabilities.csv and predictions.png in {folder}" in out
+
+
+def test_many_queries_are_answered_in_blocks(runs, folders, predict, tmp_path, monkeypatch):
+    settings = [f"run={runs('protonet')}", f"support={folders / 'support'}", f"query={folders / 'query'}"]
+    assert predict(*settings, f"output={tmp_path / 'at once'}")[0] == 0
+    monkeypatch.setattr(prediction, "BLOCK", 4)
+    assert predict(*settings, f"output={tmp_path / 'in blocks'}")[0] == 0
+    rows, blocks = (rows_of(tmp_path / name)[1] for name in ("at once", "in blocks"))
+    assert list(rows) == list(blocks)
+    for file in rows:
+        np.testing.assert_allclose(rows[file][1], blocks[file][1], atol=1e-5)
+
+
+def test_softmax_is_exact_for_outputs_of_any_size():
+    outputs = np.array([[1000.0, 999.0], [-3e38, 0.0]], np.float32)
+    expected = [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))], [0, 1]]
+    np.testing.assert_allclose(prediction.softmax(outputs), expected, rtol=1e-12)
+
+
+def test_what_a_run_holds_is_enough_to_make_its_learner(runs):
+    run = read(str(runs("pretrain")), print)
+    data = recorded(run.checkpoint.metadata["identity"])
+    assert data == ("classification", 3, 4, 0.0, (8, 8, 1))
+    params = load_selected(run.checkpoint, shapes_of(build_learner(run.config, run.choices, data), data))
+    assert params["head"]["kernel"].shape == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"run": None}, ["run=None: expected the directory of a run"]),
+        ({"support": None}, ["support=None: expected a folder with a folder of pictures for each class"]),
+        ({"query": None}, ["query=None: expected a folder of pictures"]),
+        ({"query": "/nowhere"}, ["query=/nowhere: expected a folder of pictures"]),
+        ({"invert": "maybe"}, ["invert=maybe: expected one of auto, true, false"]),
+        ({"way": "3"}, ["way: there is no such key; there are run, support, query, invert, output."]),
+        ({"support": "empty"}, ["empty has 0 folders with pictures: expected support=DIR"]),
+        ({"query": "empty"}, ["empty has no pictures: expected query=DIR"]),
+        ({"output": "/dev/null/out"}, ["Cannot write /dev/null/out", "output=DIR"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_mistake_is_one_message(runs, folders, predict, tmp_path, monkeypatch, settings, words):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = {"run": runs("nearest_neighbor"), "support": folders / "support", "query": folders / "query"} | settings
+    refused(predict(*(f"{key}={value}" for key, value in given.items() if value is not None)), *words)
+
+
+def test_a_run_on_other_than_images_is_refused(predict, folders, tmp_path):
+    run = begun(tmp_path / "run", "experiment=maml_sinusoid")
+    answer = predict(f"run={run}", f"support={folders / 'support'}", f"query={folders / 'query'}")
+    refused(answer, f"run={run}: expected a run on images in classes; it is on sinusoid")
+
+
+def test_answers_that_are_not_finite_are_an_error(runs, folders, predict, tmp_path):
+    run = shutil.copytree(runs("protonet"), tmp_path / "run")
+    saved = checkpoint.newest(run / "checkpoints", print)
+    data = recorded(saved.metadata["identity"])
+    given = read(str(run), print)
+    params = load_selected(saved, shapes_of(build_learner(given.config, given.choices, data), data))
+    params["dense0"]["kernel"] = np.full_like(params["dense0"]["kernel"], np.nan)
+    checkpoint.save(run / "checkpoints", 1, {"selected": params}, saved.metadata)
+    answer = predict(f"run={run}", f"support={folders / 'support'}", f"query={folders / 'query'}")
+    refused(answer, "Adaptation to these pictures diverges")
+
+
+def test_pictures_in_colour_become_the_greys_that_the_run_knows(runs, folders, predict, tmp_path):
+    for name in NAMES:
+        (tmp_path / "query" / name).mkdir(parents=True)
+        with Image.open(folders / "query" / name / "10.png") as image:
+            image.convert("RGB").resize((24, 24), Image.Resampling.BOX).save(tmp_path / "query" / name / "10.png")
+    settings = [f"run={runs('nearest_neighbor')}", f"support={folders / 'support'}", f"output={tmp_path}"]
+    code, out, _ = predict(*settings, f"query={tmp_path / 'query'}")
+    assert code == 0 and "Pictures are brought to 8x8x1" in out
+    assert all(file.startswith(f"{predicted}/") for file, (predicted, _) in rows_of(tmp_path)[1].items())
+
+
+def test_help_names_the_keys(predict):
+    code, out, _ = predict("--help")
+    assert code == 0 and "run=DIR support=DIR query=DIR" in out
+    for key in ("support", "query", "invert", "output", "probabilities.csv"):
+        assert key in out
