@@ -135,7 +135,7 @@ def test_help_names_groups_and_keys(tmp_path):
         (["dataset=sinusoid"], ["model=conv4", "mlp"]),
         (["memory.limit=lots"], ["memory.limit=lots", "8GB"]),
         (["memory.limt=1GB"], ["memory.limt", "Did you mean memory.limit"]),
-        (["memory.limit=100KB"], ["100 KB are available", "MB of a device by prediction", "memory.limit"]),
+        (["memory.limit=100KB"], ["100 KB are available", "of a device by prediction", "memory.limit"]),
         (["eval_query_shot=20"], ["shot+eval_query_shot=1+20", "20"]),
         (["dataset=omniglot", "dataset.source=/nowhere"], ["/nowhere", "dataset.source"]),
     ],

@@ -28,7 +28,7 @@ MAY_CHANGE = {
     "eval_seed": "eval_seed",
     "method.eval_*": "method.eval_inner_steps and other method.eval_KEY",
     "method.query_statistics": "method.query_statistics",
-    "memory.chunk": "memory.chunk",
+    "memory.*": "memory.KEY",
 }
 
 
