@@ -84,7 +84,7 @@ keys:
   eval_tasks, eval_seed      number of the test tasks, and what they are drawn by
   method.eval_inner_steps    inner steps, where the method has them; likewise other method.eval_KEY
   method.query_statistics    whose statistics normalise the queries: query (transductive) or support
-  memory.chunk               tasks that a device computes at once
+  memory.KEY                 how tasks are computed on a device, such as memory.stream=true
 
 The result is printed, and written into DIR/evaluations. What is not given is as in the run.
 """
