@@ -7,12 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from bench import meter, recipe
 from metarun.build import build
-from metarun.config import conf_dir, register
+from metarun.config import composed, conf_dir
 from metarun.data import class_bank
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.episodes import few_shot
@@ -77,14 +75,10 @@ def evaluation(layout: Layout) -> dict[str, Any]:
 
 def methods(seconds: float) -> dict[str, float]:
     """Returns the tasks/s of every method's training step at its defaults, with configuration A's sizes on glyphs."""
-    register()
     sizes = [f"{key}={getattr(WORK, key)}" for key in ("way", "shot", "query_shot", "meta_batch_size")]
     rates = {}
     for file in sorted((conf_dir() / "method").glob("*.yaml")):
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = compose("config", [f"method={file.stem}", *sizes], return_hydra_config=True)
-        choices = dict(composed.hydra.runtime.choices)
-        config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        config, choices = composed([f"method={file.stem}", *sizes])
         timing = meter.time_steps(build(config, choices).experiment, seconds)
         rates[file.stem] = round(timing.tasks_per_s, 2)
     return rates

@@ -115,7 +115,7 @@ def build_evaluation(
     if dataset.objective != data.objective:
         allowed = f"data for {data.objective}, which the run was trained for"
         raise ConfigError("dataset", choices["dataset"], f"{allowed}; these are for {dataset.objective}")
-    if dataset.contents is not None:
+    if dataset.contents is not None and {"dataset", "shot"} & {*changed}:  # else it holds those of the training already
         dataset = dataset._replace(contents=_against_training(dataset.contents, learner, choices))
     dataset = fitted(dataset, data.input_shape)
     if not takes_way(learner, choices, data, dataset.num_outputs):

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -54,24 +55,24 @@ def data_main() -> None:
 
 def eval_main() -> None:
     """`metarun-eval`: tests a trained learner on the tasks of its own or of another data set."""
-    settings = _settings(
+    _of_settings(
+        _evaluate,
         "metarun-eval",
         "run=DIR [dataset=OTHER] [KEY=VALUE ...]",
         "Tests the parameters that a run has selected, with the checks, on test tasks of its own or another data set.",
         _EVAL_KEYS,
     )
-    sys.exit(_told(lambda: _evaluate(settings)))
 
 
 def predict_main() -> None:
     """`metarun-predict`: a trained learner is shown pictures of some classes and answers for others."""
-    settings = _settings(
+    _of_settings(
+        _predict,
         "metarun-predict",
         "run=DIR support=DIR query=DIR [KEY=VALUE ...]",
         "Shows the learner of a run a few pictures of each class, and has it say of which class others are.",
         _PREDICT_KEYS,
     )
-    sys.exit(_told(lambda: _predict(settings)))
 
 
 _EVAL_KEYS = """\
@@ -102,8 +103,8 @@ Prints the likeliest class of each picture, and writes probabilities.csv and pre
 """
 
 
-def _settings(prog: str, usage: str, description: str, epilog: str) -> list[str]:
-    """The arguments of a command that takes KEY=VALUE alone, after `--help` has had its turn."""
+def _of_settings(entry: Callable[[list[str]], None], prog: str, usage: str, description: str, epilog: str) -> NoReturn:
+    """Ends in what `entry` does with the arguments of a command that takes KEY=VALUE alone, or in its `--help`."""
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} {usage}",
@@ -112,7 +113,8 @@ def _settings(prog: str, usage: str, description: str, epilog: str) -> list[str]
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
-    return parser.parse_args().settings
+    settings = parser.parse_args().settings
+    sys.exit(_told(lambda: entry(settings)))
 
 
 def _pairs(settings: list[str]) -> dict[str, str]:

@@ -92,6 +92,10 @@ class Ledger:
     compile_seconds: float = 0.0
     best: dict[str, Any] | None = None
 
+    def selected_step(self, step: int) -> int:
+        """The step whose parameters are selected at `step`: that of the best validation, or the last."""
+        return self.best["step"] if self.best else step
+
 
 class Interrupted(MetarunError):
     """A signal ended the run; it can be continued.
@@ -163,8 +167,7 @@ def load_selected(saved: checkpoint.Saved, template: Params) -> Params:
 
 def selected_step(saved: checkpoint.Saved) -> int:
     """Returns the step whose parameters `load_selected` returns."""
-    best = saved.metadata["ledger"]["best"]
-    return best["step"] if best else saved.step
+    return Ledger(**saved.metadata["ledger"]).selected_step(saved.step)
 
 
 def reported(tested: Evaluation, facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,7 +302,7 @@ def _run(
     result = {
         **reported(tested, facts, experiment.protocol),
         "steps": step,
-        "selected_step": ledger.best["step"] if ledger.best else step,
+        "selected_step": ledger.selected_step(step),
         "val": ledger.best["value"] if ledger.best else None,
         "seconds": ledger.seconds,
         "compile_seconds": ledger.compile_seconds,

@@ -106,13 +106,12 @@ def save(folder: Path, classes: Iterable[NamedClass], total: int | None = None) 
       total: how many classes there will be, to show how far it is.
     """
     names, groups, count, hashes, feature = [], [], [], [np.empty(0, np.uint64)], (0, 0, 0)
+    start = 0
     with open(folder / IMAGES, "wb") as file:
         # How many images there are is known at the end; NumPy's header has room for a larger number.
-        start = _write_header(file, (0, *feature))
         for name, group, images in counted(classes, "classes", total):
             if not names:
                 feature = images.shape[1:]
-                file.seek(0)
                 start = _write_header(file, (0, *feature))
             names.append(name)
             groups.append(group)
@@ -120,7 +119,7 @@ def save(folder: Path, classes: Iterable[NamedClass], total: int | None = None) 
             hashes.append(content_hashes(images))
             np.ascontiguousarray(images).tofile(file)
         file.seek(0)
-        if _write_header(file, (sum(count), *feature)) != start:
+        if _write_header(file, (sum(count), *feature)) != start and names:
             raise ValueError("the header of a .npy file grew with the number of images")
     np.save(folder / HASHES, np.concatenate(hashes))
     described = {"names": names, "groups": groups, "count": count}
