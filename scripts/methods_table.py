@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs every method of conf/method through the `metarun` command, and writes what they reached as a Markdown table.
+"""Runs every method of conf/few_shot/method through the `metarun` command, and writes what they reached as a Markdown table.
 
     python scripts/methods_table.py DIRECTORY [--methods maml,protonet,...] [metarun overrides ...]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 METARUN = str(Path(sys.executable).with_name("metarun"))
-METHODS = Path(__file__).parents[1] / "conf" / "method"
+METHODS = Path(__file__).parents[1] / "conf" / "few_shot" / "method"
 BASELINE = "nearest_neighbor"
 COLUMNS = ("method", "idea and paper", "test", "over raw pixels", "tasks/s", "minutes", "checks", "command")
 

@@ -29,7 +29,7 @@ OF_TFDS = ("tfds", "cifar_fs", "fc100", "cub", "vgg_flower", "emnist", "quickdra
 
 
 def choices_of(group):
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    return sorted(file.stem for part in ("few_shot", "common") for file in (CONF / part / group).glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def overrides_for(dataset, request):
 
 
 def test_conf_dir_is_the_checkout():
-    assert conf_dir() == CONF
+    assert conf_dir() == CONF / "few_shot" and conf_dir("rl") == CONF / "rl"
 
 
 # Baselines that learn nothing before they see a task.
@@ -180,7 +180,7 @@ def test_an_experiment_runs_two_steps(experiment, request, tmp_path):
 
 @pytest.mark.parametrize("experiment", choices_of("experiment"))
 def test_every_experiment_begins_with_its_command(experiment):
-    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    text = (CONF / "few_shot" / "experiment" / f"{experiment}.yaml").read_text()
     assert text.startswith("# @package _global_\n") and f"metarun experiment={experiment}" in text
 
 

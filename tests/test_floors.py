@@ -15,7 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 FLOORS = [
     ["metarun.cli"],
     ["metarun.evaluation", "metarun.prediction"],
-    ["metarun.build", "metarun.data_sets", "metarun.saved_run"],
+    ["metarun.build", "metarun.build_rl", "metarun.data_sets", "metarun.saved_run"],
+    ["metarun.composition", "metarun.report.rl_outcome"],
     [
         "metarun.runner",
         "metarun.experiment",
@@ -23,9 +24,14 @@ FLOORS = [
         "metarun.models.*",
         "metarun.data.*",
         "metarun.report.*",
+        "metarun.rl.experiment",
+        "metarun.rl.methods.*",
+        "metarun.rl.environments.*",
     ],
-    ["metarun.sequence"],
+    ["metarun.sequence", "metarun.rl.policy_gradient", "metarun.rl.bandit_agents", "metarun.rl.planning"],
+    ["metarun.rl.trial", "metarun.rl.policy", "metarun.rl.gittins"],
     ["metarun.learner", "metarun.leaks", "metarun.data.class_split"],
+    ["metarun.outer_loop"],
     [
         "metarun.inner_loop",
         "metarun.streaming",
@@ -44,6 +50,11 @@ FLOORS = [
         "metarun.models.temporal",
         "metarun.report.curves",
         "metarun.report.gallery",
+        "metarun.report.rewards",
+        "metarun.rl.environment",
+        "metarun.rl.meta_learner",
+        "metarun.rl.returns",
+        "metarun.rl.task_space",
         "metarun.similarity",
         "metarun.svm",
     ],
@@ -63,15 +74,18 @@ FLOORS = [
         "metarun.machine",
         "metarun.config",
         "metarun",
-        *(f"metarun.{package}" for package in ("data", "methods", "models", "report")),
+        *(
+            f"metarun.{package}"
+            for package in ("data", "methods", "models", "report", "rl", "rl.environments", "rl.methods")
+        ),
     ],
 ]
 
 # The libraries that only some files know.
 KNOWN_TO = {
     "flax": ["metarun.models.*"],
-    "hydra": ["metarun.cli", "metarun.build", "metarun.config", "metarun.saved_run"],
-    "omegaconf": ["metarun.cli", "metarun.build", "metarun.config", "metarun.saved_run"],
+    "hydra": ["metarun.cli", "metarun.config", "metarun.saved_run"],
+    "omegaconf": ["metarun.cli", "metarun.build*", "metarun.composition", "metarun.config", "metarun.saved_run"],
 }
 
 

@@ -1,9 +1,7 @@
 """From a composed configuration to the objects of a run. A factory's signature is the schema of its group."""
 
-import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.backend import set_precision
+from metarun.composition import Keys, Run, identity, layouts_of, settings_of
 from metarun.config import conf_dir
 from metarun.data.class_bank import SplitBank
 from metarun.data.fitting import fitted, input_shape
@@ -18,33 +17,10 @@ from metarun.errors import ConfigError, DataError, MetarunError, non_negative_in
 from metarun.experiment import few_shot
 from metarun.machine import device_name, versions
 from metarun.memory import available, parse_limit
-from metarun.optimizers import OVER_THE_RUN
 from metarun.runner import RunSettings
-from metarun.task_map import Layout, default_layout, frugal_layouts
 from metarun.types import DataSet, Experiment, Method, Split, Task
 
-_GROUPS = ("method", "model", "dataset", "optimizer", "logger")
-# What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
-# how it is fitted to a device.
-_MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "resume", "logger", "dataset.source", "memory")
-
-
-class Run(NamedTuple):
-    """A run, ready to be handed to `runner.run`.
-
-    Attributes:
-      experiment: what to train.
-      settings: how long and how often.
-      facts: what `result.json` says of the run besides its outcome.
-      identity: the settings that a checkpoint must share to be continued, flat.
-      logger: factory of the logger.
-    """
-
-    experiment: Experiment
-    settings: RunSettings
-    facts: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    logger: Callable[..., Any]
+GROUPS = ("method", "model", "dataset", "optimizer", "logger")
 
 
 class DataFacts(NamedTuple):
@@ -74,7 +50,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
       DataError: where the data set cannot be had.
       MetarunError: for a key that nothing reads.
     """
-    keys = _Keys.of(config, choices)
+    keys = Keys.of(config, choices, GROUPS)
     dataset = keys.call("dataset", test_only=False)
     data = _facts_of(dataset)
     variants = _variants(keys, data)
@@ -83,7 +59,9 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     experiment, settings, facts = _experiment(keys, choices, dataset, variants)
     defaults = OmegaConf.load(conf_dir() / "config.yaml")
     keys.refuse_unread(key for key in keys.values if key not in defaults or keys.values[key] != defaults[key])
-    return Run(experiment, settings, facts, _identity(keys.values, choices, dataset.protocol, data), logger)
+    trained_on = {"dataset.sha256": dataset.protocol.get("sha256")}
+    trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
+    return Run(experiment, settings, facts, identity(keys.values, choices, trained_on), logger)
 
 
 def build_evaluation(
@@ -110,7 +88,7 @@ def build_evaluation(
       ConfigError, DataError, MetarunError: as `build`; or the data are of another kind than the run's, or the learner
         has an output for each class of its training tasks, and `way` is another number.
     """
-    keys = _Keys.of(config, choices)
+    keys = Keys.of(config, choices, GROUPS)
     dataset = keys.call("dataset", test_only=True)
     if dataset.objective != data.objective:
         allowed = f"data for {data.objective}, which the run was trained for"
@@ -121,7 +99,7 @@ def build_evaluation(
     if not takes_way(learner, choices, data, dataset.num_outputs):
         allowed = f"{data.num_outputs}: method={choices['method']} was trained with an output for each class of a task"
         raise ConfigError("way", dataset.num_outputs, allowed)
-    variants = _variants(_Keys.of(learner, choices), data._replace(num_outputs=dataset.num_outputs))
+    variants = _variants(Keys.of(learner, choices, GROUPS), data._replace(num_outputs=dataset.num_outputs))
     parts = _experiment(keys, choices, dataset, variants)
     keys.refuse_unread({*changed} - {"method"})  # whose keys the learner has read
     return parts
@@ -135,7 +113,7 @@ def _against_training(
     Those are left out where its data set is no longer at hand.
     """
     try:
-        trained = _Keys.of(learner, choices).call("dataset", test_only=False).contents
+        trained = Keys.of(learner, choices, GROUPS).call("dataset", test_only=False).contents
     except (ConfigError, DataError):
         trained = None
     return {**(trained or {}), "test": contents["test"]}
@@ -148,7 +126,7 @@ def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFact
       config, choices: as in `build`.
       data: what it was trained on, with the classes of a task that it is to answer as `num_outputs`.
     """
-    return next(iter(_variants(_Keys.of(config, choices), data).values()))
+    return next(iter(_variants(Keys.of(config, choices, GROUPS), data).values()))
 
 
 def shapes_of(method: Method, data: DataFacts) -> Any:
@@ -194,30 +172,13 @@ def _facts_of(dataset: DataSet) -> DataFacts:
     return DataFacts(**shared, input_shape=input_shape(dataset))
 
 
-def _settings(keys: "_Keys", method: Method) -> RunSettings:
-    # Where there are no meta-parameters, one step says all that training can say, and there is nothing to select.
-    steps, eval_every = keys["steps"], keys["eval_every"]
-    if method.trains_on == "nothing":
-        steps, eval_every = 1, 0
-    return RunSettings(
-        steps=steps,
-        steps_per_dispatch=keys["steps_per_dispatch"],
-        eval_every=eval_every,
-        val_tasks=keys["val_tasks"],
-        eval_tasks=keys["eval_tasks"],
-        checkpoint_every=keys["checkpoint_every"],
-        log_every=keys["log_every"],
-        resume=keys["resume"],
-    )
-
-
 def _experiment(
-    keys: "_Keys", choices: Mapping[str, str], dataset: DataSet, variants: Mapping[str, Method]
+    keys: Keys, choices: Mapping[str, str], dataset: DataSet, variants: Mapping[str, Method]
 ) -> tuple[Experiment, RunSettings, dict[str, Any]]:
     """Experiment, settings and facts as in `Run`."""
-    settings = _settings(keys, next(iter(variants.values())))
+    settings = settings_of(keys, trains=next(iter(variants.values())).trains_on != "nothing")
     meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
-    layouts = _layouts(keys["memory"]["chunk"], meta_batch_size)
+    layouts = layouts_of(keys["memory"]["chunk"], meta_batch_size)
     devices = list(layouts[0].mesh.devices.flat)
     bytes_available = available(devices, parse_limit(keys["memory"]["limit"]))
     sizes = {key: keys[key] for key in ("way", "shot", "query_shot", "eval_query_shot") if key in keys.read}
@@ -263,7 +224,7 @@ def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
     Raises:
       ConfigError, DataError: as `build`; or the data set is no collection of classes.
     """
-    keys = _Keys.of(config, choices)
+    keys = Keys.of(config, choices, GROUPS)
     load = getattr(keys.factory("dataset"), "load", None)
     if load is None:
         raise ConfigError("dataset", choices["dataset"], "one with classes of images")
@@ -271,7 +232,7 @@ def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
     return load(**{key: value for key, value in keys["dataset"].items() if key in known})
 
 
-def _check_training(keys: "_Keys", choices: Mapping[str, str], dataset: DataSet, method: Method) -> None:
+def _check_training(keys: Keys, choices: Mapping[str, str], dataset: DataSet, method: Method) -> None:
     """Raises `ConfigError` where the method cannot be trained on what the data set has."""
     fixed = "train_way" not in inspect.signature(keys.factory("method")).parameters and method.trains_on == "tasks"
     if fixed and dataset.train_way not in (None, dataset.num_outputs):
@@ -279,15 +240,6 @@ def _check_training(keys: "_Keys", choices: Mapping[str, str], dataset: DataSet,
         raise ConfigError("train_way", dataset.train_way, allowed)
     if method.trains_on == "classes" and dataset.train_classes is None:
         raise ConfigError("dataset", choices["dataset"], f"one with classes, which method={choices['method']} needs")
-
-
-def _layouts(chunk: object, num_tasks: int) -> list[Layout]:
-    """The layouts that `memory.chunk` leaves, the fastest first."""
-    if chunk == "auto":
-        return frugal_layouts(default_layout(), num_tasks)
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ConfigError("memory.chunk", chunk, "auto, or a whole number, 1 or more")
-    return [default_layout()._replace(chunk=chunk)]
 
 
 def _streams(asked: object, dataset: DataSet, bytes_available: int | None, choices: Mapping[str, str]) -> bool:
@@ -303,7 +255,7 @@ def _streams(asked: object, dataset: DataSet, bytes_available: int | None, choic
     return asked if asked != "auto" else bytes_available is not None and 2 * sum(images.values()) > bytes_available
 
 
-def _variants(keys: "_Keys", data: DataFacts) -> dict[str, Method]:
+def _variants(keys: Keys, data: DataFacts) -> dict[str, Method]:
     """The variants of the method that `memory.remat` leaves, in words, the fastest first."""
     set_precision(keys["precision"])
     given = {
@@ -323,73 +275,3 @@ def _variants(keys: "_Keys", data: DataFacts) -> dict[str, Method]:
     words = {False: "inner steps kept", True: "inner steps rematerialised"}
     allowed = (False, True) if remat == "auto" else (remat,)
     return {words[again]: keys.call("method", remat=again, **given) for again in allowed}
-
-
-class _Keys:
-    """The configuration as a mapping that remembers what was read."""
-
-    def __init__(self, values: Mapping[str, Any], choices: Mapping[str, str]):
-        self.values, self._choices = values, choices
-        self.read: set[str] = set()
-
-    @classmethod
-    def of(cls, config: DictConfig, choices: Mapping[str, str]) -> "_Keys":
-        """That of a composed configuration; raises `OmegaConfBaseException` where a value is missing."""
-        return cls(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), choices)
-
-    def __getitem__(self, key: str) -> Any:
-        self.read.add(key)
-        return self.values[key]
-
-    def call(self, group: str, **given: Any) -> Any:
-        """Calls the group's factory with its own keys, what is given, and the run's scalars that it takes by name."""
-        factory = self.partial(group, given)
-        parameters = inspect.signature(factory).parameters
-        scalars = [name for name in parameters if name in self.values and name not in (*_GROUPS, *factory.keywords)]
-        return factory(**{name: self[name] for name in scalars}, **{k: v for k, v in given.items() if k in parameters})
-
-    def factory(self, group: str) -> Callable[..., Any]:
-        """What the group's choice names as its `_target_`."""
-        target = (self[group] or {}).get("_target_")
-        if target is None:
-            raise MetarunError(f"{group}={self._choices.get(group)}: this choice names no _target_.")
-        module, _, name = target.rpartition(".")
-        return getattr(importlib.import_module(module), name)
-
-    def partial(self, group: str, given: Iterable[str] = ()) -> partial:
-        """The group's factory with its own keys filled in, which may not be among those `given`."""
-        factory = self.factory(group)
-        node = {key: value for key, value in self[group].items() if key != "_target_"}
-        known = {name: p for name, p in inspect.signature(factory).parameters.items() if name not in given}
-        for key in node:
-            if key not in known:
-                settable = [n for n, p in known.items() if p.default is not p.empty and n not in self.values]
-                allowed = ", ".join(f"{group}.{n}" for n in settable) or "no key"
-                raise MetarunError(
-                    f"{group}.{key} is read by nothing: {group}={self._choices.get(group)} knows {allowed}."
-                )
-        return partial(factory, **node)
-
-    def refuse_unread(self, keys: Iterable[str]) -> None:
-        """Raises `MetarunError` for one of the keys, which a user has added or set, that nothing has read."""
-        for key in keys:
-            if key not in self.read:
-                chosen = ", ".join(f"{group}={self._choices.get(group)}" for group in _GROUPS[:3])
-                raise MetarunError(f"{key}={self.values[key]} is read by nothing in a run of {chosen}: leave it out.")
-
-
-def _identity(
-    values: Mapping[str, Any], choices: Mapping[str, str], protocol: Mapping[str, Any], data: DataFacts
-) -> dict[str, Any]:
-    flat = {"dataset.sha256": protocol.get("sha256")} | {
-        f"dataset.{name}": fact for name, fact in data._asdict().items()
-    }
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat[key] = choices.get(key)
-            flat |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != "_target_"}
-        else:
-            flat[key] = value
-    over_the_run = values["optimizer"].get("schedule") in OVER_THE_RUN
-    may_change = set(_MAY_CHANGE) - ({"steps"} if over_the_run else set())
-    return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}

@@ -36,11 +36,16 @@ def reorder_query(task: Task, key: Array) -> tuple[Task, Array]:
     return task._replace(query=jax.tree.map(lambda x: x[order], task.query)), order
 
 
-def is_chance(per_task: np.ndarray, way: int) -> Mapping[str, Any]:
-    """Passes if the mean accuracy over tasks `[n]` is 1 / way within sampling error."""
-    error = standard_error(per_task)
-    value = float(np.mean(per_task))
-    return {"passed": bool(abs(value - 1 / way) <= SIGMAS * error + 1e-6), "value": value, "chance": 1 / way}
+def is_chance(per_task: np.ndarray, chance: np.ndarray | float) -> Mapping[str, Any]:
+    """Passes if the mean of a metric over tasks `[n]` is at chance within sampling error.
+
+    Args:
+      per_task: the metric of each task, `[n]`.
+      chance: what chance reaches, or what it has reached in each of the same tasks, `[n]`.
+    """
+    error = standard_error(per_task - chance)
+    value, expected = float(np.mean(per_task)), float(np.mean(chance))
+    return {"passed": bool(abs(value - expected) <= SIGMAS * error + 1e-6), "value": value, "chance": expected}
 
 
 def is_unmoved(per_task: np.ndarray, changed_per_task: np.ndarray, changed: float) -> Mapping[str, Any]:

@@ -7,7 +7,8 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from types import ModuleType
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,20 +16,23 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config import MemoryConfig, RunConfig, composed, conf_dir, register
+from metarun.config import COMMON, FEW_SHOT, RL, SCHEMAS, composed, conf_dir, register
 from metarun.errors import MetarunError
 
 _FAILED = 1
 _MISTAKE = 2
+_COMMANDS = {FEW_SHOT: "metarun", RL: "metarun-rl"}
 _PREDICT = ("run", "support", "query", "invert", "output")
 
 
 def main() -> None:
     """`metarun`: trains and evaluates a meta-learner, as the command line composes it."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
-    register()
-    train = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_train)
-    sys.exit(_told(train, hint="Is hydra.run.dir writable?"))
+    _of_hydra(_few_shot, FEW_SHOT)
+
+
+def rl_main() -> None:
+    """`metarun-rl`: trains and evaluates a learner that reinforcement learns."""
+    _of_hydra(_rl, RL)
 
 
 def data_main() -> None:
@@ -103,6 +107,14 @@ Prints the likeliest class of each picture, and writes probabilities.csv and pre
 """
 
 
+def _of_hydra(entry: Callable[[DictConfig], None], part: str) -> NoReturn:
+    """Ends in what `entry` does with the configuration that the command line composes from a part of `conf/`."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
+    register()
+    command = hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(entry)
+    sys.exit(_told(command, hint="Is hydra.run.dir writable?", part=part))
+
+
 def _of_settings(entry: Callable[[list[str]], None], prog: str, usage: str, description: str, epilog: str) -> NoReturn:
     """Ends in what `entry` does with the arguments of a command that takes KEY=VALUE alone, or in its `--help`."""
     parser = argparse.ArgumentParser(
@@ -170,12 +182,13 @@ def _data(arguments: argparse.Namespace) -> None:
         data_sets.show(loaded, Path(arguments.output or f"{arguments.name}.png"))
 
 
-def _told(entry: Callable[[], object], hint: str = "") -> int:
+def _told(entry: Callable[[], object], hint: str = "", part: str = FEW_SHOT) -> int:
     """Runs `entry` and returns its exit code, having told the user in one message what went wrong.
 
     Args:
       entry: what to run.
       hint: what to look at where the system refuses something.
+      part: of `conf/`, whose keys are meant.
     """
     try:
         entry()
@@ -183,7 +196,7 @@ def _told(entry: Callable[[], object], hint: str = "") -> int:
         print(f"metarun: {error}", file=sys.stderr)
         return getattr(error, "exit_code", _MISTAKE)
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"metarun: {_explained(error)}", file=sys.stderr)
+        print(f"metarun: {_explained(error, part)}", file=sys.stderr)
         return _MISTAKE
     except KeyboardInterrupt:
         print("metarun: interrupted; nothing was lost.", file=sys.stderr)
@@ -194,7 +207,7 @@ def _told(entry: Callable[[], object], hint: str = "") -> int:
     return 0
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: Exception, part: str) -> str:
     """Hydra's message; for a key that does not exist, the one that was probably meant."""
     causes = [error]
     while isinstance(causes[-1].__cause__, (HydraException, OmegaConfBaseException)):
@@ -203,17 +216,18 @@ def _explained(error: Exception) -> str:
     unknown = re.search(r"Could not override '([\w./]+)'", message)
     if unknown and ("not in" in message or "No match" in message):
         key = unknown.group(1)
-        near = difflib.get_close_matches(key, _known_keys(), n=3)
+        near = difflib.get_close_matches(key, _known_keys(part), n=3)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
-        ways_out = "`metarun --help` lists the main keys and `--cfg job` all."
+        ways_out = f"`{_COMMANDS[part]} --help` lists the main keys and `--cfg job` all."
         return f"{key}: there is no such key for this choice.{meant} {ways_out}"
     return message
 
 
-def _known_keys() -> list[str]:
-    """Every key of `RunConfig` and of the groups' YAML files."""
-    keys = [*RunConfig.__annotations__, *(f"memory.{key}" for key in MemoryConfig.__annotations__)]
-    for file in conf_dir().glob("*/*.yaml"):
+def _known_keys(part: str) -> list[str]:
+    """Every key of the schema and of the groups' YAML files."""
+    schema = OmegaConf.structured(SCHEMAS[part])
+    keys = [*schema, *(f"memory.{key}" for key in schema.memory)]
+    for file in [*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]:
         group = file.parent.name
         node = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
@@ -229,22 +243,37 @@ def _set_up() -> None:
     backend.set_up(cache_dir() / "compiled")
 
 
-def _train(config: DictConfig) -> None:
-    from pathlib import Path
-
+def _few_shot(config: DictConfig) -> None:
     _set_up()
+
+    from metarun.build import build
+    from metarun.report import outcome
+
+    _train(config, build, outcome)
+
+
+def _rl(config: DictConfig) -> None:
+    _set_up()
+
+    from metarun.build_rl import build
+    from metarun.report import rl_outcome
+
+    _train(config, build, rl_outcome)
+
+
+def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) -> None:
+    """Trains and tests; `report` has `heading`, `pictures` and `summary`, what a person sees of it."""
+    from pathlib import Path
 
     from rich.console import Console
 
     from metarun import runner
-    from metarun.build import build
-    from metarun.report import outcome
 
     console = Console()
     node = HydraConfig.get()
     directory = Path(node.runtime.output_dir)
     run = build(config, dict(node.runtime.choices))
-    console.print(outcome.heading(run.facts, directory), highlight=False, soft_wrap=True)
+    console.print(report.heading(run.facts, directory), highlight=False, soft_wrap=True)
     result = runner.run(
         run.experiment,
         run.settings,
@@ -252,8 +281,8 @@ def _train(config: DictConfig) -> None:
         facts=run.facts,
         identity=run.identity,
         logger=run.logger,
-        draw=outcome.pictures(run.experiment),
+        draw=report.pictures(run.experiment),
         console=Console(stderr=True),
     )
-    console.print(outcome.summary(result))
+    console.print(report.summary(result))
     console.print(f"result.json and plots/ in {directory}", markup=False, highlight=False, soft_wrap=True)

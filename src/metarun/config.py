@@ -12,6 +12,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 OUTPUTS = Path("outputs")
+# The folders of `conf/`: what each command composes from, besides what is common to both.
+FEW_SHOT, RL, COMMON = "few_shot", "rl", "common"
 
 
 @dataclass
@@ -25,15 +27,9 @@ class MemoryConfig:
 
 
 @dataclass
-class RunConfig:
-    """Types of the command line's scalars; their values and meanings stand in `conf/config.yaml`."""
+class AnyRunConfig:
+    """Types of the scalars that every run has."""
 
-    way: int = MISSING
-    shot: int = MISSING
-    query_shot: int = MISSING
-    eval_query_shot: int | None = MISSING
-    train_way: int | None = MISSING
-    train_shot: int | None = MISSING
     steps: int = MISSING
     meta_batch_size: int = MISSING
     outer_lr: float = MISSING
@@ -47,33 +43,66 @@ class RunConfig:
     log_every: int = MISSING
     steps_per_dispatch: int = MISSING
     resume: bool = MISSING
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
     method: Any = MISSING
-    model: Any = MISSING
-    dataset: Any = MISSING
     optimizer: Any = MISSING
     logger: Any = MISSING
 
 
-def conf_dir() -> Path:
-    """The folder of the YAML files: inside the installed package, or at the top of a checkout."""
+@dataclass
+class RunConfig(AnyRunConfig):
+    """Types of the scalars of `metarun`; their values and meanings stand in `conf/few_shot/config.yaml`."""
+
+    way: int = MISSING
+    shot: int = MISSING
+    query_shot: int = MISSING
+    eval_query_shot: int | None = MISSING
+    train_way: int | None = MISSING
+    train_shot: int | None = MISSING
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    model: Any = MISSING
+    dataset: Any = MISSING
+
+
+@dataclass
+class RLMemoryConfig:
+    """Keys of `memory` that a run of `metarun-rl` has."""
+
+    limit: Any = MISSING
+    chunk: Any = MISSING
+
+
+@dataclass
+class RLConfig(AnyRunConfig):
+    """Types of the scalars of `metarun-rl`; their values and meanings stand in `conf/rl/config.yaml`."""
+
+    memory: RLMemoryConfig = field(default_factory=RLMemoryConfig)
+    env: Any = MISSING
+
+
+SCHEMAS = {FEW_SHOT: RunConfig, RL: RLConfig}
+
+
+def conf_dir(part: str = FEW_SHOT) -> Path:
+    """A folder of YAML files, one of `FEW_SHOT`, `RL` and `COMMON`: in the installed package, or in a checkout."""
     package = Path(__file__).resolve().parent
     for candidate in (package / "conf", package.parent.parent / "conf"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
+        if (candidate / part).is_dir():
+            return candidate / part
     raise FileNotFoundError(f"metarun's configuration files are missing beside {package}: install the package again.")
 
 
 def register() -> None:
     """Tells Hydra the schema and how a run's directory is chosen. Calling it again changes nothing."""
-    ConfigStore.instance().store("schema", RunConfig)
+    for part, schema in SCHEMAS.items():
+        ConfigStore.instance().store(f"{part}_schema", schema)
+    OmegaConf.register_new_resolver("conf_dir", lambda part: str(conf_dir(part)), replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
 
 
-def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig, dict[str, str]]:
     """Returns the configuration of a command line, without Hydra's own node, and the option chosen in each group."""
     register()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(conf_dir(part)), version_base="1.3"):
         config = hydra.compose("config", list(overrides), return_hydra_config=True)
     own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     return own, dict(config.hydra.runtime.choices)

@@ -14,9 +14,10 @@ from metarun import checks as check
 from metarun import leaks
 from metarun.losses import OBJECTIVES
 from metarun.memory import fastest_that_fits
+from metarun.outer_loop import plan_of, several, shapes_on, updated
 from metarun.streaming import Prefetch, gatherer, host_device
 from metarun.task_map import Layout, map_tasks, mean_gradient
-from metarun.types import Array, DataSet, Evaluation, Experiment, Method, Plan, Task, TaskSource, TrainState
+from metarun.types import Array, DataSet, Evaluation, Experiment, Method, Task, TaskSource, TrainState
 
 _BLOCK = 50  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
 _ALONE = 15  # queries of a checked task that are asked one at a time, for each of which the support set is read again
@@ -102,21 +103,8 @@ def few_shot(
         phase = sum((state.step >= end).astype(jnp.int32) for end, _ in learner.early)
         branches = [followed(loss) for loss in losses]
         gradient, metrics = lax.switch(phase, branches) if learner.early else branches[0]()
-        with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counts by floats
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
-
-    # The number of steps is an argument: any grouping of steps runs the same program, hence the same arithmetic.
-    def dispatch(one_step, state, data, root_key, num_steps):
-        def body(_, carry):
-            state, sums = carry
-            state, metrics = one_step(state, data, root_key)
-            return state, jax.tree.map(jnp.add, sums, metrics)
-
-        metrics = jax.eval_shape(one_step, state, data, root_key)[1]
-        zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
-        state, sums = lax.fori_loop(0, num_steps, body, (state, zeros))
-        return state, jax.tree.map(lambda s: s / num_steps.astype(s.dtype), sums)
+        params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
+        return TrainState(state.step + 1, params, opt_state), metrics
 
     @jax.jit
     def sample_keys(root_key, step):
@@ -130,17 +118,12 @@ def few_shot(
     @cache
     def fitted():
         chunks = {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts}
-
-        def shaped(tree):
-            of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated)
-            return jax.tree.map(of, tree)
-
-        arguments = shaped((jax.eval_shape(init), train.data, train_key))
-        last = fetch(0) if stream else shaped(jnp.int32(0))
+        arguments = shapes_on(layout, (jax.eval_shape(init), train.data, train_key))
+        last = fetch(0) if stream else shapes_on(layout, jnp.int32(0))
 
         def compile_fn(variant, chunk):
             one_step = partial(outer_step, variant, chunks[chunk])
-            run = one_step if stream else partial(dispatch, one_step)
+            run = one_step if stream else several(one_step)
             return jax.jit(run, donate_argnums=0).lower(*arguments, last).compile()
 
         return fastest_that_fits(compile_fn, list(variants), list(chunks), bytes_available)
@@ -149,9 +132,7 @@ def few_shot(
         nonlocal eval_layout
         fit = fitted()
         eval_layout = layout._replace(chunk=fit.chunk)
-        devices = layout.mesh.size
-        share = -(-meta_batch_size // devices)
-        return Plan(devices, share, fit.chunk, fit.variant, stream, fit.predicted, bytes_available, fit.compile_seconds)
+        return plan_of(fit, layout, meta_batch_size, stream, bytes_available)
 
     def step(state, num_steps):
         program = fitted().program
@@ -256,8 +237,8 @@ def few_shot(
         if classification:
             changed = check.fraction_changed(found["outputs"], found["relabelled"], True)
             verdicts |= {
-                "chance_before_adaptation": check.is_chance(found["unadapted_per_task"], dataset.num_outputs),
-                "chance_with_shuffled_labels": check.is_chance(found["shuffled_per_task"], dataset.num_outputs),
+                "chance_before_adaptation": check.is_chance(found["unadapted_per_task"], 1 / dataset.num_outputs),
+                "chance_with_shuffled_labels": check.is_chance(found["shuffled_per_task"], 1 / dataset.num_outputs),
                 "relabelling": check.is_unmoved(found["per_task"], found["relabelled_per_task"], changed),
             }
         return verdicts

@@ -117,7 +117,7 @@ def run(
     facts: Mapping[str, Any],
     identity: Mapping[str, Any],
     logger: Callable[[Path, int], metrics.Logger] = metrics.no_logger,
-    draw: Callable[[Path, Params, int | None], None] | None = None,
+    draw: Callable[[Path, Params, int | None, Evaluation], None] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains, selects by validation, tests, and writes `result.json`; or continues to do so.
@@ -131,7 +131,7 @@ def run(
       facts: entries of `result.json` that are known beforehand: method, dataset, way, shot, seed, device, ...
       identity: flat key -> value, the settings that a checkpoint must have been made with to be continued.
       logger: factory of a logger beside `metrics.jsonl`, such as `metrics.tensorboard`.
-      draw: `(directory, selected_params, selected_step) -> None`, draws the run's pictures, before `result.json`.
+      draw: `(directory, selected_params, selected_step, test) -> None`, draws the run's pictures, before `result.json`.
       console: where progress and messages go; standard error by default.
 
     Returns:
@@ -181,6 +181,7 @@ def reported(tested: Evaluation, facts: Mapping[str, Any], protocol: Mapping[str
         "protocol": protocol,
         "protocol_id": protocol_id(protocol),
         "checks": tested.checks,
+        **tested.beside,
     }
 
 
@@ -196,7 +197,7 @@ def _run(
     facts: Mapping[str, Any],
     identity: Mapping[str, Any],
     logger: Callable[[Path, int], metrics.Logger],
-    draw: Callable[[Path, Params, int | None], None] | None,
+    draw: Callable[[Path, Params, int | None, Evaluation], None] | None,
     console: Console,
     stop: "_Stop",
 ) -> dict[str, Any]:
@@ -298,7 +299,7 @@ def _run(
     say(f"Testing on {settings.eval_tasks} tasks, with checks.")
     tested = experiment.evaluate(selected, "test", settings.eval_tasks, checks=True)
     if draw is not None:
-        draw(directory, selected, ledger.best["step"] if ledger.best else None)
+        draw(directory, selected, ledger.best["step"] if ledger.best else None, tested)
     result = {
         **reported(tested, facts, experiment.protocol),
         "steps": step,
@@ -381,7 +382,11 @@ def _summary(
 ) -> str:
     """Returns the numbers of a step in one line."""
     parts = [] if rate is None else [f"{rate:.0f} tasks/s"]
-    parts += [f"{name} {train[name]:.4g}" for name in ("loss", f"query/{experiment.metric}") if name in train]
+    parts += [
+        f"{name} {train[name]:.4g}"
+        for name in ("loss", f"query/{experiment.metric}", experiment.metric)
+        if name in train
+    ]
     if val:
         parts.append(f"val {val[f'val/{experiment.metric}']:.4g} ± {val['val/ci95']:.2g}")
     if best:

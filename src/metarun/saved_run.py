@@ -81,6 +81,10 @@ def read(directory: str | None, say: Callable[[str], object]) -> SavedRun:
         raise ConfigError("run", directory, "the directory of a run, such as outputs/DATE/TIME")
     try:
         config, of_hydra = (OmegaConf.load(file) for file in files)
+        if "env" in config:
+            raise MetarunError(
+                f"The run in {root} is one of metarun-rl, whose result.json has its test; this is for few-shot."
+            )
         config = OmegaConf.merge(OmegaConf.structured(RunConfig), config)
         chosen = of_hydra.hydra.runtime.choices
         choices = {group: option for group, option in chosen.items() if "/" not in group}

@@ -121,6 +121,22 @@ class SequenceModel(NamedTuple):
     answer: Callable[[Params, Any, Array], Array]
 
 
+class RecurrentModel(NamedTuple):
+    """A causal network that is fed one row after the other.
+
+    Attributes:
+      init: `(key, x: [size]) -> params`.
+      start: `(dtype) -> state`, before the first row.
+      step: `(params, state, x: [size]) -> (state, outputs: [num_outputs])`.
+      unroll: `(params, rows: [length, size]) -> [length, num_outputs]`, the same for all rows at once.
+    """
+
+    init: Callable[[Array, Array], Params]
+    start: Callable[[Any], Any]
+    step: Callable[[Params, Any, Array], tuple[Any, Array]]
+    unroll: Callable[[Params, Array], Array]
+
+
 class Method(NamedTuple):
     """A meta-learning algorithm as pure functions of one task.
 
@@ -175,6 +191,7 @@ class Evaluation(NamedTuple):
       num_tasks: n.
       per_task: `[n]` NumPy array, the quantity of each task.
       checks: name -> {"passed": bool, "value": float, ...}; empty unless asked for.
+      beside: what else a result states, as plain values: name -> entry.
     """
 
     metric: str
@@ -183,6 +200,7 @@ class Evaluation(NamedTuple):
     num_tasks: int
     per_task: Any
     checks: Mapping[str, Mapping[str, Any]]
+    beside: Mapping[str, Any] = {}
 
 
 class Plan(NamedTuple):
@@ -221,7 +239,7 @@ class Experiment(NamedTuple):
       evaluate: `(params, split, num_tasks, checks=False) -> Evaluation` on `split` "val" or "test", whose tasks are
         the same at every call and for every training seed.
       examples: `(params, num_tasks) -> (tasks, before, after)`, test tasks and the outputs on their queries before and
-        after adaptation, `[num_tasks, num_query, num_outputs]`, to be looked at.
+        after adaptation, `[num_tasks, num_query, num_outputs]`, to be looked at; None where tasks have no queries.
       metric: name of the quantity that `evaluate` measures.
       maximize: whether more of it is better.
       tasks_per_step: tasks in a meta-batch.
@@ -233,7 +251,7 @@ class Experiment(NamedTuple):
     prepare: Callable[[], Plan]
     step: Callable[[TrainState, int], tuple[TrainState, Metrics]]
     evaluate: Callable[..., Evaluation]
-    examples: Callable[[Params, int], tuple[Task, Array, Array]]
+    examples: Callable[[Params, int], tuple[Task, Array, Array]] | None
     metric: str
     maximize: bool
     tasks_per_step: int

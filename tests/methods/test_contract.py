@@ -17,7 +17,7 @@ from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.types import Split, Task
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
+CONF = Path(__file__).parents[2] / "conf" / "few_shot" / "method"
 NEED_MAPS = {"relation"}  # compares feature maps; for all others a network that compiles fast will do
 METHODS = sorted(file.stem for file in CONF.glob("*.yaml"))
 WAY, SHOT, QUERY_SHOT, SIZE, CLASSES, NUM_EVALUATED = 3, 2, 3, 8, 12, 30

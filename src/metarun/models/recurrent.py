@@ -1,6 +1,7 @@
 """Recurrent networks over a sequence: LSTM, GRU, and an LSTM with an external memory."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,21 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from metarun.types import Array, Params, SequenceModel
-
-
-class Recurrent(NamedTuple):
-    """A network that is fed one row after the other.
-
-    Attributes:
-      init: `(key, x: [size]) -> params`.
-      start: `(dtype) -> state`, before the first row.
-      step: `(params, state, x: [size]) -> (state, outputs: [num_outputs])`.
-    """
-
-    init: Callable[[Array, Array], Params]
-    start: Callable[[Any], Any]
-    step: Callable[[Params, Any, Array], tuple[Any, Array]]
+from metarun.types import Array, Params, RecurrentModel, SequenceModel
 
 
 class Memory(NamedTuple):
@@ -55,7 +42,7 @@ class AddressedMemory(NamedTuple):
     read: Array
 
 
-def sequence_model(network: Recurrent) -> SequenceModel:
+def sequence_model(network: RecurrentModel) -> SequenceModel:
     """The network fed a sequence row by row; each end is one further step from where that left it."""
 
     def read(params, rows):
@@ -89,16 +76,21 @@ class _Layer(nn.Module):
         return state, nn.Dense(self.num_outputs, param_dtype=x.dtype, name="head")(h)
 
 
-def _recurrent(module: nn.Module, start: Callable[[Any], Any], of_init: Callable[[Params], Params]) -> Recurrent:
+def _recurrent(module: nn.Module, start: Callable[[Any], Any], of_init: Callable[[Params], Params]) -> RecurrentModel:
     """`module`: `(state, x) -> (state, outputs)`."""
-    return Recurrent(
+
+    def step(params, state, x):
+        return module.apply({"params": params}, state, x)
+
+    return RecurrentModel(
         init=lambda key, x: of_init(module.init(key, start(x.dtype), x)["params"]),
         start=start,
-        step=lambda params, state, x: module.apply({"params": params}, state, x),
+        step=step,
+        unroll=lambda params, rows: lax.scan(partial(step, params), start(rows.dtype), rows)[1],
     )
 
 
-def lstm(*, num_outputs: int, hidden: int) -> Recurrent:
+def lstm(*, num_outputs: int, hidden: int) -> RecurrentModel:
     """One layer of LSTM cells and a linear layer; the forget gates' bias begins at 1, all others at 0.
 
     Args:
@@ -111,7 +103,7 @@ def lstm(*, num_outputs: int, hidden: int) -> Recurrent:
     return _recurrent(_Layer(nn.OptimizedLSTMCell, num_outputs, hidden), start, _forgetting_little)
 
 
-def gru(*, num_outputs: int, hidden: int) -> Recurrent:
+def gru(*, num_outputs: int, hidden: int) -> RecurrentModel:
     """One layer of gated recurrent units and a linear layer.
 
     Args:
@@ -195,7 +187,7 @@ class _MANN(nn.Module):
 
 def mann(
     *, num_outputs: int, hidden: int, slots: int, width: int, heads: int, decay: float, strength: float
-) -> Recurrent:
+) -> RecurrentModel:
     """An LSTM that writes to an external memory and reads from it by content.
 
     The controller sees the input and what was last read; keys are tanh of a linear layer of its output; a linear layer

@@ -13,6 +13,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from metarun.errors import DataError
 from metarun.report.figure import BLUE, LABEL_SIZE, VERMILION, quiet, save
 
+# Of the metrics that are no errors.
+TITLES = {"accuracy": "Accuracy on query sets", "reward": "Total reward of a trial"}
+
 Records = Mapping[int, Mapping[str, float]]
 
 # From this many points on, a curve is a band of noise, and a running mean is drawn over it.
@@ -27,8 +30,8 @@ def learning_curve(metrics_file: Path, output: Path, *, metric: str, selected_st
     Args:
       metrics_file: a run's metrics.jsonl.
       output: the PNG to write.
-      metric: name of the quantity: "accuracy" (fractions, drawn as percentages) or an error such as "mse" (drawn on
-        a logarithmic scale).
+      metric: name of the quantity: "accuracy" (fractions, drawn as percentages), "reward" (of trials), or an error such
+        as "mse" (drawn on a logarithmic scale).
       selected_step: the step whose parameters validation chose; marked on the validation curve.
 
     Raises:
@@ -77,9 +80,10 @@ def draw_learning_curve(records: Records, *, metric: str, selected_step: int | N
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, metric_axes = figure.subplots(1, 2)
     quiet(loss_axes, "Training loss")
-    quiet(metric_axes, f"{'Accuracy' if metric == 'accuracy' else metric.upper()} on query sets")
+    quiet(metric_axes, TITLES.get(metric, f"{metric.upper()} on query sets"))
     _draw_training(loss_axes, *_series(records, "train/loss"))
-    legend = [_draw_training(metric_axes, *_series(records, f"train/query/{metric}"))]
+    of_training = f"train/{metric}" if metric == "reward" else f"train/query/{metric}"
+    legend = [_draw_training(metric_axes, *_series(records, of_training))]
     if any(f"val/{metric}" in record for record in records.values()):
         legend.append(_draw_validation(metric_axes, records, metric))
     if selected_step is not None:
@@ -90,7 +94,7 @@ def draw_learning_curve(records: Records, *, metric: str, selected_step: int | N
         axes.set_xlabel("outer step", fontsize=LABEL_SIZE)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        if metric != "accuracy":
+        if metric not in TITLES:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")

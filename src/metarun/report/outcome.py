@@ -10,7 +10,7 @@ from rich.text import Text
 
 from metarun.report.curves import learning_curve
 from metarun.report.gallery import image_gallery, regression_gallery
-from metarun.types import Experiment, Params
+from metarun.types import Evaluation, Experiment, Params
 
 GALLERY_TASKS = 4
 # How the value of a check of the data is said.
@@ -30,13 +30,14 @@ def heading(facts: Mapping[str, Any], directory: Path) -> str:
     return f"{what}\nSizes: {sizes}\n{directory}"
 
 
-def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None], None]:
-    """Returns `(directory, params, selected_step) -> None`, which draws a run's pictures into `directory/plots`.
+def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Evaluation], None]:
+    """Returns `(directory, params, selected_step, test) -> None`, which draws a run's pictures into `directory/plots`.
 
     `learning_curve.png` from `metrics.jsonl`, and `gallery.png`: a few test tasks as `params` answer them.
     """
 
-    def draw(directory: Path, params: Params, selected_step: int | None) -> None:
+    def draw(directory: Path, params: Params, selected_step: int | None, tested: Evaluation) -> None:
+        del tested
         plots = directory / "plots"
         learning_curve(
             directory / "metrics.jsonl",
@@ -67,23 +68,32 @@ def summary(result: Mapping[str, Any]) -> Group:
             return "not finite"
         return f"{100 * x:.2f}%" if result["metric"] == "accuracy" else f"{x:.4g}"
 
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
-    for column in ("check", "", "value"):
-        table.add_column(column)
-    for name, check in result["checks"].items():
-        verdict = Text("passed", "green") if check["passed"] else Text("FAILED", "bold red")
-        table.add_row(name.replace("_", " "), verdict, _check_value(name, check, number))
+    table = check_table(result["checks"], number)
     value = f"test {result['metric']} {number(result['value'])} ± {number(result['ci95'])}"
-    how = f"95% interval over {result['num_tasks']} tasks; parameters of step {result['selected_step']}"
-    if "tasks_per_second" in result:
-        how += f"; {result['tasks_per_second']:.0f} tasks/s"
-    parts = [Text(value, "bold"), Text(how), table]
+    parts = [Text(value, "bold"), Text(tested_on(result)), table]
     if result["value"] is None:
         advice = (
             "Adaptation diverges on some test tasks: lower method.eval_inner_steps or, to train again, method.inner_lr."
         )
         parts.insert(1, Text(advice, "bold red"))
     return Group(*parts)
+
+
+def check_table(checks: Mapping[str, Mapping[str, Any]], number: Callable[[float], str]) -> Table:
+    """The checks of a result, a row each; `number` says a value of its metric."""
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
+    for column in ("check", "", "value"):
+        table.add_column(column)
+    for name, check in checks.items():
+        verdict = Text("passed", "green") if check["passed"] else Text("FAILED", "bold red")
+        table.add_row(name.replace("_", " "), verdict, _check_value(name, check, number))
+    return table
+
+
+def tested_on(result: Mapping[str, Any]) -> str:
+    """On how many tasks a result was found, with which parameters, and how fast they were trained."""
+    how = f"95% interval over {result['num_tasks']} tasks; parameters of step {result['selected_step']}"
+    return how + (f"; {result['tasks_per_second']:.0f} tasks/s" if "tasks_per_second" in result else "")
 
 
 def _check_value(name: str, check: Mapping[str, Any], number: Callable[[float], str]) -> str:

@@ -1,0 +1,146 @@
+"""A composed configuration, read with care: factories called with their keys, and no key left unread."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.errors import ConfigError, MetarunError
+from metarun.optimizers import OVER_THE_RUN
+from metarun.runner import RunSettings
+from metarun.task_map import Layout, default_layout, frugal_layouts
+from metarun.types import Experiment
+
+# What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
+# how it is fitted to a device.
+_MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "resume", "logger", "dataset.source", "memory")
+
+
+class Run(NamedTuple):
+    """A run, ready to be handed to `runner.run`.
+
+    Attributes:
+      experiment: what to train.
+      settings: how long and how often.
+      facts: what `result.json` says of the run besides its outcome.
+      identity: the settings that a checkpoint must share to be continued, flat.
+      logger: factory of the logger.
+    """
+
+    experiment: Experiment
+    settings: RunSettings
+    facts: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    logger: Callable[..., Any]
+
+
+class Keys:
+    """The configuration as a mapping that remembers what was read.
+
+    Args:
+      values: of all keys.
+      choices: option chosen in each group.
+      groups: the groups that a run is made of, those that say most first.
+    """
+
+    def __init__(self, values: Mapping[str, Any], choices: Mapping[str, str], groups: Sequence[str]):
+        self.values, self._choices, self._groups = values, choices, groups
+        self.read: set[str] = set()
+
+    @classmethod
+    def of(cls, config: DictConfig, choices: Mapping[str, str], groups: Sequence[str]) -> "Keys":
+        """That of a composed configuration; raises `OmegaConfBaseException` where a value is missing."""
+        return cls(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), choices, groups)
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return self.values[key]
+
+    def call(self, group: str, **given: Any) -> Any:
+        """Calls the group's factory with its own keys, what is given, and the run's scalars that it takes by name."""
+        factory = self.partial(group, given)
+        parameters = inspect.signature(factory).parameters
+        filled = {*self._groups, *factory.keywords, *given}
+        scalars = [name for name in parameters if name in self.values and name not in filled]
+        return factory(**{name: self[name] for name in scalars}, **{k: v for k, v in given.items() if k in parameters})
+
+    def factory(self, group: str) -> Callable[..., Any]:
+        """What the group's choice names as its `_target_`."""
+        target = (self[group] or {}).get("_target_")
+        if target is None:
+            raise MetarunError(f"{group}={self._choices.get(group)}: this choice names no _target_.")
+        module, _, name = target.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+    def partial(self, group: str, given: Iterable[str] = ()) -> partial:
+        """The group's factory with its own keys filled in, which may not be among those `given`."""
+        factory = self.factory(group)
+        node = {key: value for key, value in self[group].items() if key != "_target_"}
+        known = {name: p for name, p in inspect.signature(factory).parameters.items() if name not in given}
+        for key in node:
+            if key not in known:
+                settable = [n for n, p in known.items() if p.default is not p.empty and n not in self.values]
+                allowed = ", ".join(f"{group}.{n}" for n in settable) or "no key"
+                raise MetarunError(
+                    f"{group}.{key} is read by nothing: {group}={self._choices.get(group)} knows {allowed}."
+                )
+        return partial(factory, **node)
+
+    def refuse_unread(self, keys: Iterable[str]) -> None:
+        """Raises `MetarunError` for one of the keys, which a user has added or set, that nothing has read."""
+        for key in keys:
+            if key not in self.read:
+                chosen = ", ".join(f"{group}={self._choices.get(group)}" for group in self._groups[:3])
+                raise MetarunError(f"{key}={self.values[key]} is read by nothing in a run of {chosen}: leave it out.")
+
+
+def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
+    """How long and how often; `trains`: whether the method has meta-parameters."""
+    # Where there are none, one step says all that training can say, and there is nothing to select.
+    steps, eval_every = keys["steps"], keys["eval_every"]
+    if not trains:
+        steps, eval_every = 1, 0
+    return RunSettings(
+        steps=steps,
+        steps_per_dispatch=keys["steps_per_dispatch"],
+        eval_every=eval_every,
+        val_tasks=keys["val_tasks"],
+        eval_tasks=keys["eval_tasks"],
+        checkpoint_every=keys["checkpoint_every"],
+        log_every=keys["log_every"],
+        resume=keys["resume"],
+    )
+
+
+def layouts_of(chunk: object, num_tasks: int, whole: Layout | None = None) -> list[Layout]:
+    """The layouts that `memory.chunk` leaves for `num_tasks` tasks, the fastest first.
+
+    Args:
+      chunk: "auto", or tasks that a device computes at once.
+      whole: the fastest of all; None: `task_map.default_layout()`.
+
+    Raises:
+      ConfigError: for another chunk.
+    """
+    if chunk == "auto":
+        return frugal_layouts(whole or default_layout(), num_tasks)
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ConfigError("memory.chunk", chunk, "auto, or a whole number, 1 or more")
+    return [default_layout()._replace(chunk=chunk)]
+
+
+def identity(values: Mapping[str, Any], choices: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint must share to be continued, flat, with further `facts`."""
+    flat = dict(facts)
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat[key] = choices.get(key)
+            flat |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != "_target_"}
+        else:
+            flat[key] = value
+    over_the_run = values["optimizer"].get("schedule") in OVER_THE_RUN
+    may_change = set(_MAY_CHANGE) - ({"steps"} if over_the_run else set())
+    return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}
