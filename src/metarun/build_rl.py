@@ -1,0 +1,76 @@
+"""From a composed configuration to the objects of a run of meta-reinforcement learning."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.backend import set_precision
+from metarun.composition import Keys, Run, identity, layouts_of, settings_of
+from metarun.config import RL, conf_dir
+from metarun.errors import non_negative_int, positive_int
+from metarun.machine import device_name, versions
+from metarun.memory import available, parse_limit
+from metarun.rl.experiment import meta_rl
+from metarun.task_map import default_layout
+
+GROUPS = ("method", "env", "optimizer", "logger")
+
+
+def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
+    """Makes the objects of a run.
+
+    Args:
+      config: the composed configuration, without Hydra's own node.
+      choices: option chosen in each group, e.g. {"method": "rl2"}.
+
+    Raises:
+      ConfigError: for a value that cannot be used.
+      MetarunError: for a key that nothing reads.
+    """
+    keys = Keys.of(config, choices, GROUPS)
+    set_precision(keys["precision"])
+    environment = keys.call("env")
+    meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
+    # Steps of a trial are small: on a CPU, too, all trials of a device go together.
+    layouts = layouts_of(keys["memory"]["chunk"], meta_batch_size, default_layout()._replace(chunk=None))
+    learner = partial(
+        keys.call,
+        "method",
+        environment=environment,
+        optimizer=partial(keys.call, "optimizer"),
+        meta_batch_size=meta_batch_size,
+        steps=keys["steps"],
+    )
+    learners = {layout.chunk_of(meta_batch_size): learner(layout=layout) for layout in layouts}
+    settings = settings_of(keys, trains=next(iter(learners.values())).trains)
+    devices = list(layouts[0].mesh.devices.flat)
+    experiment = meta_rl(
+        learners,
+        environment,
+        layouts,
+        seed=non_negative_int("seed", keys["seed"]),
+        eval_seed=non_negative_int("eval_seed", keys["eval_seed"]),
+        meta_batch_size=meta_batch_size,
+        protocol={
+            "environment": choices["env"],
+            "eval_tasks": settings.eval_tasks,
+            "selection": "best validation" if settings.eval_every else "last",
+        },
+        bytes_available=available(devices, parse_limit(keys["memory"]["limit"])),
+    )
+    facts = {
+        "method": choices["method"],
+        "env": choices["env"],
+        "episodes": environment.episodes,
+        "horizon": environment.horizon,
+        "seed": keys["seed"],
+        "sizes": experiment.sizes(),
+        "device": device_name(devices),
+        "versions": versions(),
+    }
+    logger = keys.partial("logger")
+    keys.read.add("optimizer")  # which a yardstick has no use for
+    defaults = OmegaConf.load(conf_dir(RL) / "config.yaml")
+    keys.refuse_unread(key for key in keys.values if key not in defaults or keys.values[key] != defaults[key])
+    return Run(experiment, settings, facts, identity(keys.values, choices, {}), logger)

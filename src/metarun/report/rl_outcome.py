@@ -1,0 +1,64 @@
+"""What a person sees of one run of meta-reinforcement learning: its heading, its result, its pictures."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from metarun.report.curves import learning_curve
+from metarun.report.outcome import check_table, tested_on
+from metarun.report.rewards import reward_curves
+from metarun.types import Evaluation, Experiment, Params
+
+
+def heading(facts: Mapping[str, Any], directory: Path) -> str:
+    """A line each on what runs, where, and of what size; and where its files go."""
+    trial = f"{facts['episodes']} episode{'s' * (facts['episodes'] > 1)} of {facts['horizon']} steps"
+    if facts["horizon"] == 1:
+        trial = f"{facts['episodes']} pulls"
+    what = f"{facts['method']} on {facts['env']}, {trial}, seed {facts['seed']}, on {facts['device']}"
+    sizes = ", ".join(f"{name} {count:,}" for name, count in facts["sizes"].items())
+    return f"{what}\nSizes: {sizes}\n{directory}"
+
+
+def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Evaluation], None]:
+    """Returns `(directory, params, selected_step, test) -> None`, which draws a run's pictures into `directory/plots`.
+
+    `learning_curve.png` from `metrics.jsonl`, and `rewards.png`: how the rewards of a trial came about, beside those of
+    the agents that were not learnt.
+    """
+
+    def draw(directory: Path, params: Params, selected_step: int | None, tested: Evaluation) -> None:
+        del params
+        plots = directory / "plots"
+        learning_curve(
+            directory / "metrics.jsonl",
+            plots / "learning_curve.png",
+            metric=experiment.metric,
+            selected_step=selected_step,
+        )
+        reward_curves(tested.beside["curves"], plots / "rewards.png")
+
+    return draw
+
+
+def summary(result: Mapping[str, Any]) -> Group:
+    """The result with its interval, the agents that were not learnt, and the checks, to be printed."""
+
+    def interval(entry: Mapping[str, float]) -> str:
+        return f"{entry['value']:.4g} ± {entry['ci95']:.2g}"
+
+    parts = [Text(f"test {result['metric']} {interval(result)}", "bold"), Text(tested_on(result))]
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
+    table.add_column("on the same tasks")
+    table.add_column(result["metric"])
+    ranked = sorted(result["yardsticks"].items(), key=lambda item: -item[1]["value"])
+    for name, entry in ranked:
+        table.add_row(name.replace("_", " "), interval(entry))
+    parts.append(table)
+    if "regret" in result:
+        parts.append(Text(f"regret {interval(result['regret'])} against {result['regret']['against']}"))
+    return Group(*parts, check_table(result["checks"], lambda x: f"{x:.4g}")) if result["checks"] else Group(*parts)

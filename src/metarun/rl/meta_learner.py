@@ -1,0 +1,44 @@
+"""What every method of meta-reinforcement learning is to the experiment that trains and tests it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from metarun.types import Array, Metrics, Params
+
+
+class Outcome(NamedTuple):
+    """What came of a trial.
+
+    Attributes:
+      value: its worth, a scalar: the total reward of a trial, or the return after the last inner step.
+      curve: how that came about, `[n]`: the reward of each episode or step, or the return after each inner step.
+      first: reward of the very first step, before which nothing can be known of the task.
+    """
+
+    value: Array
+    curve: Array
+    first: Array
+
+
+class MetaLearner(NamedTuple):
+    """A method of meta-reinforcement learning.
+
+    Attributes:
+      init: `(key) -> params`, the meta-parameters; an empty dict for an agent that learns nothing.
+      improve: `(params, opt_state, tasks, keys, key) -> (params, opt_state, metrics)`, an outer step on tasks and keys with
+        a leading axis `[num_tasks]`; "reward" among the metrics is the mean total reward of the trials it was made of.
+      outcome: `(params, task, key, blind) -> Outcome`, a test in one task; `blind` is a Python bool: the learner is
+        shown a reward of 0 whatever it earns.
+      init_opt: `(params) -> opt_state`.
+      curve_over: what `Outcome.curve` is over: "episode", "step" or "inner step".
+      protocol: conventions of its test that move a number without being the method.
+      trains: whether there is anything to be trained.
+    """
+
+    init: Callable[[Array], Params]
+    improve: Callable[[Params, Any, Any, Array, Array], tuple[Params, Any, Metrics]]
+    outcome: Callable[[Params, Any, Array, bool], Outcome]
+    init_opt: Callable[[Params], Any]
+    curve_over: str
+    protocol: Mapping[str, Any]
+    trains: bool = True

@@ -1,0 +1,183 @@
+"""Learning to act through trials: a network that remembers, trained by the policy gradient over whole trials.
+
+What RL2 and SNAIL share. The network is fed, step by step, all that is seen (observation, last action, last reward, whether
+the episode ended), and is never reset within a trial: its memory is what it learns a task by.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from metarun.errors import ConfigError, non_negative_float, one_of, positive_float, positive_int
+from metarun.outer_loop import updated
+from metarun.rl.environment import Agent, Environment, Seen, no_action
+from metarun.rl.meta_learner import MetaLearner
+from metarun.rl.policy import policy_over
+from metarun.rl.returns import advantages, mean_over, normalised
+from metarun.rl.trial import curve_over, outcome, play
+from metarun.task_map import Layout, map_tasks, mean_gradient
+from metarun.types import Array, Params, RecurrentModel
+
+ALGORITHMS = ("ppo", "a2c")
+
+
+class Lesson(NamedTuple):
+    """A trial, as it is learnt from: each entry with a leading axis `[length]`.
+
+    Attributes:
+      x: what the network was fed.
+      action: taken.
+      log_prob: its logarithmic probability when it was.
+      advantage: A, by how much it was better than expected.
+      value_target: what the value should have been.
+      weight: 1 where the trial still ran, else 0.
+      reward: earned.
+    """
+
+    x: Array
+    action: Array
+    log_prob: Array
+    advantage: Array
+    value_target: Array
+    weight: Array
+    reward: Array
+
+
+def trial_learner(
+    *,
+    environment: Environment,
+    network: Callable[[int], RecurrentModel],
+    optimizer: Callable[..., optax.GradientTransformation],
+    layout: Layout,
+    meta_batch_size: int,
+    steps: int,
+    algorithm: str,
+    epochs: int,
+    minibatches: int,
+    clip: float,
+    discount: float,
+    decay: float,
+    entropy: float,
+    value: float,
+) -> MetaLearner:
+    """A meta-learner whose network goes through trials.
+
+    Rewards are divided by the steps that the discount looks ahead, at most those of a trial, so that values are of the
+    size of a reward.
+
+    Args:
+      environment: the distribution over tasks.
+      network: from its number of outputs: those of the policy and, last, the value.
+      optimizer: from the number of gradients that it will follow in the whole run, `epochs * minibatches` in an outer step.
+      layout: where trials are computed.
+      meta_batch_size: trials of an outer step, each in a task of its own.
+      steps: outer steps of the run.
+      algorithm: "ppo"; or "a2c", which follows one gradient per outer step.
+      epochs, minibatches: how often PPO goes through an outer step's trials, and in how many parts.
+      clip: epsilon of PPO.
+      discount, decay: gamma and lambda, see `returns.advantages`.
+      entropy: weight of the policy's entropy in the loss.
+      value: weight of the value's squared error in the loss.
+
+    Raises:
+      ConfigError: for a value that is not allowed.
+
+    Source: Schulman et al. 2017, Proximal Policy Optimization Algorithms, equations 7 and 9; Mnih et al. 2016, Asynchronous
+    Methods for Deep Reinforcement Learning, section 4, for A2C.
+    """
+    one_of("method.algorithm", algorithm, ALGORITHMS)
+    epochs, minibatches = positive_int("method.epochs", epochs), positive_int("method.minibatches", minibatches)
+    if algorithm == "a2c":
+        epochs = minibatches = 1
+    if meta_batch_size % minibatches:
+        raise ConfigError("method.minibatches", minibatches, f"a divisor of meta_batch_size={meta_batch_size}")
+    clip = positive_float("method.clip", clip)
+    entropy, value = non_negative_float("method.entropy", entropy), non_negative_float("method.value", value)
+    discount, decay = fraction("method.discount", discount), fraction("method.decay", decay)
+    policy = policy_over(environment.actions)
+    model = network(policy.num_outputs + 1)
+    optimizer = optimizer(steps=steps * epochs * minibatches)
+    ahead = min(environment.length, 1 / (1 - discount)) if discount < 1 else environment.length
+
+    def encode(seen: Seen) -> Array:
+        action = policy.encode(seen.action) * (1 - seen.first)
+        return jnp.concatenate([seen.observation, action, jnp.stack([seen.reward, seen.done])])
+
+    def init(key):
+        zero = jnp.zeros(())
+        seen = Seen(jnp.zeros(environment.observation_size), no_action(environment.actions), zero, zero, zero)
+        return model.init(key, encode(seen))
+
+    def agent(params: Params) -> Agent:
+        def act(state, seen, key):
+            x = encode(seen)
+            state, outputs = model.step(params, state, x)
+            action = policy.sample(key, outputs[:-1])
+            return state, action, (x, policy.log_prob(outputs[:-1], action), outputs[-1])
+
+        return Agent(lambda key: model.start(jnp.float32), act)
+
+    def experience(params: Params, task_and_key: Any) -> Lesson:
+        trajectory = play(environment, agent(params), *task_and_key)
+        x, log_prob, values = trajectory.noted
+        weight = trajectory.live.astype(jnp.float32)
+        # Beyond the end of a trial nothing is earned, so no value counts there.
+        advantage = advantages(trajectory.reward / ahead, values * weight, jnp.zeros(()), discount, decay)
+        return Lesson(x, trajectory.action, log_prob, advantage, advantage + values, weight, trajectory.reward)
+
+    def loss(params: Params, _, lesson: Lesson):
+        outputs = model.unroll(params, lesson.x)
+        log_prob = jax.vmap(policy.log_prob)(outputs[:, :-1], lesson.action)
+        ratio = jnp.exp(log_prob - lesson.log_prob)
+        gain = surrogate(ratio, lesson.advantage, clip)
+        losses = {
+            "policy": -mean_over(gain, lesson.weight),
+            "value": mean_over((outputs[:, -1] - lesson.value_target) ** 2, lesson.weight),
+            "entropy": mean_over(jax.vmap(policy.entropy)(outputs[:, :-1]), lesson.weight),
+        }
+        total = losses["policy"] + value * losses["value"] - entropy * losses["entropy"]
+        return total, {"loss": total, **losses}
+
+    def improve(params, opt_state, tasks, keys, key):
+        lessons = map_tasks(experience, layout, params, (tasks, keys))
+        reward = lessons.reward.sum(1).mean()
+        lessons = lessons._replace(advantage=normalised(lessons.advantage, lessons.weight))
+
+        def update(params_and_opt_state, rows):
+            params, opt_state = params_and_opt_state
+            part = jax.tree.map(lambda x: x[rows], lessons)
+            gradient, metrics = mean_gradient(loss, layout, params, (), part)
+            return updated(optimizer, gradient, params, opt_state), metrics
+
+        shuffled = jax.vmap(lambda key: jax.random.permutation(key, meta_batch_size))(jax.random.split(key, epochs))
+        rows = shuffled.reshape(epochs * minibatches, -1)
+        (params, opt_state), metrics = lax.scan(update, (params, opt_state), rows)
+        return params, opt_state, {"reward": reward, **jax.tree.map(lambda m: m.mean(0), metrics)}
+
+    return MetaLearner(
+        init=init,
+        improve=improve,
+        outcome=lambda params, task, key, blind: outcome(environment, agent(params), task, key, blind),
+        init_opt=optimizer.init,
+        curve_over=curve_over(environment),
+        protocol={"actions": "sampled from the policy"},
+    )
+
+
+def surrogate(ratio: Array, advantage: Array, clip: float) -> Array:
+    """min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A), whose gradient at a ratio of 1 is A grad log pi: that of A2C.
+
+    Source: Schulman et al. 2017, equation 7.
+    """
+    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+
+
+def fraction(key: str, value: object) -> float:
+    """Returns `value` if it is a number from 0 to 1; raises `ConfigError` otherwise."""
+    if non_negative_float(key, value) > 1:
+        raise ConfigError(key, value, "a number from 0 to 1")
+    return float(value)

@@ -1,0 +1,41 @@
+"""Numbers that tasks are made of, of which meta-training, -validation and -test never share one."""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from metarun.types import Array
+
+SPLITS = ("train", "val", "test")
+CELLS = 2**19  # of each split: so few that numbers stay apart in float32, and so do their products and quantiles
+
+
+def uniform(key: Array, split: str, shape: tuple[int, ...] = (), cells: int = CELLS) -> Array:
+    """Numbers uniform in (0, 1), `[*shape]`, from a lattice whose points are dealt to the splits in turn.
+
+    What has been drawn for one split cannot be drawn for another; the distribution is uniform to within the lattice.
+
+    Args:
+      key, split, shape: of the draw.
+      cells: points that each split has; fewer where what is made of the numbers covers a small range.
+    """
+    cell = jax.random.randint(key, shape, 0, cells) * len(SPLITS) + SPLITS.index(split)
+    return (cell.astype(jnp.float32) + 0.5) / (len(SPLITS) * cells)
+
+
+def normal(key: Array, split: str, shape: tuple[int, ...] = ()) -> Array:
+    """Standard normal numbers, `[*shape]`: the quantiles of those of `uniform`."""
+    return ndtri(uniform(key, split, shape))
+
+
+def one_of(key: Array, split: str, number: int) -> Array:
+    """A whole number in [0, number) from those that are `split`'s: every third.
+
+    Raises:
+      ValueError: there are fewer numbers than splits.
+    """
+    first = SPLITS.index(split)
+    count = len(range(first, number, len(SPLITS)))
+    if not count:
+        raise ValueError(f"{number} tasks cannot be dealt to {len(SPLITS)} splits.")
+    return first + len(SPLITS) * jax.random.randint(key, (), 0, count)

@@ -1,0 +1,127 @@
+"""Meta-reinforcement learning through the runner's seam: every choice, determinism, and an honest account of a test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metarun import runner
+from metarun.build_rl import build
+from metarun.config import RL, composed, conf_dir
+from metarun.errors import MetarunError
+from metarun.rl.environments.bandits import bernoulli_bandit
+from metarun.rl.experiment import meta_rl
+from metarun.rl.meta_learner import Outcome
+from metarun.rl.methods.yardstick import yardstick
+from metarun.task_map import default_layout
+
+SMALL = ["meta_batch_size=8", "steps=4", "steps_per_dispatch=2", "eval_tasks=8", "val_tasks=8"]
+TINY = ["method.hidden=4", "method.minibatches=2"]
+# What lets a choice be had in seconds.
+SHORT = {
+    "tabular_mdp": ["env.states=3", "env.actions=2", "env.horizon=3", "env.episodes=2"],
+    "point_navigation": ["env.horizon=5", "env.episodes=2"],
+    "dependent_bandit": ["env.episodes=5"],
+    "restless_bandit": ["env.pulls=5"],
+}
+OF_ENV = {"informed": "informative_bandit", "psrl": "tabular_mdp", "opsrl": "tabular_mdp"}
+
+
+def choices_of(group):
+    return sorted(file.stem for file in (conf_dir(RL) / group).glob("*.yaml"))
+
+
+def built(*overrides):
+    return build(*composed([*SMALL, *overrides], RL))
+
+
+@pytest.mark.parametrize("env", choices_of("env"))
+def test_every_environment_is_learnt_in_and_stated(env, tmp_path):
+    run = built(f"env={env}", *SHORT.get(env, []), *TINY)
+    result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
+    assert (result["metric"], result["env"], result["num_tasks"], result["steps"]) == ("reward", env, 8, 4)
+    assert result["protocol"]["environment"] == env and result["protocol"]["selection"] == "last"
+    assert "random" in result["yardsticks"] and result["regret"]["against"] in result["yardsticks"]
+    best = max(result["yardsticks"][name]["value"] for name in result["yardsticks"] if name != "optimum")
+    assert result["regret"]["value"] == pytest.approx(best - result["value"], abs=1e-4)
+    assert len(result["curves"]["learner"]) == len(result["curves"]["random"])
+    assert sum(result["curves"]["learner"]) == pytest.approx(result["value"], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", sorted(set(choices_of("method")) - {"rl2"}))
+def test_every_yardstick_is_a_method_that_finds_itself(method, tmp_path):
+    env = OF_ENV.get(method, "bernoulli_bandit")
+    run = built(f"method={method}", f"env={env}", *SHORT.get(env, []))
+    result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
+    assert result["value"] == pytest.approx(result["yardsticks"][method]["value"], rel=1e-6)
+    assert result["steps"] == 1 and result["sizes"] == {"meta_params": 0} and result["checks"] == {}
+
+
+def test_how_steps_are_grouped_changes_nothing():
+    # `step` consumes its state, so each grouping begins from one of its own.
+    run = built(*TINY)
+    at_once, _ = run.experiment.step(run.experiment.init(), 4)
+    state = run.experiment.init()
+    for number in (1, 3):
+        state, metrics = run.experiment.step(state, number)
+    assert np.isfinite(float(metrics["loss"]))
+    jax.tree.map(np.testing.assert_array_equal, state.params, at_once.params)
+
+
+def test_a_test_has_the_same_tasks_whatever_the_seed():
+    found = [built(*TINY, f"seed={seed}") for seed in (0, 1)]
+    evaluations = [run.experiment.evaluate(run.experiment.init().params, "test", 8, checks=True) for run in found]
+    yardsticks = [evaluation.beside["yardsticks"] for evaluation in evaluations]
+    assert yardsticks[0] == yardsticks[1] and evaluations[0].value != evaluations[1].value
+
+
+def test_the_checks_find_a_learner_that_is_told_the_task():
+    run = built(*TINY, "env.arms=2")
+    honest = run.experiment.evaluate(run.experiment.init().params, "test", 250, checks=True)
+    assert set(honest.checks) == {"chance_before_adaptation", "chance_without_reward"}
+    assert all(check["passed"] for check in honest.checks.values())
+
+    def pulls_the_best(params, task, key, blind):
+        earned = 10 * task.max()
+        return Outcome(earned, jnp.full(10, task.max()), task.max())
+
+    environment = bernoulli_bandit(arms=2, episodes=10)
+    layout = default_layout()._replace(chunk=None)
+    told = yardstick(environment=environment, agent="random")._replace(outcome=pulls_the_best, trains=True)
+    settings = {"seed": 0, "eval_seed": 0, "meta_batch_size": 8, "protocol": {}}
+    experiment = meta_rl({layout.chunk_of(8): told}, environment, [layout], **settings)
+    found = experiment.evaluate({}, "test", 250, checks=True)
+    assert not any(check["passed"] for check in found.checks.values())
+    assert found.value == pytest.approx(found.beside["yardsticks"]["optimum"]["value"])
+
+
+def test_validation_selects_where_it_is_asked_for(tmp_path):
+    run = built(*TINY, "eval_every=2")
+    result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
+    assert result["protocol"]["selection"] == "best validation" and result["selected_step"] in (2, 4)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["method=gittins", "env=tabular_mdp"], "method=gittins: expected for this env one that learns, or of random"),
+        (["env.arms=0"], "env.arms=0"),
+        (["method.minibatches=3"], "method.minibatches=3: expected a divisor of meta_batch_size=8"),
+        (["memory.chunk=0"], "memory.chunk=0"),
+        (["+method.depth=3"], "method.depth is read by nothing"),
+        (["+colour=red"], "colour=red is read by nothing"),
+    ],
+)
+def test_a_mistake_is_named(overrides, words):
+    with pytest.raises(MetarunError, match=words.replace("(", r"\(")):
+        built(*overrides)
+
+
+def test_the_schedule_ends_with_the_last_gradient_of_the_run():
+    run = built(*TINY, "optimizer.schedule=linear", "method.epochs=2")
+    state, _ = run.experiment.step(run.experiment.init(), 4)
+    at_the_end = jax.tree.map(np.array, state.params)
+    after, _ = run.experiment.step(state, 1)  # after 4 outer steps of 2 x 2 gradients the rate is 0
+    jax.tree.map(np.testing.assert_array_equal, after.params, at_the_end)
+    before, _ = run.experiment.step(run.experiment.init(), 3)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (before.params, at_the_end)), strict=True))

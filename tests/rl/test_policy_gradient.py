@@ -1,0 +1,160 @@
+"""The policy gradient against closed forms, and that it teaches."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from counting_environment import counting
+
+from metarun.errors import ConfigError
+from metarun.models.recurrent import gru
+from metarun.rl.environments.bandits import bernoulli_bandit
+from metarun.rl.methods.rl2 import rl2
+from metarun.rl.policy_gradient import surrogate, trial_learner
+from metarun.task_map import default_layout
+from metarun.types import RecurrentModel
+
+TRIALS = 20_000
+LAYOUT = default_layout()._replace(chunk=None)
+PLAIN = {"algorithm": "a2c", "epochs": 1, "minibatches": 1, "clip": 0.2, "entropy": 0.0, "value": 0.0}
+
+
+def sgd(steps):
+    del steps
+    return optax.sgd(1.0)
+
+
+def without_memory(num_outputs):
+    """A network whose outputs are its parameters."""
+    start = lambda dtype: jnp.zeros((), dtype)
+    return RecurrentModel(
+        init=lambda key, x: jnp.array([0.3, -0.5, 0.9, 0.0])[:num_outputs],
+        start=start,
+        step=lambda params, state, x: (state, params),
+        unroll=lambda params, rows: jnp.broadcast_to(params, (rows.shape[0], num_outputs)),
+    )
+
+
+def learner_of(environment, trials, **settings):
+    return trial_learner(
+        environment=environment,
+        network=without_memory,
+        optimizer=sgd,
+        layout=LAYOUT,
+        meta_batch_size=trials,
+        steps=1,
+        **{**PLAIN, "discount": 0.9, "decay": 1.0, **settings},
+    )
+
+
+def improved(learner, tasks, trials):
+    params = learner.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), trials)
+    after, _, metrics = jax.jit(learner.improve)(params, learner.init_opt(params), tasks, keys, jax.random.key(2))
+    return np.asarray(params, np.float64), np.asarray(after, np.float64), metrics
+
+
+def test_one_step_follows_the_gradient_of_the_expected_reward():
+    # The counting environment pays 100 + action at its only step: J = sum p_a (100 + a), dJ / dlogit_a = p_a (r_a - J).
+    learner = learner_of(counting(horizon=1, episodes=1), TRIALS)
+    before, after, metrics = improved(learner, jnp.ones(TRIALS), TRIALS)
+    p = np.exp(before[:3]) / np.exp(before[:3]).sum()
+    reward = 100 + np.arange(3)
+    expected = p @ reward
+    deviation = np.sqrt(p @ (reward - expected) ** 2)  # by which advantages are divided
+    assert float(metrics["reward"]) == pytest.approx(expected, abs=0.03)
+    np.testing.assert_allclose((after - before)[:3], p * (reward - expected) / deviation, atol=0.02)
+    assert after[3] == before[3]
+
+
+def test_the_entropy_and_the_value_have_their_weights():
+    environment = counting(horizon=1, episodes=1)
+    plain = improved(learner_of(environment, 2000), jnp.ones(2000), 2000)
+    more = improved(learner_of(environment, 2000, entropy=0.5, value=0.25), jnp.ones(2000), 2000)
+    p = np.exp(plain[0][:3]) / np.exp(plain[0][:3]).sum()
+    entropy_gradient = -p * (np.log(p) - p @ np.log(p))
+    np.testing.assert_allclose((more[1] - plain[1])[:3], 0.5 * entropy_gradient, atol=1e-5)
+    # Trials are one step long, so a reward is its own target: minus the gradient of (V - r)^2 at V = 0.
+    assert more[1][3] - more[0][3] == pytest.approx(0.25 * 2 * float(more[2]["reward"]), rel=1e-4)
+
+
+def test_the_surrogate_stops_paying_outside_of_the_clip():
+    gradient = jax.vmap(jax.grad(partial(surrogate, clip=0.2)))
+    ratio = jnp.array([1.0, 1.1, 1.3, 0.7, 1.3, 0.7])
+    advantage = jnp.array([2.0, 2.0, 2.0, -2.0, -2.0, 2.0])
+    # Going further pays no more; going back always does.
+    np.testing.assert_allclose(gradient(ratio, advantage), [2, 2, 0, 0, -2, 2])
+
+
+def test_all_minibatches_of_all_epochs_are_followed():
+    counted = lambda steps: optax.chain(optax.scale_by_schedule(lambda count: 1.0), optax.sgd(1e-3))
+    environment = counting(horizon=2, episodes=2)
+    settings = {**PLAIN, "algorithm": "ppo", "epochs": 3, "minibatches": 2, "discount": 0.9, "decay": 0.9}
+    learner = trial_learner(
+        environment=environment,
+        network=lambda num_outputs: gru(num_outputs=num_outputs, hidden=4),
+        optimizer=counted,
+        layout=LAYOUT,
+        meta_batch_size=8,
+        steps=1,
+        **settings,
+    )
+    params = learner.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 8)
+    _, opt_state, metrics = jax.jit(learner.improve)(
+        params, learner.init_opt(params), jnp.ones(8), keys, jax.random.key(2)
+    )
+    assert int(opt_state[0].count) == 6
+    assert set(metrics) == {"reward", "loss", "policy", "value", "entropy"}
+
+
+def small(environment, **settings):
+    return rl2(
+        environment=environment,
+        optimizer=lambda steps: optax.adam(3e-3),
+        layout=LAYOUT,
+        meta_batch_size=200,
+        steps=1,
+        **{"hidden": 24, **settings},
+    )
+
+
+def test_rl2_learns_to_pull_the_better_arm():
+    environment = bernoulli_bandit(arms=2, episodes=10)
+    learner = small(environment)
+
+    @jax.jit
+    def step(carry, key):
+        task_key, play_key, order_key = jax.random.split(key, 3)
+        tasks = jax.vmap(lambda key: environment.sample(key, "train"))(jax.random.split(task_key, 200))
+        params, opt_state, metrics = learner.improve(*carry, tasks, jax.random.split(play_key, 200), order_key)
+        return (params, opt_state), metrics["reward"]
+
+    params = learner.init(jax.random.key(0))
+    carry, rewards = (params, learner.init_opt(params)), []
+    for key in jax.random.split(jax.random.key(1), 60):
+        carry, reward = step(carry, key)
+        rewards.append(float(reward))
+    # Chance is 5, the Gittins index reaches 6.1.
+    assert np.mean(rewards[:3]) == pytest.approx(5, abs=0.35)
+    assert np.mean(rewards[-5:]) > 5.6
+
+
+@pytest.mark.parametrize(
+    "settings, key",
+    [
+        ({"algorithm": "trpo"}, "method.algorithm=trpo"),
+        ({"minibatches": 3}, "method.minibatches=3"),
+        ({"discount": 1.5}, "method.discount=1.5"),
+        ({"decay": -0.1}, "method.decay=-0.1"),
+        ({"clip": 0}, "method.clip=0"),
+        ({"cell": "rnn"}, "method.cell=rnn"),
+        ({"hidden": 0}, "method.hidden=0"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(settings, key):
+    with pytest.raises(ConfigError, match=key):
+        small(bernoulli_bandit(arms=2, episodes=3), **settings)
