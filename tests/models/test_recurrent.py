@@ -146,3 +146,18 @@ def test_network_with_memory_is_that_of_numpy():
             read.append(read_weights[j] @ before)
         read = np.concatenate(read)
         np.testing.assert_allclose(outputs[t], head(params, np.concatenate([h, read])), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "mann"])
+def test_a_network_unrolled_is_the_network_fed_row_by_row(name):
+    of_mann = {"slots": 4, "width": 2, "heads": 1, "decay": 0.9, "strength": 1}
+    make = {"lstm": lstm, "gru": gru, "mann": lambda **sizes: mann(**sizes, **of_mann)}[name]
+    with jax.enable_x64(True):
+        rows = jax.random.normal(jax.random.key(0), (5, 2))
+        network = make(num_outputs=2, hidden=3)
+        params = trained(network, rows)
+        step, state, outputs = jax.jit(network.step), network.start(rows.dtype), []
+        for row in rows:
+            state, output = step(params, state, row)
+            outputs.append(output)
+        np.testing.assert_allclose(jax.jit(network.unroll)(params, rows), np.stack(outputs), rtol=1e-10)

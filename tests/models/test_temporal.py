@@ -137,3 +137,24 @@ def test_blocks_of_snail_are_those_of_the_paper():
     keys = [shapes[f"block{i}_attention"]["keys"]["kernel"].shape for i in range(3)]
     assert keys == [(70, 64), (486, 256), (998, 512)]
     assert shapes["head"]["kernel"].shape == (998 + 256, 5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8])
+def test_snail_row_by_row_is_snail_over_all_rows(length):
+    sizes = {"num_outputs": 3, "num_positions": 8, "filters": 4, "attention": [(2, 3), (4, 2), (3, 3)]}
+    with jax.enable_x64(True):
+        rows, ends = jax.random.normal(jax.random.key(0), (length, 5)), jax.random.normal(jax.random.key(1), (2, 5))
+        network, model = temporal.recurrent_snail(num_inputs=5, **sizes), temporal.snail(**sizes)
+        params = model.init(jax.random.key(2), rows, ends)
+        alone = network.init(jax.random.key(2), rows[0])
+        jax.tree.map(np.testing.assert_array_equal, alone, params)
+        step = jax.jit(network.step)
+        past, outputs = network.start(rows.dtype), []
+        for row in rows:
+            past, output = step(params, past, row)
+            outputs.append(output)
+        np.testing.assert_allclose(np.stack(outputs), network.unroll(params, rows), rtol=1e-10, atol=1e-12)
+        if length < 8:  # a further row is what an end is to the learner of tasks
+            answers = model.answer(params, model.read(params, rows), ends)
+            for end, answer in zip(ends, answers, strict=True):
+                np.testing.assert_allclose(step(params, past, end)[1], answer, rtol=1e-10, atol=1e-12)

@@ -1,5 +1,7 @@
 """Meta-reinforcement learning through the runner's seam: every choice, determinism, and an honest account of a test."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,34 @@ def test_every_environment_is_learnt_in_and_stated(env, tmp_path):
     assert sum(result["curves"]["learner"]) == pytest.approx(result["value"], rel=1e-4)
 
 
-@pytest.mark.parametrize("method", sorted(set(choices_of("method")) - {"rl2"}))
+SMALLEST = {
+    "rl2": TINY,
+    "snail": ["method.filters=2", "method.attention=[[2,2],[2,2]]"],
+    "maml": ["env.horizon=5", "method.hidden=[4]", "method.rollouts=3", "meta_batch_size=2"],
+}
+
+
+@pytest.mark.parametrize("method", SMALLEST)
+def test_every_learner_learns_and_resumes_in_its_own_environment(method, tmp_path):
+    run = built(f"method={method}", *SMALLEST[method])
+    result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
+    assert np.isfinite(result["value"]) and result["sizes"]["meta_params"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["train/reward"]) for line in lines)
+    # What the directory holds is what a run that is asked for again begins with.
+    again = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
+    assert again["value"] == result["value"]
+
+
+def test_maml_states_its_returns_by_inner_step():
+    run = built("method=maml", *SMALLEST["maml"])
+    tested = run.experiment.evaluate(run.experiment.init().params, "test", 8, checks=True)
+    assert tested.beside["curves"]["over"] == "inner step" and len(tested.beside["curves"]["learner"]) == 4
+    assert tested.beside["curves"]["learner"][-1] == pytest.approx(tested.value, rel=1e-5)
+    assert run.experiment.protocol["method"]["eval_inner_steps"] == 3
+
+
+@pytest.mark.parametrize("method", sorted(set(choices_of("method")) - set(SMALLEST)))
 def test_every_yardstick_is_a_method_that_finds_itself(method, tmp_path):
     env = OF_ENV.get(method, "bernoulli_bandit")
     run = built(f"method={method}", f"env={env}", *SHORT.get(env, []))

@@ -26,7 +26,7 @@ def test_categorical():
 
 
 def test_gaussian():
-    policy = policy_over(Continuous(2, -1.0, 1.0))
+    policy = policy_over(Continuous(2))
     mean, deviation = np.asarray(NORMAL[:2]), np.exp(NORMAL[2:])
     assert policy.num_outputs == 4
     action = jnp.array([0.3, 0.1])
@@ -35,3 +35,14 @@ def test_gaussian():
     drawn = jax.vmap(lambda key: policy.sample(key, NORMAL))(jax.random.split(jax.random.key(0), 20_000))
     np.testing.assert_allclose(drawn.mean(0), mean, atol=0.03)
     np.testing.assert_allclose(drawn.std(0), deviation, rtol=0.03)
+
+
+@pytest.mark.parametrize("actions, outputs", [(Discrete(3), LOGITS), (Continuous(2), NORMAL)])
+def test_the_divergence_is_the_mean_difference_of_log_probabilities(actions, outputs):
+    policy = policy_over(actions)
+    others = outputs + jnp.linspace(-0.4, 0.5, outputs.size)
+    drawn = jax.vmap(lambda key: policy.sample(key, outputs))(jax.random.split(jax.random.key(0), 50_000))
+    differences = jax.vmap(lambda a: policy.log_prob(outputs, a) - policy.log_prob(others, a))(drawn)
+    error = 4 * float(differences.std()) / 50_000**0.5
+    assert policy.divergence(outputs, others) == pytest.approx(float(differences.mean()), abs=error)
+    assert policy.divergence(outputs, outputs) == pytest.approx(0, abs=1e-6)

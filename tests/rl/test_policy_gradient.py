@@ -13,7 +13,8 @@ from metarun.errors import ConfigError
 from metarun.models.recurrent import gru
 from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.methods.rl2 import rl2
-from metarun.rl.policy_gradient import surrogate, trial_learner
+from metarun.rl.policy_gradient import trial_learner
+from metarun.rl.surrogate import clipped
 from metarun.task_map import default_layout
 from metarun.types import RecurrentModel
 
@@ -27,7 +28,7 @@ def sgd(steps):
     return optax.sgd(1.0)
 
 
-def without_memory(num_outputs):
+def without_memory(num_outputs, num_inputs):
     """A network whose outputs are its parameters."""
     start = lambda dtype: jnp.zeros((), dtype)
     return RecurrentModel(
@@ -82,7 +83,7 @@ def test_the_entropy_and_the_value_have_their_weights():
 
 
 def test_the_surrogate_stops_paying_outside_of_the_clip():
-    gradient = jax.vmap(jax.grad(partial(surrogate, clip=0.2)))
+    gradient = jax.vmap(jax.grad(partial(clipped, clip=0.2)))
     ratio = jnp.array([1.0, 1.1, 1.3, 0.7, 1.3, 0.7])
     advantage = jnp.array([2.0, 2.0, 2.0, -2.0, -2.0, 2.0])
     # Going further pays no more; going back always does.
@@ -95,7 +96,7 @@ def test_all_minibatches_of_all_epochs_are_followed():
     settings = {**PLAIN, "algorithm": "ppo", "epochs": 3, "minibatches": 2, "discount": 0.9, "decay": 0.9}
     learner = trial_learner(
         environment=environment,
-        network=lambda num_outputs: gru(num_outputs=num_outputs, hidden=4),
+        network=lambda num_outputs, num_inputs: gru(num_outputs=num_outputs, hidden=4),
         optimizer=counted,
         layout=LAYOUT,
         meta_batch_size=8,

@@ -5,7 +5,7 @@ Source: Mishra, Rohaninejad, Chen and Abbeel 2018, A Simple Neural Attentive Met
 
 from collections.abc import Sequence
 
-from metarun.errors import ConfigError, positive_int
+from metarun.errors import positive_int
 from metarun.models import temporal
 from metarun.sequence import beside, longest, sequence_learner
 from metarun.types import Method, Model
@@ -48,7 +48,7 @@ def snail(
         num_outputs=num_outputs,
         num_positions=longest(objective, num_outputs, shot, train_shot),
         filters=positive_int("method.filters", filters),
-        attention=_sizes(attention),
+        attention=temporal.attention_sizes(attention),
     )
     return sequence_learner(
         model=network,
@@ -60,13 +60,3 @@ def snail(
         query_statistics=query_statistics,
         numberings=numberings,
     )
-
-
-def _sizes(attention: object) -> list[tuple[int, int]]:
-    def is_list(value):
-        return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-    if not is_list(attention) or not attention or not all(is_list(pair) and len(pair) == 2 for pair in attention):
-        allowed = "a list of key and value sizes such as [[64,32],[256,128]]"
-        raise ConfigError("method.attention", attention, allowed)
-    return [tuple(positive_int("method.attention", size) for size in pair) for pair in attention]

@@ -7,12 +7,14 @@ last element alone cost little more than one.
 
 from collections.abc import Sequence
 from math import ceil, log2, sqrt
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metarun.types import Array, SequenceModel
+from metarun.errors import ConfigError, positive_int
+from metarun.types import Array, Params, RecurrentModel, SequenceModel
 
 
 def delayed(rows: Array, length: int, dilation: int) -> Array:
@@ -31,6 +33,21 @@ def attended(length: int, num_ends: int) -> Array:
 def dilations(num_positions: int) -> list[int]:
     """1, 2, 4, ..., so many that kernels of size 2 with these dilations in turn see `num_positions` positions back."""
     return [2**i for i in range(ceil(log2(num_positions)))]
+
+
+class Past(NamedTuple):
+    """What a step of a network over time needs of the steps before it.
+
+    Attributes:
+      time: steps taken, int32.
+      rows: what each convolution was fed, name -> `[num_positions, size]`.
+      keys, values: of each attention block, name -> `[num_positions, size]`.
+    """
+
+    time: Array
+    rows: dict[str, Array]
+    keys: dict[str, Array]
+    values: dict[str, Array]
 
 
 class _GatedConvolution(nn.Module):
@@ -111,6 +128,18 @@ def _sequence_model(module: nn.Module) -> SequenceModel:
     )
 
 
+def attention_sizes(attention: object) -> list[tuple[int, int]]:
+    """Returns `method.attention` as (key size, value size) of each block; raises `ConfigError` for anything else."""
+
+    def is_list(value):
+        return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+    if not is_list(attention) or not attention or not all(is_list(pair) and len(pair) == 2 for pair in attention):
+        allowed = "a list of key and value sizes such as [[64,32],[256,128]]"
+        raise ConfigError("method.attention", attention, allowed)
+    return [tuple(positive_int("method.attention", size) for size in pair) for pair in attention]
+
+
 def snail(*, num_outputs: int, num_positions: int, filters: int, attention: Sequence[tuple[int, int]]) -> SequenceModel:
     """Attention blocks with a stack of densely connected convolutions between each two; then a linear layer.
 
@@ -126,6 +155,56 @@ def snail(*, num_outputs: int, num_positions: int, filters: int, attention: Sequ
     Source: Mishra et al. 2018, A Simple Neural Attentive Meta-Learner, section 3 and figure 2.
     """
     return _sequence_model(_Snail(num_outputs, num_positions, filters, tuple(tuple(sizes) for sizes in attention)))
+
+
+def recurrent_snail(
+    *, num_outputs: int, num_inputs: int, num_positions: int, filters: int, attention: Sequence[tuple[int, int]]
+) -> RecurrentModel:
+    """`snail` one row after the other: what later rows need of earlier ones is kept and not computed again.
+
+    Args:
+      num_outputs, filters, attention: as for `snail`.
+      num_inputs: size of a row.
+      num_positions: T, the length of the sequence, beyond which it cannot be fed.
+    """
+    module = _Snail(num_outputs, num_positions, filters, tuple(tuple(sizes) for sizes in attention))
+    blocks = [(f"block{i}", dilations(num_positions) if i else [], sizes) for i, sizes in enumerate(attention)]
+
+    def start(dtype: Any) -> Past:
+        zeros = lambda size: jnp.zeros((num_positions, size), dtype)
+        rows, keys, values, size = {}, {}, {}, num_inputs
+        for name, steps, (key_size, value_size) in blocks:
+            for dilation in steps:
+                rows[f"{name}_dilation{dilation}"] = zeros(size)
+                size += filters
+            keys[f"{name}_attention"], values[f"{name}_attention"] = zeros(key_size), zeros(value_size)
+            size += value_size
+        return Past(jnp.int32(0), rows, keys, values)
+
+    def step(params: Params, past: Past, row: Array) -> tuple[Past, Array]:
+        time, rows, keys, values = past.time, dict(past.rows), dict(past.keys), dict(past.values)
+        dense = lambda layer, x: x @ layer["kernel"] + layer["bias"]
+        for block, steps, (key_size, _) in blocks:
+            for dilation in steps:
+                name = f"{block}_dilation{dilation}"
+                earlier = jnp.where(time < dilation, 0, rows[name][jnp.maximum(time - dilation, 0)])
+                rows[name] = rows[name].at[time].set(row)
+                signal, gate = jnp.split(dense(params[name]["taps"], jnp.concatenate([earlier, row])), 2)
+                row = jnp.concatenate([row, jnp.tanh(signal) * jax.nn.sigmoid(gate)])
+            name = f"{block}_attention"
+            keys[name] = keys[name].at[time].set(dense(params[name]["keys"], row))
+            values[name] = values[name].at[time].set(dense(params[name]["values"], row))
+            logits = keys[name] @ dense(params[name]["queries"], row) / sqrt(key_size)
+            weights = jax.nn.softmax(logits, where=jnp.arange(num_positions, dtype=time.dtype) <= time)
+            row = jnp.concatenate([row, weights @ values[name]])
+        return Past(time + 1, rows, keys, values), dense(params["head"], row)
+
+    return RecurrentModel(
+        init=lambda key, x: module.init(key, x[None], 1)["params"],
+        start=start,
+        step=step,
+        unroll=lambda params, rows: module.apply({"params": params}, rows, rows.shape[0]),
+    )
 
 
 def wavenet(*, num_outputs: int, num_positions: int, filters: int) -> SequenceModel:

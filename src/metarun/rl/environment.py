@@ -21,11 +21,9 @@ class Discrete(NamedTuple):
 
 
 class Continuous(NamedTuple):
-    """Actions `[size]` float32; what lies outside of [low, high] is brought to it by the environment."""
+    """Actions `[size]` float32, of which an environment can do those in [-1, 1] and brings others to the nearest."""
 
     size: int
-    low: float
-    high: float
 
 
 class Step(NamedTuple):
@@ -141,6 +139,6 @@ def random_agent(actions: Discrete | Continuous) -> Agent:
     def act(memory, seen, key):
         if isinstance(actions, Discrete):
             return memory, jax.random.randint(key, (), 0, actions.n), ()
-        return memory, jax.random.uniform(key, (actions.size,), minval=actions.low, maxval=actions.high), ()
+        return memory, jax.random.uniform(key, (actions.size,), minval=-1.0), ()
 
     return Agent(lambda key: (), act)

@@ -19,6 +19,7 @@ class Policy(NamedTuple):
       sample: `(key, outputs: [num_outputs]) -> action`.
       log_prob: `(outputs, action) -> scalar`, logarithm of its probability or density.
       entropy: `(outputs) -> scalar`.
+      divergence: `(outputs, others) -> scalar`, of Kullback and Leibler, from the policy of `outputs` to that of `others`.
       encode: `(action) -> [size]`, the action as an input of a network.
     """
 
@@ -26,6 +27,7 @@ class Policy(NamedTuple):
     sample: Callable[[Array, Array], Array]
     log_prob: Callable[[Array, Array], Array]
     entropy: Callable[[Array], Array]
+    divergence: Callable[[Array, Array], Array]
     encode: Callable[[Array], Array]
 
 
@@ -41,11 +43,16 @@ def categorical(n: int) -> Policy:
         log_probs = jax.nn.log_softmax(logits)
         return -(jnp.exp(log_probs) * log_probs).sum()
 
+    def divergence(logits, others):
+        log_probs = jax.nn.log_softmax(logits)
+        return (jnp.exp(log_probs) * (log_probs - jax.nn.log_softmax(others))).sum()
+
     return Policy(
         num_outputs=n,
         sample=lambda key, logits: jax.random.categorical(key, logits).astype(jnp.int32),
         log_prob=lambda logits, action: jax.nn.log_softmax(logits)[action],
         entropy=entropy,
+        divergence=divergence,
         encode=lambda action: jax.nn.one_hot(action, n),
     )
 
@@ -57,10 +64,16 @@ def gaussian(size: int) -> Policy:
         mean, log_std = outputs[:size], outputs[size:]
         return -(0.5 * ((action - mean) / jnp.exp(log_std)) ** 2 + log_std + 0.5 * log(2 * pi)).sum()
 
+    def divergence(outputs, others):
+        mean, log_std, other_mean, other_log_std = outputs[:size], outputs[size:], others[:size], others[size:]
+        spread = (jnp.exp(2 * log_std) + (mean - other_mean) ** 2) / (2 * jnp.exp(2 * other_log_std))
+        return (other_log_std - log_std + spread - 0.5).sum()
+
     return Policy(
         num_outputs=2 * size,
         sample=lambda key, outputs: outputs[:size] + jnp.exp(outputs[size:]) * jax.random.normal(key, (size,)),
         log_prob=log_prob,
+        divergence=divergence,
         entropy=lambda outputs: (outputs[size:] + 0.5 * log(2 * pi) + 0.5).sum(),
         encode=lambda action: action,
     )

@@ -17,7 +17,8 @@ from metarun.outer_loop import updated
 from metarun.rl.environment import Agent, Environment, Seen, no_action
 from metarun.rl.meta_learner import MetaLearner
 from metarun.rl.policy import policy_over
-from metarun.rl.returns import advantages, mean_over, normalised
+from metarun.rl.returns import advantages, fraction, mean_over, normalised
+from metarun.rl.surrogate import clipped
 from metarun.rl.trial import curve_over, outcome, play
 from metarun.task_map import Layout, map_tasks, mean_gradient
 from metarun.types import Array, Params, RecurrentModel
@@ -50,7 +51,7 @@ class Lesson(NamedTuple):
 def trial_learner(
     *,
     environment: Environment,
-    network: Callable[[int], RecurrentModel],
+    network: Callable[[int, int], RecurrentModel],
     optimizer: Callable[..., optax.GradientTransformation],
     layout: Layout,
     meta_batch_size: int,
@@ -71,7 +72,7 @@ def trial_learner(
 
     Args:
       environment: the distribution over tasks.
-      network: from its number of outputs: those of the policy and, last, the value.
+      network: from its number of outputs, those of the policy and, last, the value, and from its number of inputs.
       optimizer: from the number of gradients that it will follow in the whole run, `epochs * minibatches` in an outer step.
       layout: where trials are computed.
       meta_batch_size: trials of an outer step, each in a task of its own.
@@ -99,7 +100,8 @@ def trial_learner(
     entropy, value = non_negative_float("method.entropy", entropy), non_negative_float("method.value", value)
     discount, decay = fraction("method.discount", discount), fraction("method.decay", decay)
     policy = policy_over(environment.actions)
-    model = network(policy.num_outputs + 1)
+    action_size = policy.encode(no_action(environment.actions)).size
+    model = network(policy.num_outputs + 1, environment.observation_size + action_size + 2)
     optimizer = optimizer(steps=steps * epochs * minibatches)
     ahead = min(environment.length, 1 / (1 - discount)) if discount < 1 else environment.length
 
@@ -133,7 +135,7 @@ def trial_learner(
         outputs = model.unroll(params, lesson.x)
         log_prob = jax.vmap(policy.log_prob)(outputs[:, :-1], lesson.action)
         ratio = jnp.exp(log_prob - lesson.log_prob)
-        gain = surrogate(ratio, lesson.advantage, clip)
+        gain = clipped(ratio, lesson.advantage, clip)
         losses = {
             "policy": -mean_over(gain, lesson.weight),
             "value": mean_over((outputs[:, -1] - lesson.value_target) ** 2, lesson.weight),
@@ -166,18 +168,3 @@ def trial_learner(
         curve_over=curve_over(environment),
         protocol={"actions": "sampled from the policy"},
     )
-
-
-def surrogate(ratio: Array, advantage: Array, clip: float) -> Array:
-    """min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A), whose gradient at a ratio of 1 is A grad log pi: that of A2C.
-
-    Source: Schulman et al. 2017, equation 7.
-    """
-    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
-
-
-def fraction(key: str, value: object) -> float:
-    """Returns `value` if it is a number from 0 to 1; raises `ConfigError` otherwise."""
-    if non_negative_float(key, value) > 1:
-        raise ConfigError(key, value, "a number from 0 to 1")
-    return float(value)

@@ -1,9 +1,9 @@
 """What is earned from a step on, and how much better that is than expected."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from metarun.errors import ConfigError, non_negative_float
 from metarun.types import Array
 
 
@@ -58,6 +58,8 @@ def mean_over(values: Array, weight: Array) -> Array:
     return (values * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
-def stop(tree):
-    """The same, through which no gradient flows."""
-    return jax.tree.map(lax.stop_gradient, tree)
+def fraction(key: str, value: object) -> float:
+    """Returns `value` if it is a number from 0 to 1; raises `ConfigError` otherwise."""
+    if non_negative_float(key, value) > 1:
+        raise ConfigError(key, value, "a number from 0 to 1")
+    return float(value)

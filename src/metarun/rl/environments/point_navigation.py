@@ -6,14 +6,14 @@ from metarun.errors import positive_int
 from metarun.rl import task_space
 from metarun.rl.environment import Continuous, Environment, Step, random_agent
 
-_STEP = 0.1  # a coordinate's change in one step, at most
+_STEP = 0.1  # a coordinate's change by an action of 1
 _NEAR = 0.01  # in both coordinates, where an episode ends
 
 
 def point_navigation(*, horizon: int = 100, episodes: int = 1) -> Environment:
     """From the origin to a goal that is uniform in [-0.5, 0.5]^2 and not observed.
 
-    The position is observed; an action is a change of it, each coordinate cut to [-0.1, 0.1]; the reward is minus the
+    The position is observed; an action of 1 changes a coordinate by 0.1, and none by more; the reward is minus the
     distance to the goal after it. An episode ends within 0.01 of the goal in both coordinates.
 
     Args:
@@ -29,11 +29,11 @@ def point_navigation(*, horizon: int = 100, episodes: int = 1) -> Environment:
 
     def step(goal, position, action, key):
         del key
-        position = position + jnp.clip(action, -_STEP, _STEP)
+        position = position + _STEP * jnp.clip(action, -1, 1)
         apart = position - goal
         return Step(position, -jnp.sqrt((apart**2).sum() + 1e-12), (jnp.abs(apart) < _NEAR).all())
 
-    actions = Continuous(2, -_STEP, _STEP)
+    actions = Continuous(2)
     return Environment(
         sample=lambda key, split: task_space.uniform(key, split, (2,)) - 0.5,
         reset=lambda goal, key: jnp.zeros(2),

@@ -53,7 +53,7 @@ def rl2(
     of_cell, hidden = CELLS[one_of("method.cell", cell, CELLS)], positive_int("method.hidden", hidden)
     return trial_learner(
         environment=environment,
-        network=lambda num_outputs: of_cell(num_outputs=num_outputs, hidden=hidden),
+        network=lambda num_outputs, num_inputs: of_cell(num_outputs=num_outputs, hidden=hidden),
         optimizer=optimizer,
         layout=layout,
         meta_batch_size=meta_batch_size,

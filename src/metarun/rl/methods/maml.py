@@ -1,0 +1,250 @@
+"""MAML for reinforcement learning: policy gradient steps from a learnt start.
+
+Source: Finn, Abbeel and Levine 2017, Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, algorithm 3.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from metarun.errors import ConfigError, one_of, positive_float, positive_int, true_or_false
+from metarun.models.mlp import mlp
+from metarun.outer_loop import updated
+from metarun.rl.baseline import features, fitted_values
+from metarun.rl.environment import Agent, Discrete, Environment
+from metarun.rl.meta_learner import MetaLearner, Outcome
+from metarun.rl.policy import policy_over
+from metarun.rl.returns import advantages, discounted, fraction, mean_over, normalised
+from metarun.rl.surrogate import clipped
+from metarun.rl.trial import play
+from metarun.rl.trust_region import inner_product, trust_region_step
+from metarun.task_map import Layout, map_tasks, mean_gradient
+from metarun.types import Array, Params
+
+OUTER = ("trpo", "ppo")
+ESTIMATORS = ("log_prob", "ratio")
+
+
+class Rollouts(NamedTuple):
+    """Episodes in one task, as a policy learns from them: each entry with leading axes `[rollouts, horizon]`.
+
+    Attributes:
+      observation: before the action.
+      action: taken.
+      outputs: of the policy, when it was.
+      advantage: A, by how much it was better than expected.
+      weight: 1 where the episode still ran, else 0.
+      reward: earned.
+    """
+
+    observation: Array
+    action: Array
+    outputs: Array
+    advantage: Array
+    weight: Array
+    reward: Array
+
+
+def maml(
+    *,
+    environment: Environment,
+    optimizer: Callable[..., optax.GradientTransformation],
+    layout: Layout,
+    meta_batch_size: int,
+    steps: int,
+    hidden: Sequence[int] = (100, 100),
+    rollouts: int = 20,
+    inner_lr: float = 0.1,
+    inner_steps: int = 1,
+    eval_inner_steps: int = 3,
+    eval_later_lr: float | None = None,
+    first_order: bool = False,
+    estimator: str = "log_prob",
+    outer: str = "trpo",
+    radius: float = 0.01,
+    epochs: int = 5,
+    clip: float = 0.2,
+    discount: float = 0.99,
+    decay: float = 1.0,
+) -> MetaLearner:
+    """theta'_i = theta - alpha grad L_i(theta), rollouts by theta; theta follows the loss of rollouts by theta'_i.
+
+    Args:
+      environment: the distribution over tasks, with one episode a trial.
+      optimizer: from the number of gradients that it will follow in the whole run; of PPO, TRPO has none.
+      layout: where tasks are computed.
+      meta_batch_size: tasks of an outer step.
+      steps: outer steps of the run.
+      hidden: sizes of the policy's hidden layers, with ReLU.
+      rollouts: K, episodes before each gradient step, and after the last.
+      inner_lr: alpha.
+      inner_steps: gradient steps in training.
+      eval_inner_steps: the same in a test.
+      eval_later_lr: alpha of a test after its first step; None: half of `inner_lr`.
+      first_order: whether theta' counts as theta plus a constant.
+      estimator: what the inner gradient is the gradient of. Both have the same; they differ in what is differentiated in
+        turn. "log_prob", log pi A, as Finn et al.; "ratio", pi / pi_sampled A, whose derivatives are unbiased at each
+        step (ProMP, "low variance curvature").
+      outer: "trpo" or "ppo".
+      radius: largest mean divergence of TRPO, in nats.
+      epochs: gradients of PPO in an outer step, all over all tasks.
+      clip: epsilon of PPO.
+      discount: gamma.
+      decay: lambda of generalised advantage estimation.
+
+    Raises:
+      ConfigError: for a value that is not allowed.
+
+    Source: Finn et al. 2017, algorithm 3 and section 5.3; Rothfuss et al. 2019, ProMP: Proximal Meta-Policy Search,
+    section 5.
+    """
+    if environment.episodes != 1:
+        raise ConfigError(
+            "env.episodes", environment.episodes, "1: with method=maml a trial is method.rollouts episodes"
+        )
+    rollouts = positive_int("method.rollouts", rollouts)
+    inner_lr = positive_float("method.inner_lr", inner_lr)
+    later_lr = inner_lr / 2 if eval_later_lr is None else positive_float("method.eval_later_lr", eval_later_lr)
+    inner_steps = positive_int("method.inner_steps", inner_steps)
+    eval_inner_steps = positive_int("method.eval_inner_steps", eval_inner_steps)
+    first_order = true_or_false("method.first_order", first_order)
+    one_of("method.estimator", estimator, ESTIMATORS)
+    one_of("method.outer", outer, OUTER)
+    radius, clip = positive_float("method.radius", radius), positive_float("method.clip", clip)
+    epochs = positive_int("method.epochs", epochs)
+    discount, decay = fraction("method.discount", discount), fraction("method.decay", decay)
+    policy = policy_over(environment.actions)
+    discrete = isinstance(environment.actions, Discrete)
+    mean = mlp(num_outputs=environment.actions.n if discrete else environment.actions.size, hidden=hidden)
+    optimizer = optimizer(steps=steps * epochs) if outer == "ppo" else optax.identity()
+
+    def init(key):
+        params = {"mean": mean.init(key, jnp.zeros((1, environment.observation_size)))}
+        return params if discrete else {**params, "log_std": jnp.zeros(environment.actions.size)}
+
+    def outputs_of(params: Params, observations: Array) -> Array:
+        """`[n, observation_size]` -> `[n, num_outputs]`."""
+        means = mean.apply(params["mean"], observations)
+        if discrete:
+            return means
+        return jnp.concatenate([means, jnp.broadcast_to(params["log_std"][None], means.shape)], 1)
+
+    def agent(params: Params) -> Agent:
+        def act(memory, seen, key):
+            outputs = outputs_of(params, seen.observation[None])[0]
+            return memory, policy.sample(key, outputs), outputs
+
+        return Agent(lambda key: (), act)
+
+    def sampled(params: Params, task: Any, key: Array, blind: bool = False) -> Rollouts:
+        """Rollouts of a task by a policy, with what is better than a fit to their returns."""
+        played = jax.vmap(lambda key: play(environment, agent(params), task, key))(jax.random.split(key, rollouts))
+        weight = played.live.astype(jnp.float32)
+        reward = jnp.zeros_like(played.reward) if blind else played.reward
+        returns = jax.vmap(lambda r: discounted(r, discount))(reward)
+        x = jax.vmap(features)(played.seen.observation)
+        flat = lambda a: a.reshape(-1, *a.shape[2:])
+        values = fitted_values(flat(x), flat(returns), flat(weight)).reshape(weight.shape) * weight
+        advantage = jax.vmap(lambda r, v: advantages(r, v, jnp.zeros(()), discount, decay))(reward, values)
+        return Rollouts(
+            played.seen.observation, played.action, played.noted, normalised(advantage, weight), weight, played.reward
+        )
+
+    def log_probs(params: Params, batch: Rollouts) -> Array:
+        outputs = jax.vmap(lambda observations: outputs_of(params, observations))(batch.observation)
+        return jax.vmap(jax.vmap(policy.log_prob))(outputs, batch.action)
+
+    def acted(batch: Rollouts) -> Array:
+        return jax.vmap(jax.vmap(policy.log_prob))(batch.outputs, batch.action)
+
+    def inner_loss(params: Params, batch: Rollouts) -> Array:
+        log_prob = log_probs(params, batch)
+        weighed = jnp.exp(log_prob - acted(batch)) if estimator == "ratio" else log_prob
+        return -mean_over(weighed * batch.advantage, batch.weight)
+
+    def adapted(params: Params, batch: Rollouts, lr: float) -> Params:
+        gradient = jax.grad(inner_loss)(params, batch)
+        if first_order:
+            gradient = lax.stop_gradient(gradient)
+        return jax.tree.map(lambda p, g: p - lr * g, params, gradient)
+
+    def gathered(params: Params, task_and_key: Any) -> tuple[Rollouts, ...]:
+        """The rollouts before each inner step, and those after the last."""
+        task, key = task_and_key
+        batches = []
+        for step_key in jax.random.split(key, inner_steps + 1):
+            batches.append(sampled(params, task, step_key))
+            if len(batches) <= inner_steps:
+                params = adapted(params, batches[-1], inner_lr)
+        return tuple(batches)
+
+    def after_steps(params: Params, batches: tuple[Rollouts, ...]) -> Params:
+        for batch in batches[:-1]:
+            params = adapted(params, batch, inner_lr)
+        return params
+
+    def outer_loss(params: Params, _, batches: tuple[Rollouts, ...]):
+        last = batches[-1]
+        ratio = jnp.exp(log_probs(after_steps(params, batches), last) - acted(last))
+        gain = clipped(ratio, last.advantage, clip) if outer == "ppo" else ratio * last.advantage
+        loss = -mean_over(gain, last.weight)
+        return loss, {"loss": loss}
+
+    def divergence(params: Params, batches: tuple[Rollouts, ...]) -> Array:
+        last = batches[-1]
+        adapted_params = after_steps(params, batches)
+        outputs = jax.vmap(lambda observations: outputs_of(adapted_params, observations))(last.observation)
+        return mean_over(jax.vmap(jax.vmap(policy.divergence))(last.outputs, outputs), last.weight)
+
+    def improve(params, opt_state, tasks, keys, key):
+        del key
+        batches = map_tasks(gathered, layout, params, (tasks, keys))
+        earned = {f"reward/{k}": batch.reward.sum((1, 2)).mean() / rollouts for k, batch in enumerate(batches)}
+
+        def follow(params_and_opt_state, _):
+            params, opt_state = params_and_opt_state
+            gradient, metrics = mean_gradient(outer_loss, layout, params, (), batches)
+            return updated(optimizer, gradient, params, opt_state), metrics
+
+        if outer == "ppo":
+            (params, opt_state), metrics = lax.scan(follow, (params, opt_state), length=epochs)
+            metrics = jax.tree.map(lambda m: m.mean(0), metrics)
+        else:
+            gradient, _ = mean_gradient(outer_loss, layout, params, (), batches)
+
+            def fisher_product(vector):
+                def along(params, vector, batches):
+                    product = inner_product(jax.grad(divergence)(params, batches), vector)
+                    return product, {}
+
+                return mean_gradient(along, layout, params, vector, batches)[0]
+
+            def measure(params):
+                of_task = lambda params, batches: (outer_loss(params, (), batches)[0], divergence(params, batches))
+                return jax.tree.map(lambda x: x.mean(0), map_tasks(of_task, layout, params, batches))
+
+            params, metrics = trust_region_step(params, gradient, fisher_product, measure, radius)
+        return params, opt_state, {"reward": earned[f"reward/{inner_steps}"], **earned, **metrics}
+
+    def outcome(params, task, key, blind):
+        returns, first = [], None
+        for number, step_key in enumerate(jax.random.split(key, eval_inner_steps + 1)):
+            batch = sampled(params, task, step_key, blind)
+            returns.append(batch.reward.sum() / rollouts)
+            first = batch.reward[:, 0].mean() if first is None else first
+            params = adapted(params, batch, inner_lr if number == 0 else later_lr)
+        curve = jnp.stack(returns)
+        return Outcome(curve[-1], curve, first)
+
+    return MetaLearner(
+        init=init,
+        improve=improve,
+        outcome=outcome,
+        init_opt=optimizer.init,
+        curve_over="inner step",
+        protocol={"eval_inner_steps": eval_inner_steps, "rollouts": rollouts, "actions": "sampled from the policy"},
+    )
