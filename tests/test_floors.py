@@ -50,6 +50,7 @@ FLOORS = [
         "metarun.models.temporal",
         "metarun.report.curves",
         "metarun.report.gallery",
+        "metarun.report.paths",
         "metarun.report.rewards",
         "metarun.rl.environment",
         "metarun.rl.baseline",

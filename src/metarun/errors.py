@@ -58,6 +58,13 @@ def non_negative_float(key: str, value: object) -> float:
     return float(value)
 
 
+def unit_fraction(key: str, value: object) -> float:
+    """Returns `value` as a float if it is a number from 0 to 1; raises `ConfigError` otherwise."""
+    if not _real(value) or not 0 <= value <= 1:
+        raise ConfigError(key, value, "a number from 0 to 1")
+    return float(value)
+
+
 def one_of(key: str, value: object, allowed: Iterable[str]) -> str:
     """Returns `value` if it is among `allowed`; raises `ConfigError` otherwise."""
     allowed = list(allowed)

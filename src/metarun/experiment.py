@@ -54,7 +54,8 @@ def few_shot(
         tasks are the same.
 
     Returns:
-      An `Experiment`. Its `prepare` raises `MetarunError` if no variant in any layout fits.
+      An `Experiment`. Its `prepare` raises `MetarunError` if no variant in any layout fits. Its `examples` are tasks, and
+      the outputs on their queries before and after adaptation, `[num_tasks, num_query, num_outputs]`.
     """
     method, layout = next(iter(variants.values())), layouts[0]
     eval_layout = layout  # until `prepare` has chosen

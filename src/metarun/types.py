@@ -238,8 +238,7 @@ class Experiment(NamedTuple):
         `fold_in(root key, i)`, so how steps are grouped changes no draw.
       evaluate: `(params, split, num_tasks, checks=False) -> Evaluation` on `split` "val" or "test", whose tasks are
         the same at every call and for every training seed.
-      examples: `(params, num_tasks) -> (tasks, before, after)`, test tasks and the outputs on their queries before and
-        after adaptation, `[num_tasks, num_query, num_outputs]`, to be looked at; None where tasks have no queries.
+      examples: `(params, num_tasks) -> what is to be looked at` of so many test tasks, as NumPy arrays; None: nothing.
       metric: name of the quantity that `evaluate` measures.
       maximize: whether more of it is better.
       tasks_per_step: tasks in a meta-batch.
@@ -251,7 +250,7 @@ class Experiment(NamedTuple):
     prepare: Callable[[], Plan]
     step: Callable[[TrainState, int], tuple[TrainState, Metrics]]
     evaluate: Callable[..., Evaluation]
-    examples: Callable[[Params, int], tuple[Task, Array, Array]] | None
+    examples: Callable[[Params, int], Any] | None
     metric: str
     maximize: bool
     tasks_per_step: int

@@ -25,6 +25,8 @@ SHORT = {
     "point_navigation": ["env.horizon=5", "env.episodes=2"],
     "dependent_bandit": ["env.episodes=5"],
     "restless_bandit": ["env.pulls=5"],
+    "two_step": ["env.rounds=3"],
+    "maze": ["env.horizon=5"],
 }
 OF_ENV = {"informed": "informative_bandit", "psrl": "tabular_mdp", "opsrl": "tabular_mdp"}
 

@@ -10,8 +10,11 @@ from rich.text import Text
 
 from metarun.report.curves import learning_curve
 from metarun.report.outcome import check_table, tested_on
+from metarun.report.paths import paths
 from metarun.report.rewards import reward_curves
 from metarun.types import Evaluation, Experiment, Params
+
+SHOWN_TASKS = 6
 
 
 def heading(facts: Mapping[str, Any], directory: Path) -> str:
@@ -28,11 +31,10 @@ def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Eval
     """Returns `(directory, params, selected_step, test) -> None`, which draws a run's pictures into `directory/plots`.
 
     `learning_curve.png` from `metrics.jsonl`, and `rewards.png`: how the rewards of a trial came about, beside those of
-    the agents that were not learnt.
+    the agents that were not learnt; in the plane also `paths.png`, what the learner does in a few test tasks.
     """
 
     def draw(directory: Path, params: Params, selected_step: int | None, tested: Evaluation) -> None:
-        del params
         plots = directory / "plots"
         learning_curve(
             directory / "metrics.jsonl",
@@ -41,6 +43,10 @@ def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Eval
             selected_step=selected_step,
         )
         reward_curves(tested.beside["curves"], plots / "rewards.png")
+        if experiment.examples is not None:
+            goals, watched = experiment.examples(params, SHOWN_TASKS)
+            of = tested.beside["curves"]["over"]
+            paths(goals, watched.observation, watched.live, watched.ended, plots / "paths.png", of=of)
 
     return draw
 

@@ -106,6 +106,7 @@ class Environment(NamedTuple):
       protocol: facts of the task distribution that move a number.
       optimum: `(task) -> scalar`, the expected total reward of a trial for one who knows the task; None: not known.
       yardsticks: name -> an agent that was not learnt, to hold a learner against.
+      goal: `(task) -> [2]`, where to go to, of an environment whose observations are positions in the plane; else None.
       exchangeable: whether all ways to act are worth the same to one who has seen no reward, so that this is chance.
     """
 
@@ -120,6 +121,7 @@ class Environment(NamedTuple):
     protocol: Mapping[str, Any]
     optimum: Callable[[Any], Array] | None = None
     yardsticks: Mapping[str, Agent] = {}
+    goal: Callable[[Any], Array] | None = None
     exchangeable: bool = False
 
     @property

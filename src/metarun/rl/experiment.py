@@ -47,7 +47,8 @@ def meta_rl(
     Returns:
       An `Experiment` whose metric is the mean total reward of a trial. Its tests state, beside the value, `yardsticks`:
       for each agent that was not learnt the same quantity on the same tasks; `regret`, how far the learner stays behind the
-      best of these; and `curves`, how the rewards came about.
+      best of these; and `curves`, how the rewards came about. Its `examples`, of environments in the plane, are goals `[num_tasks, 2]` and
+      what the learner did, a `Watched`.
     """
     layout = layouts[0]
     learner = learners[layout.chunk_of(meta_batch_size)]
@@ -123,6 +124,18 @@ def meta_rl(
         ci95 = 1.96 * check.standard_error(own.value)
         return Evaluation(METRIC, float(own.value.mean()), ci95, num_tasks, own.value, verdicts, beside)
 
+    @jax.jit
+    def watched(params, keys):
+        def one(task_key, key):
+            task = environment.sample(task_key, "test")
+            return environment.goal(task), learner.watch(params, task, key)
+
+        return jax.vmap(one)(*keys)
+
+    def examples(params, num_tasks):
+        keys = tuple(key[:num_tasks] for key in keys_of("test", 0))
+        return jax.tree.map(np.asarray, watched(params, keys))
+
     def sizes():
         return {"meta_params": sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(learner.init, init_key)))}
 
@@ -131,7 +144,7 @@ def meta_rl(
         prepare=lambda: plan_of(fitted(), layout, meta_batch_size, False, bytes_available),
         step=step,
         evaluate=evaluate,
-        examples=None,
+        examples=examples if environment.goal is not None else None,
         metric=METRIC,
         maximize=True,
         tasks_per_step=meta_batch_size,

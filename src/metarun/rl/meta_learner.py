@@ -20,6 +20,20 @@ class Outcome(NamedTuple):
     first: Array
 
 
+class Watched(NamedTuple):
+    """What a learner does in a task, to be looked at: each entry with leading axes `[stages, length]`.
+
+    Attributes:
+      observation: before each action.
+      live: whether the stage still ran.
+      ended: whether an episode ended with the action.
+    """
+
+    observation: Array
+    live: Array
+    ended: Array
+
+
 class MetaLearner(NamedTuple):
     """A method of meta-reinforcement learning.
 
@@ -29,6 +43,7 @@ class MetaLearner(NamedTuple):
         a leading axis `[num_tasks]`; "reward" among the metrics is the mean total reward of the trials it was made of.
       outcome: `(params, task, key, blind) -> Outcome`, a test in one task; `blind` is a Python bool: the learner is
         shown a reward of 0 whatever it earns.
+      watch: `(params, task, key) -> Watched`: its trial, in one stage, or an episode before and after each inner step.
       init_opt: `(params) -> opt_state`.
       curve_over: what `Outcome.curve` is over: "episode", "step" or "inner step".
       protocol: conventions of its test that move a number without being the method.
@@ -38,6 +53,7 @@ class MetaLearner(NamedTuple):
     init: Callable[[Array], Params]
     improve: Callable[[Params, Any, Any, Array, Array], tuple[Params, Any, Metrics]]
     outcome: Callable[[Params, Any, Array, bool], Outcome]
+    watch: Callable[[Params, Any, Array], Watched]
     init_opt: Callable[[Params], Any]
     curve_over: str
     protocol: Mapping[str, Any]

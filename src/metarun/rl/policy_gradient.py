@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metarun.errors import ConfigError, non_negative_float, one_of, positive_float, positive_int
+from metarun.errors import ConfigError, non_negative_float, one_of, positive_float, positive_int, unit_fraction
 from metarun.outer_loop import updated
 from metarun.rl.environment import Agent, Environment, Seen, no_action
 from metarun.rl.meta_learner import MetaLearner
 from metarun.rl.policy import policy_over
-from metarun.rl.returns import advantages, fraction, mean_over, normalised
+from metarun.rl.returns import advantages, mean_over, normalised
 from metarun.rl.surrogate import clipped
-from metarun.rl.trial import curve_over, outcome, play
+from metarun.rl.trial import curve_over, outcome, play, watched
 from metarun.task_map import Layout, map_tasks, mean_gradient
 from metarun.types import Array, Params, RecurrentModel
 
@@ -98,7 +98,7 @@ def trial_learner(
         raise ConfigError("method.minibatches", minibatches, f"a divisor of meta_batch_size={meta_batch_size}")
     clip = positive_float("method.clip", clip)
     entropy, value = non_negative_float("method.entropy", entropy), non_negative_float("method.value", value)
-    discount, decay = fraction("method.discount", discount), fraction("method.decay", decay)
+    discount, decay = unit_fraction("method.discount", discount), unit_fraction("method.decay", decay)
     policy = policy_over(environment.actions)
     action_size = policy.encode(no_action(environment.actions)).size
     model = network(policy.num_outputs + 1, environment.observation_size + action_size + 2)
@@ -164,6 +164,7 @@ def trial_learner(
         init=init,
         improve=improve,
         outcome=lambda params, task, key, blind: outcome(environment, agent(params), task, key, blind),
+        watch=lambda params, task, key: watched(environment, agent(params), task, key),
         init_opt=optimizer.init,
         curve_over=curve_over(environment),
         protocol={"actions": "sampled from the policy"},

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 from jax import lax
 
-from metarun.errors import ConfigError, non_negative_float
 from metarun.types import Array
 
 
@@ -56,10 +55,3 @@ def normalised(advantage: Array, weight: Array) -> Array:
 def mean_over(values: Array, weight: Array) -> Array:
     """The mean of `values` where `weight` is 1."""
     return (values * weight).sum() / jnp.maximum(weight.sum(), 1.0)
-
-
-def fraction(key: str, value: object) -> float:
-    """Returns `value` if it is a number from 0 to 1; raises `ConfigError` otherwise."""
-    if non_negative_float(key, value) > 1:
-        raise ConfigError(key, value, "a number from 0 to 1")
-    return float(value)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metarun.rl.environment import Agent, Environment, Seen, Trajectory, no_action
-from metarun.rl.meta_learner import Outcome
+from metarun.rl.meta_learner import Outcome, Watched
 from metarun.types import Array
 
 
@@ -71,3 +71,10 @@ def outcome(environment: Environment, agent: Agent, task: Any, key: Array, blind
     trajectory = play(environment, agent, task, key, blind=blind)
     curve = by_episode(trajectory, environment.episodes) if environment.episodes > 1 else trajectory.reward
     return Outcome(trajectory.reward.sum(), curve, trajectory.reward[0])
+
+
+def watched(environment: Environment, agent: Agent, task: Any, key: Array) -> Watched:
+    """An agent's trial, to be looked at."""
+    trajectory = play(environment, agent, task, key)
+    ended = trajectory.terminated | trajectory.truncated
+    return Watched(*(x[None] for x in (trajectory.seen.observation, trajectory.live, ended)))

@@ -45,4 +45,5 @@ def point_navigation(*, horizon: int = 100, episodes: int = 1) -> Environment:
         episodes=episodes,
         protocol={"goals": "uniform in [-0.5, 0.5]^2", "ends_within": _NEAR},
         yardsticks={"random": random_agent(actions)},
+        goal=lambda goal: goal,
     )

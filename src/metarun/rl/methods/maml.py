@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metarun.errors import ConfigError, one_of, positive_float, positive_int, true_or_false
+from metarun.errors import ConfigError, one_of, positive_float, positive_int, true_or_false, unit_fraction
 from metarun.models.mlp import mlp
 from metarun.outer_loop import updated
 from metarun.rl.baseline import features, fitted_values
 from metarun.rl.environment import Agent, Discrete, Environment
-from metarun.rl.meta_learner import MetaLearner, Outcome
+from metarun.rl.meta_learner import MetaLearner, Outcome, Watched
 from metarun.rl.policy import policy_over
-from metarun.rl.returns import advantages, discounted, fraction, mean_over, normalised
+from metarun.rl.returns import advantages, discounted, mean_over, normalised
 from metarun.rl.surrogate import clipped
 from metarun.rl.trial import play
 from metarun.rl.trust_region import inner_product, trust_region_step
@@ -116,7 +116,7 @@ def maml(
     one_of("method.outer", outer, OUTER)
     radius, clip = positive_float("method.radius", radius), positive_float("method.clip", clip)
     epochs = positive_int("method.epochs", epochs)
-    discount, decay = fraction("method.discount", discount), fraction("method.decay", decay)
+    discount, decay = unit_fraction("method.discount", discount), unit_fraction("method.decay", decay)
     policy = policy_over(environment.actions)
     discrete = isinstance(environment.actions, Discrete)
     mean = mlp(num_outputs=environment.actions.n if discrete else environment.actions.size, hidden=hidden)
@@ -230,20 +230,30 @@ def maml(
             params, metrics = trust_region_step(params, gradient, fisher_product, measure, radius)
         return params, opt_state, {"reward": earned[f"reward/{inner_steps}"], **earned, **metrics}
 
+    def tested(params: Params, task: Any, key: Array, blind: bool) -> list[Rollouts]:
+        """The rollouts of a test, before each inner step and after the last."""
+        batches = []
+        for step_key in jax.random.split(key, eval_inner_steps + 1):
+            batches.append(sampled(params, task, step_key, blind))
+            params = adapted(params, batches[-1], inner_lr if len(batches) == 1 else later_lr)
+        return batches
+
     def outcome(params, task, key, blind):
-        returns, first = [], None
-        for number, step_key in enumerate(jax.random.split(key, eval_inner_steps + 1)):
-            batch = sampled(params, task, step_key, blind)
-            returns.append(batch.reward.sum() / rollouts)
-            first = batch.reward[:, 0].mean() if first is None else first
-            params = adapted(params, batch, inner_lr if number == 0 else later_lr)
-        curve = jnp.stack(returns)
-        return Outcome(curve[-1], curve, first)
+        batches = tested(params, task, key, blind)
+        curve = jnp.stack([batch.reward.sum() / rollouts for batch in batches])
+        return Outcome(curve[-1], curve, batches[0].reward[:, 0].mean())
+
+    def watch(params, task, key):
+        batches = tested(params, task, key, False)
+        observation = jnp.stack([batch.observation[0] for batch in batches])
+        live = jnp.stack([batch.weight[0] for batch in batches]) > 0
+        return Watched(observation, live, jnp.zeros_like(live))
 
     return MetaLearner(
         init=init,
         improve=improve,
         outcome=outcome,
+        watch=watch,
         init_opt=optimizer.init,
         curve_over="inner step",
         protocol={"eval_inner_steps": eval_inner_steps, "rollouts": rollouts, "actions": "sampled from the policy"},

@@ -3,7 +3,7 @@
 from metarun.errors import ConfigError
 from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner
-from metarun.rl.trial import curve_over, outcome
+from metarun.rl.trial import curve_over, outcome, watched
 
 
 def yardstick(*, environment: Environment, agent: str) -> MetaLearner:
@@ -23,6 +23,7 @@ def yardstick(*, environment: Environment, agent: str) -> MetaLearner:
         init=lambda key: {},
         improve=lambda params, opt_state, tasks, keys, key: (params, opt_state, {"loss": 0.0}),
         outcome=lambda params, task, key, blind: outcome(environment, acting, task, key, blind),
+        watch=lambda params, task, key: watched(environment, acting, task, key),
         init_opt=lambda params: {},
         curve_over=curve_over(environment),
         protocol={},
