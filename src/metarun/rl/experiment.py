@@ -46,9 +46,9 @@ def meta_rl(
 
     Returns:
       An `Experiment` whose metric is the mean total reward of a trial. Its tests state, beside the value, `yardsticks`:
-      for each agent that was not learnt the same quantity on the same tasks; `regret`, how far the learner stays behind the
-      best of these; and `curves`, how the rewards came about. Its `examples`, of environments in the plane, are goals `[num_tasks, 2]` and
-      what the learner did, a `Watched`.
+      for each agent that was not learnt the same quantity on the same tasks; `regret`, how far the learner stays behind
+      the best of these; and `curves`, how the rewards came about. Its `examples`, of environments in the plane, are goals
+      `[num_tasks, 2]` and what the learner did, a `Watched`.
     """
     layout = layouts[0]
     learner = learners[layout.chunk_of(meta_batch_size)]

@@ -29,7 +29,7 @@ def snail(
     minibatches: int = 4,
     clip: float = 0.2,
     discount: float = 0.99,
-    decay: float = 0.3,
+    decay: float = 1.0,
     entropy: float = 0.01,
     value: float = 0.5,
 ) -> MetaLearner:
