@@ -36,7 +36,7 @@ def test_a_plan_is_worth_what_the_best_of_all_policies_is(seed):
 def test_the_posterior_has_the_moments_of_the_conjugate_one():
     counts = jnp.array([[[3.0, 0.0]], [[0.0, 7.0]]])  # [states, actions, states]
     sums = jnp.array([[6.0], [0.0]])
-    drawn = posterior(jax.random.key(0), counts, sums, 40_000)
+    drawn = posterior(jax.random.key(0), counts, sums, 40_000, 1.0)
     np.testing.assert_allclose(drawn.transitions.mean(0), [[[0.8, 0.2]], [[1 / 9, 8 / 9]]], atol=5e-3)
     # Precision: the prior's and one for each reward.
     np.testing.assert_allclose(drawn.rewards.mean(0), [[7 / 4], [1 / 8]], atol=1e-2)

@@ -57,14 +57,16 @@ def plan(model: Model, horizon: int) -> Array:
     return lax.scan(back, jnp.zeros(model.rewards.shape[0]), length=horizon, reverse=True)[1]
 
 
-def posterior(key: Array, transitions: Array, sums: Array, samples: int) -> Model:
-    """Draws from the posterior: each row of transitions Dirichlet(1 + counts), means of rewards N with prior N(1, 1).
+def posterior(key: Array, transitions: Array, sums: Array, samples: int, prior_mean: float) -> Model:
+    """Draws from the posterior: rows of transitions Dirichlet(1 + counts), means of rewards N with prior N(m, 1).
 
     The rewards' noise has variance 1.
 
     Args:
+      key: of the draws.
       transitions, sums: as in `Statistics`.
       samples: how many.
+      prior_mean: m.
 
     Returns:
       Models with a leading axis `[samples]`.
@@ -73,14 +75,16 @@ def posterior(key: Array, transitions: Array, sums: Array, samples: int) -> Mode
     gammas = jax.random.gamma(transition_key, 1 + transitions, (samples, *transitions.shape))
     precision = 1 + transitions.sum(2)
     noise = jax.random.normal(reward_key, (samples, *sums.shape)) / jnp.sqrt(precision)[None]
-    return Model(gammas / gammas.sum(-1, keepdims=True), ((1 + sums) / precision)[None] + noise)
+    return Model(gammas / gammas.sum(-1, keepdims=True), ((prior_mean + sums) / precision)[None] + noise)
 
 
-def psrl(states: int, actions: int, horizon: int, *, samples: int = 1) -> Agent:
+def psrl(states: int, actions: int, horizon: int, *, samples: int = 1, prior_mean: float = 0.0) -> Agent:
     """Plans anew for each episode, in a model that is drawn from the posterior; with `samples` > 1, in the best for each
     action of several: the highest Q of them all.
 
-    Observations are one-hot states.
+    Observations are one-hot states. A prior mean of 0 is less than the true one of random MDPs, 1, and so holds exploring
+    back, which pays in short trials. The figure of Duan et al. fits it: 138.1 in ten episodes, where ours are
+    137.4 ± 1.6, and 133.6 ± 1.6 with the true mean.
 
     Source: Strens 2000, A Bayesian Framework for Reinforcement Learning; Osband, Russo and Van Roy 2013, (More) Efficient
     Reinforcement Learning via Posterior Sampling, algorithm 1. With several samples, Osband and Van Roy 2017, Why is
@@ -96,7 +100,7 @@ def psrl(states: int, actions: int, horizon: int, *, samples: int = 1) -> Agent:
         )  # fmt: skip
 
     def planned(key, transitions, sums):
-        models = posterior(key, transitions, sums, samples)
+        models = posterior(key, transitions, sums, samples, prior_mean)
         return jax.vmap(lambda model: plan(model, horizon))(models).max(0)
 
     @custom_vmap
