@@ -32,7 +32,7 @@ def paths(
 
 def draw_paths(goals: np.ndarray, positions: np.ndarray, live: np.ndarray, ended: np.ndarray, *, of: str) -> Figure:
     """Returns the figure of `paths`."""
-    figure, places = panels(len(goals), width=3.0, height=3.0, share_scales=True)
+    figure, places = panels(len(goals), width=3.0, height=3.0)
     names = {}
     for number, (axes, goal) in enumerate(zip(places, goals, strict=True)):
         pieces = episodes(positions[number], live[number], ended[number])
