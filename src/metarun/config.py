@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 OUTPUTS = Path("outputs")
@@ -91,11 +94,19 @@ def conf_dir(part: str = FEW_SHOT) -> Path:
     raise FileNotFoundError(f"metarun's configuration files are missing beside {package}: install the package again.")
 
 
+class _CommonGroups(SearchPathPlugin):
+    """Has Hydra find the groups that both commands share; `hydra.searchpath` would leave them out of `--help`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("metarun", f"file://{conf_dir(COMMON)}")
+
+
 def register() -> None:
     """Tells Hydra the schema and how a run's directory is chosen. Calling it again changes nothing."""
     for part, schema in SCHEMAS.items():
         ConfigStore.instance().store(f"{part}_schema", schema)
-    OmegaConf.register_new_resolver("conf_dir", lambda part: str(conf_dir(part)), replace=True)
+    if _CommonGroups not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(_CommonGroups)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
 
 
