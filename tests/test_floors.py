@@ -88,6 +88,7 @@ FLOORS = [
 # The libraries that only some files know.
 KNOWN_TO = {
     "flax": ["metarun.models.*"],
+    "gymnax": ["metarun.rl.environments.from_gymnax"],
     "hydra": ["metarun.cli", "metarun.config", "metarun.saved_run"],
     "omegaconf": ["metarun.cli", "metarun.build*", "metarun.composition", "metarun.config", "metarun.saved_run"],
 }

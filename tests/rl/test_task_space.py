@@ -32,6 +32,25 @@ def test_the_extreme_cells_of_the_splits_stay_apart(monkeypatch):
     assert found == sorted(set(found)) and found[-1] < 1
 
 
+@pytest.mark.parametrize("low, high", [(-1.0, 2.0), (9.8, 9.801), (1e6, 1e6 + 10), (-3e-9, -1e-9)])
+def test_numbers_of_a_range_stay_apart_and_within(low, high):
+    draw = task_space.between(low, high)
+    found = {}
+    for split in SPLITS:
+        keys = jax.random.split(jax.random.key(0), 2000)
+        found[split] = np.asarray(jax.vmap(lambda key, split=split: draw(key, split))(keys), np.float64)
+        assert low <= found[split].min() and found[split].max() <= high
+        assert found[split].mean() == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
+    assert not set(found["train"]) & set(found["test"]) and not set(found["train"]) & set(found["val"])
+    assert not set(found["val"]) & set(found["test"])
+
+
+@pytest.mark.parametrize("low, high", [(1.0, 1.0), (2.0, 1.0), (1.0, 1.0000003), (0.0, float("nan"))])
+def test_a_range_without_room_is_refused(low, high):
+    with pytest.raises(ValueError):
+        task_space.between(low, high)
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_numbers_are_uniform_and_normal(numbers, split):
     assert stats.kstest(numbers[split], "uniform").pvalue > 1e-4

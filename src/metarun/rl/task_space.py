@@ -1,7 +1,10 @@
 """Numbers that tasks are made of, of which meta-training, -validation and -test never share one."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 
 from metarun.types import Array
@@ -21,6 +24,19 @@ def uniform(key: Array, split: str, shape: tuple[int, ...] = (), cells: int = CE
     """
     cell = jax.random.randint(key, shape, 0, cells) * len(SPLITS) + SPLITS.index(split)
     return (cell.astype(jnp.float32) + 0.5) / (len(SPLITS) * cells)
+
+
+def between(low: float, high: float) -> Callable[[Array, str], Array]:
+    """Returns `(key, split) -> number`, uniform in (low, high), of a lattice whose points float32 tells apart there.
+
+    Raises:
+      ValueError: the range has no room for a point of each split.
+    """
+    apart = 4 * float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    cells = min(CELLS, int((high - low) / (len(SPLITS) * apart)))
+    if cells < 1:
+        raise ValueError(f"There are no three numbers between {low} and {high}.")
+    return lambda key, split: low + (high - low) * uniform(key, split, cells=cells)
 
 
 def normal(key: Array, split: str, shape: tuple[int, ...] = ()) -> Array:
