@@ -35,6 +35,12 @@ def test_mean_gradient_equals_a_loop(devices, chunk, num_tasks):
         np.testing.assert_allclose(metrics[name], np.mean([m[name] for (_, m), _ in each]), rtol=1e-5)
 
 
+def test_what_is_empty_for_each_task_is_stacked():
+    # As what is observed of a bandit.
+    out = map_tasks(lambda shared, i: jnp.zeros((3, 0)), layout(2, None), (), jnp.arange(5))
+    assert out.shape == (5, 3, 0)
+
+
 @pytest.mark.parametrize("num_tasks", [1, 4, 7])
 @pytest.mark.parametrize("devices, chunk", LAYOUTS)
 def test_map_tasks_equals_a_loop(devices, chunk, num_tasks):

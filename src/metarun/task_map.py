@@ -77,7 +77,7 @@ def map_tasks(fn: Callable[..., Any], layout: Layout, shared: Any, tasks: Any) -
         return lax.map(lambda chunk: _each(lambda task: fn(shared, task), chunk), chunks)
 
     out = _sharded(on_device, layout, 1, stacked=True)(shared, chunks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_tasks], out)
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:num_tasks], out)
 
 
 def mean_gradient(
