@@ -238,6 +238,6 @@ def test_a_regression(evaluate, tmp_path):
 
 def test_help_names_the_keys(evaluate):
     code, out, _ = evaluate("--help")
-    assert code == 0 and "run=DIR [dataset=OTHER]" in out
+    assert code == 0 and "run=DIR [dataset=OTHER | env=OTHER]" in out
     for key in ("dataset.KEY", "way, shot", "eval_query_shot", "eval_tasks", "method.eval_inner_steps"):
         assert key in out

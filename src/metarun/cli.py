@@ -16,12 +16,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config import COMMON, FEW_SHOT, RL, SCHEMAS, composed, conf_dir, register
+from metarun.config import COMMANDS, COMMON, FEW_SHOT, RL, SCHEMAS, composed, conf_dir, register
 from metarun.errors import MetarunError
 
 _FAILED = 1
 _MISTAKE = 2
-_COMMANDS = {FEW_SHOT: "metarun", RL: "metarun-rl"}
 _PREDICT = ("run", "support", "query", "invert", "output")
 
 
@@ -58,12 +57,12 @@ def data_main() -> None:
 
 
 def eval_main() -> None:
-    """`metarun-eval`: tests a trained learner on the tasks of its own or of another data set."""
+    """`metarun-eval`: tests a trained learner on its own tasks or on others."""
     _of_settings(
         _evaluate,
         "metarun-eval",
-        "run=DIR [dataset=OTHER] [KEY=VALUE ...]",
-        "Tests the parameters that a run has selected, with the checks, on test tasks of its own or another data set.",
+        "run=DIR [dataset=OTHER | env=OTHER] [KEY=VALUE ...]",
+        "Tests the parameters that a run of metarun or metarun-rl has selected, with the checks, on test tasks.",
         _EVAL_KEYS,
     )
 
@@ -90,6 +89,10 @@ keys:
   method.eval_inner_steps    inner steps, where the method has them; likewise other method.eval_KEY
   method.query_statistics    whose statistics normalise the queries: query (transductive) or support
   memory.KEY                 how tasks are computed on a device, such as memory.stream=true
+
+of a run of metarun-rl, besides eval_tasks, eval_seed, method.eval_KEY and memory.KEY:
+  env                        another environment, whose observations and actions are of the same sizes
+  env.KEY                    a setting of the environment, such as env.episodes=100
 
 The result is printed, and written into DIR/evaluations. What is not given is as in the run.
 """
@@ -218,7 +221,7 @@ def _explained(error: Exception, part: str) -> str:
         key = unknown.group(1)
         near = difflib.get_close_matches(key, _known_keys(part), n=3)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
-        ways_out = f"`{_COMMANDS[part]} --help` lists the main keys and `--cfg job` all."
+        ways_out = f"`{COMMANDS[part]} --help` lists the main keys and `--cfg job` all."
         return f"{key}: there is no such key for this choice.{meant} {ways_out}"
     return message
 

@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 OUTPUTS = Path("outputs")
 # The folders of `conf/`: what each command composes from, besides what is common to both.
 FEW_SHOT, RL, COMMON = "few_shot", "rl", "common"
+COMMANDS = {FEW_SHOT: "metarun", RL: "metarun-rl"}
 
 
 @dataclass

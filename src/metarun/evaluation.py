@@ -1,4 +1,4 @@
-"""What `metarun-eval` does: a trained learner is tested on the tasks of its own or of another data set."""
+"""What `metarun-eval` does: a trained learner is tested on its own tasks or on others."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,17 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from metarun import runner, saved_run
+from metarun import build_rl, runner, saved_run
 from metarun.build import build_evaluation, recorded
+from metarun.config import FEW_SHOT, RL
+from metarun.errors import MetarunError
 from metarun.files import plain, write_json
-from metarun.report import outcome
+from metarun.report import outcome, rl_outcome
+from metarun.runner import RunSettings
+from metarun.types import Experiment
 
 FOLDER = "evaluations"
+REPORTS = {FEW_SHOT: outcome, RL: rl_outcome}
 
 
 def evaluate(directory: str | None, overrides: Sequence[str], console: Console) -> Mapping[str, Any]:
@@ -36,18 +41,13 @@ def evaluate(directory: str | None, overrides: Sequence[str], console: Console) 
 
     run = saved_run.read(directory, say)
     changed = saved_run.changed(run, overrides)
-    experiment, settings, facts = build_evaluation(
-        changed.config,
-        changed.choices,
-        changed=changed.keys,
-        learner=changed.learner,
-        data=recorded(run.checkpoint.metadata["identity"]),
-    )
+    experiment, settings, facts = _built(run, changed, overrides)
+    report, trained_on = REPORTS[run.part], run.choices[saved_run.TASKS[run.part]]
     params = runner.load_selected(run.checkpoint, jax.eval_shape(experiment.init).params)
     step = runner.selected_step(run.checkpoint)
-    say(outcome.heading(facts, run.directory))
-    say(f"Trained on {run.choices['dataset']}, {run.checkpoint.step} steps; parameters of step {step}.")
-    if fitted := experiment.protocol["dataset"].get("fitted"):
+    say(report.heading(facts, run.directory))
+    say(f"Trained on {trained_on}, {run.checkpoint.step} steps; parameters of step {step}.")
+    if fitted := experiment.protocol.get("dataset", {}).get("fitted"):
         say(f"Images of {changed.choices['dataset']} are {outcome.fitted_in_words(fitted)}.")
     say(f"Testing on {settings.eval_tasks} tasks, with checks.")
 
@@ -56,19 +56,36 @@ def evaluate(directory: str | None, overrides: Sequence[str], console: Console) 
     result = {
         **runner.reported(tested, facts, experiment.protocol),
         "run": str(run.directory.resolve()),
-        "trained_on": run.choices["dataset"],
+        "trained_on": trained_on,
         "steps": run.checkpoint.step,
         "selected_step": step,
         "seconds": time.monotonic() - began,
     }
-    path = run.directory / FOLDER / f"{_name(result)}.json"
+    path = run.directory / FOLDER / f"{_name(result, saved_run.TASKS[run.part])}.json"
     write_json(path, result)
-    console.print(outcome.summary(plain(result)))
+    console.print(report.summary(plain(result)))
     say(f"Written to {path}")
     return plain(result)
 
 
-def _name(result: Mapping[str, Any]) -> str:
-    """States what was tested; the protocol's hash tells apart what the rest does not."""
-    way = [f"{result['way']}way"] if result["way"] else []
-    return "-".join([result["dataset"], *way, f"{result['shot']}shot", result["protocol_id"]])
+def _built(
+    run: saved_run.SavedRun, changed: saved_run.Changed, overrides: Sequence[str]
+) -> tuple[Experiment, RunSettings, Mapping[str, Any]]:
+    """Experiment, settings and facts of a test, as in `composition.Run`."""
+    if run.part == FEW_SHOT:
+        data = recorded(run.checkpoint.metadata["identity"])
+        keys, learner = changed.keys, changed.learner
+        return build_evaluation(changed.config, changed.choices, changed=keys, learner=learner, data=data)
+    asked, trained = (build_rl.build(part.config, part.choices) for part in (changed, run))
+    if jax.eval_shape(asked.experiment.init).params != jax.eval_shape(trained.experiment.init).params:
+        raise MetarunError(
+            f"{' '.join(overrides)}: observations or actions have other sizes than those that the run was trained with "
+            f"in env={trained.facts['env']}. Leave out what changes them."
+        )
+    return asked.experiment, asked.settings, asked.facts
+
+
+def _name(result: Mapping[str, Any], group: str) -> str:
+    """States what was tested, from which group; the protocol's hash tells apart what the rest does not."""
+    sizes = [f"{result[size]}{size}" for size in ("way", "shot") if result.get(size)]
+    return "-".join([result[group], *sizes, result["protocol_id"]])

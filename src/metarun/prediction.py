@@ -10,6 +10,7 @@ from rich.console import Console
 
 from metarun import runner, saved_run
 from metarun.build import DataFacts, build_learner, recorded, shapes_of, takes_way
+from metarun.config import COMMANDS, FEW_SHOT
 from metarun.data.pictures import RESIZE, border_level, in_folder, left_out_in_words, read_all, read_classes
 from metarun.errors import ConfigError, DataError, MetarunError, one_of
 from metarun.report import predictions
@@ -72,6 +73,8 @@ def predict(
     one_of("invert", invert, INVERT)
     folders = {"support": _folder("support", support), "query": _folder("query", query)}
     saved = saved_run.read(run, say)
+    if saved.part != FEW_SHOT:
+        raise ConfigError("run", run, f"a run on images in classes; it is one of {COMMANDS[saved.part]}")
     trained_on = recorded(saved.checkpoint.metadata["identity"])
     _check_images(trained_on, saved)
     shown = _read_support(folders["support"], trained_on.input_shape, say)

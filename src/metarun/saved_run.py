@@ -13,22 +13,31 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from metarun import checkpoint
-from metarun.config import RunConfig, composed
+from metarun.config import COMMANDS, FEW_SHOT, RL, SCHEMAS, composed
 from metarun.errors import ConfigError, MetarunError, some
 from metarun.files import plain
 
+# The group that tasks come from, of each part of `conf/`.
+TASKS = {FEW_SHOT: "dataset", RL: "env"}
+
 # Another value of these is another question to the same learner; of any other key, it is another learner.
-MAY_CHANGE = {
-    "dataset": "dataset=OTHER",
-    "dataset.*": "dataset.KEY",
-    "way": "way",
-    "shot": "shot",
-    "eval_query_shot": "eval_query_shot",
+_OF_ANY = {
     "eval_tasks": "eval_tasks",
     "eval_seed": "eval_seed",
     "method.eval_*": "method.eval_inner_steps and other method.eval_KEY",
-    "method.query_statistics": "method.query_statistics",
     "memory.*": "memory.KEY",
+}
+MAY_CHANGE = {
+    FEW_SHOT: {
+        "dataset": "dataset=OTHER",
+        "dataset.*": "dataset.KEY",
+        "way": "way",
+        "shot": "shot",
+        "eval_query_shot": "eval_query_shot",
+        "method.query_statistics": "method.query_statistics",
+        **_OF_ANY,
+    },
+    RL: {"env": "env=OTHER", "env.*": "env.KEY", **_OF_ANY},
 }
 
 
@@ -37,12 +46,14 @@ class SavedRun(NamedTuple):
 
     Attributes:
       directory: of the run.
+      part: of `conf/` that it was composed from, which says by which command: `FEW_SHOT` or `RL`.
       config: the configuration that it was begun with.
       choices: the option chosen in each group.
       checkpoint: its newest whole one.
     """
 
     directory: Path
+    part: str
     config: DictConfig
     choices: Mapping[str, str]
     checkpoint: checkpoint.Saved
@@ -81,11 +92,8 @@ def read(directory: str | None, say: Callable[[str], object]) -> SavedRun:
         raise ConfigError("run", directory, "the directory of a run, such as outputs/DATE/TIME")
     try:
         config, of_hydra = (OmegaConf.load(file) for file in files)
-        if "env" in config:
-            raise MetarunError(
-                f"The run in {root} is one of metarun-rl, whose result.json has its test; this is for few-shot."
-            )
-        config = OmegaConf.merge(OmegaConf.structured(RunConfig), config)
+        part = RL if TASKS[RL] in config else FEW_SHOT
+        config = OmegaConf.merge(OmegaConf.structured(SCHEMAS[part]), config)
         chosen = of_hydra.hydra.runtime.choices
         choices = {group: option for group, option in chosen.items() if "/" not in group}
     except (OSError, ValueError, AttributeError, YAMLError, OmegaConfBaseException) as error:
@@ -94,7 +102,7 @@ def read(directory: str | None, say: Callable[[str], object]) -> SavedRun:
     saved = checkpoint.newest(root / "checkpoints", say)
     if saved is None:
         raise MetarunError(f"The run in {root} has no checkpoint yet.")
-    run = SavedRun(root, config, choices, saved)
+    run = SavedRun(root, part, config, choices, saved)
     _check_same(run)
     return run
 
@@ -102,12 +110,12 @@ def read(directory: str | None, say: Callable[[str], object]) -> SavedRun:
 def changed(run: SavedRun, overrides: Sequence[str]) -> Changed:
     """Applies overrides to the configuration of a run.
 
-    Where `dataset=OTHER` is among them, its node is what `conf/` composes for it today, and sizes of training tasks,
-    which say nothing of other data, give way.
+    Where `dataset=OTHER` or `env=OTHER` is among them, its node is what `conf/` composes for it today, and sizes of
+    training tasks, which say nothing of other data, give way.
 
     Args:
       run: from `read`.
-      overrides: as `metarun` takes them.
+      overrides: as the command of the run takes them.
 
     Raises:
       MetarunError: an override that would make another learner.
@@ -115,16 +123,17 @@ def changed(run: SavedRun, overrides: Sequence[str]) -> Changed:
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
-        _check_may_change(override)
+        _check_may_change(override, run.part)
     config, choices = copy.deepcopy(run.config), dict(run.choices)
-    others = [override for override in parsed if override.key_or_group == "dataset"]
+    group = TASKS[run.part]
+    others = [override for override in parsed if override.key_or_group == group]
     for override in others:
-        choices["dataset"] = override.value()
-        config.dataset = composed([override.input_line])[0].dataset
+        choices[group] = override.value()
+        config[group] = composed([override.input_line], run.part)[0][group]
     for override in parsed:
         if override not in others:
             OmegaConf.update(config, override.key_or_group, override.value())
-    if others:
+    if others and run.part == FEW_SHOT:
         config.train_way = config.train_shot = None
         config.query_shot = config.query_shot if config.eval_query_shot is None else config.eval_query_shot
     learner = copy.deepcopy(run.config)
@@ -152,12 +161,14 @@ def _check_same(run: SavedRun) -> None:
         )
 
 
-def _check_may_change(override: Override) -> None:
+def _check_may_change(override: Override, part: str) -> None:
     simple = override.type == OverrideType.CHANGE and not override.is_sweep_override() and override.package is None
-    if not simple or not any(fnmatch(override.key_or_group, pattern) for pattern in MAY_CHANGE):
+    if not simple or not any(fnmatch(override.key_or_group, pattern) for pattern in MAY_CHANGE[part]):
         raise MetarunError(
             f"{override.input_line}: of a run that is trained, only these may be changed: "
-            f"{', '.join(MAY_CHANGE.values())}. Anything else makes another learner: train that with `metarun`."
+            f"{', '.join(MAY_CHANGE[part].values())}. Anything else makes another learner: train that with "
+            f"`{COMMANDS[part]}`."
         )
-    if override.key_or_group == "dataset" and not isinstance(override.value(), str):
-        raise ConfigError("dataset", override.value(), "the name of a data set; `metarun-data list` has them")
+    if override.key_or_group == TASKS[part] and not isinstance(override.value(), str):
+        names = {FEW_SHOT: "a data set; `metarun-data list`", RL: "an environment; `metarun-rl --help`"}
+        raise ConfigError(TASKS[part], override.value(), f"the name of {names[part]} has them")

@@ -79,7 +79,7 @@ def test_a_killed_run_continues_to_the_same_result(finished, tmp_path):
         ("metarun-rl", ["env.arm=3"], ["env.arm: there is no such key", "env.arms", "metarun-rl --help"]),
         ("metarun-rl", ["method=maml_plus_plus"], ["maml_plus_plus", "rl2"]),
         ("metarun-rl", ["env.arms=one"], ["env.arms=one: expected a whole number"]),
-        ("metarun-eval", ["run=run"], ["one of metarun-rl"]),
+        ("metarun-predict", ["run=run", "support=.", "query=."], ["run=run: expected", "one of metarun-rl"]),
     ],
 )
 def test_a_mistake_is_one_message(finished, command, arguments, words):
