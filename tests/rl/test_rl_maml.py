@@ -120,7 +120,7 @@ def test_trpo_stays_within_its_radius():
     after, _, metrics = jax.jit(learner.improve)(
         params, learner.init_opt(params), jnp.ones(TASKS), keys, jax.random.key(2)
     )
-    assert 0.002 < float(metrics["divergence"]) <= 0.02 and float(metrics["step"]) > 0
+    assert 0.01 < float(metrics["divergence"]) <= 0.02 and float(metrics["step"]) > 0
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (params, after)), strict=True))
 
 

@@ -10,6 +10,8 @@ from metarun.rl.environment import Agent, Discrete, Seen, random_agent
 from metarun.rl.gittins import bernoulli_index
 from metarun.types import Array
 
+UCB_WIDTH = 0.2  # with which the published figures of UCB1 are met
+
 
 class Counts(NamedTuple):
     """What has been seen of the arms.
@@ -128,6 +130,3 @@ def for_any(arms: int, prior: Prior) -> dict[str, Agent]:
         "thompson": thompson(arms, prior),
         "ucb1": ucb1(arms, prior, UCB_WIDTH),
     }
-
-
-UCB_WIDTH = 0.2

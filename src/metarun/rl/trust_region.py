@@ -1,9 +1,7 @@
 """Trust region policy optimisation: as far along the natural gradient as the policy may move, and no worse."""
 
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
@@ -68,8 +66,3 @@ def trust_region_step(
     taken = jnp.where(kept, 0.0, size)
     found = {"loss": jnp.where(kept, before, loss), "divergence": jnp.where(kept, 0.0, divergence), "step": taken}
     return unravel(flat - taken * direction), found
-
-
-def inner_product(a: Any, b: Any) -> Array:
-    """The sum of the products of two pytrees' entries."""
-    return sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))

@@ -26,7 +26,6 @@ def _bandit(
     episodes: int,
     yardsticks: Mapping[str, Agent],
     protocol: Mapping[str, Any],
-    best: Callable[[Array], Array] = jnp.max,
     exchangeable: bool = True,
 ) -> Environment:
     """A bandit whose task is `[arms]` numbers, one for each arm.
@@ -51,7 +50,7 @@ def _bandit(
         horizon=1,
         episodes=episodes,
         protocol={"arms": arms, **protocol},
-        optimum=lambda task: episodes * best(task),
+        optimum=lambda task: episodes * task.max(),
         yardsticks=yardsticks,
         exchangeable=exchangeable,
     )

@@ -21,7 +21,7 @@ from metarun.rl.policy import policy_over
 from metarun.rl.returns import advantages, discounted, mean_over, normalised
 from metarun.rl.surrogate import clipped
 from metarun.rl.trial import play
-from metarun.rl.trust_region import inner_product, trust_region_step
+from metarun.rl.trust_region import trust_region_step
 from metarun.task_map import Layout, map_tasks, mean_gradient
 from metarun.types import Array, Params
 
@@ -111,6 +111,7 @@ def maml(
     later_lr = inner_lr / 2 if eval_later_lr is None else positive_float("method.eval_later_lr", eval_later_lr)
     inner_steps = positive_int("method.inner_steps", inner_steps)
     eval_inner_steps = positive_int("method.eval_inner_steps", eval_inner_steps)
+    test_rates = [inner_lr, *[later_lr] * (eval_inner_steps - 1)]
     first_order = true_or_false("method.first_order", first_order)
     one_of("method.estimator", estimator, ESTIMATORS)
     one_of("method.outer", outer, OUTER)
@@ -172,37 +173,38 @@ def maml(
             gradient = lax.stop_gradient(gradient)
         return jax.tree.map(lambda p, g: p - lr * g, params, gradient)
 
-    def gathered(params: Params, task_and_key: Any) -> tuple[Rollouts, ...]:
-        """The rollouts before each inner step, and those after the last."""
-        task, key = task_and_key
+    def gathered(params: Params, task: Any, key: Array, rates: Sequence[float], blind: bool = False) -> list[Rollouts]:
+        """The rollouts before each gradient step, one step for each of the learning rates, and those after the last."""
         batches = []
-        for step_key in jax.random.split(key, inner_steps + 1):
-            batches.append(sampled(params, task, step_key))
-            if len(batches) <= inner_steps:
-                params = adapted(params, batches[-1], inner_lr)
-        return tuple(batches)
+        for step_key, rate in zip(jax.random.split(key, len(rates) + 1), [*rates, None], strict=True):
+            batches.append(sampled(params, task, step_key, blind))
+            if rate is not None:
+                params = adapted(params, batches[-1], rate)
+        return batches
 
-    def after_steps(params: Params, batches: tuple[Rollouts, ...]) -> Params:
+    def after_steps(params: Params, batches: list[Rollouts]) -> Params:
         for batch in batches[:-1]:
             params = adapted(params, batch, inner_lr)
         return params
 
-    def outer_loss(params: Params, _, batches: tuple[Rollouts, ...]):
+    def outer_loss(params: Params, _, batches: list[Rollouts]):
         last = batches[-1]
         ratio = jnp.exp(log_probs(after_steps(params, batches), last) - acted(last))
         gain = clipped(ratio, last.advantage, clip) if outer == "ppo" else ratio * last.advantage
         loss = -mean_over(gain, last.weight)
         return loss, {"loss": loss}
 
-    def divergence(params: Params, batches: tuple[Rollouts, ...]) -> Array:
-        last = batches[-1]
-        adapted_params = after_steps(params, batches)
-        outputs = jax.vmap(lambda observations: outputs_of(adapted_params, observations))(last.observation)
+    def last_outputs(params: Params, batches: list[Rollouts]) -> Array:
+        """What the policy after the last gradient step, from `params`, gives for what was seen then."""
+        after = after_steps(params, batches)
+        return jax.vmap(lambda observations: outputs_of(after, observations))(batches[-1].observation)
+
+    def divergence(outputs: Array, last: Rollouts) -> Array:
         return mean_over(jax.vmap(jax.vmap(policy.divergence))(last.outputs, outputs), last.weight)
 
     def improve(params, opt_state, tasks, keys, key):
         del key
-        batches = map_tasks(gathered, layout, params, (tasks, keys))
+        batches = map_tasks(lambda p, of: gathered(p, *of, [inner_lr] * inner_steps), layout, params, (tasks, keys))
         earned = {f"reward/{k}": batch.reward.sum((1, 2)).mean() / rollouts for k, batch in enumerate(batches)}
 
         def follow(params_and_opt_state, _):
@@ -218,33 +220,32 @@ def maml(
 
             def fisher_product(vector):
                 def along(params, vector, batches):
-                    product = inner_product(jax.grad(divergence)(params, batches), vector)
-                    return product, {}
+                    # Where there is no divergence yet its Hessian is J^T H J, J of the outputs and H over them.
+                    _, moved = jax.jvp(lambda p: last_outputs(p, batches), (lax.stop_gradient(params),), (vector,))
+                    slope = jax.grad(divergence)
+                    of_last = lambda outputs: slope(outputs, batches[-1])
+                    _, curved = jax.jvp(of_last, (batches[-1].outputs,), (moved,))
+                    return (last_outputs(params, batches) * lax.stop_gradient(curved)).sum(), {}
 
                 return mean_gradient(along, layout, params, vector, batches)[0]
 
             def measure(params):
-                of_task = lambda params, batches: (outer_loss(params, (), batches)[0], divergence(params, batches))
+                def of_task(params, batches):
+                    outputs = last_outputs(params, batches)
+                    return outer_loss(params, (), batches)[0], divergence(outputs, batches[-1])
+
                 return jax.tree.map(lambda x: x.mean(0), map_tasks(of_task, layout, params, batches))
 
             params, metrics = trust_region_step(params, gradient, fisher_product, measure, radius)
         return params, opt_state, {"reward": earned[f"reward/{inner_steps}"], **earned, **metrics}
 
-    def tested(params: Params, task: Any, key: Array, blind: bool) -> list[Rollouts]:
-        """The rollouts of a test, before each inner step and after the last."""
-        batches = []
-        for step_key in jax.random.split(key, eval_inner_steps + 1):
-            batches.append(sampled(params, task, step_key, blind))
-            params = adapted(params, batches[-1], inner_lr if len(batches) == 1 else later_lr)
-        return batches
-
     def outcome(params, task, key, blind):
-        batches = tested(params, task, key, blind)
+        batches = gathered(params, task, key, test_rates, blind)
         curve = jnp.stack([batch.reward.sum() / rollouts for batch in batches])
         return Outcome(curve[-1], curve, batches[0].reward[:, 0].mean())
 
     def watch(params, task, key):
-        batches = tested(params, task, key, False)
+        batches = gathered(params, task, key, test_rates)
         observation = jnp.stack([batch.observation[0] for batch in batches])
         live = jnp.stack([batch.weight[0] for batch in batches]) > 0
         return Watched(observation, live, jnp.zeros_like(live))
