@@ -13,14 +13,14 @@ from metarun.errors import ConfigError
 from metarun.models.recurrent import gru
 from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.methods.rl2 import rl2
-from metarun.rl.policy_gradient import trial_learner
+from metarun.rl.policy_gradient import side_by_side, trial_learner
 from metarun.rl.surrogate import clipped
 from metarun.task_map import default_layout
 from metarun.types import RecurrentModel
 
 TRIALS = 20_000
 LAYOUT = default_layout()._replace(chunk=None)
-PLAIN = {"algorithm": "a2c", "epochs": 1, "minibatches": 1, "clip": 0.2, "entropy": 0.0, "value": 0.0}
+PLAIN = {"algorithm": "a2c", "epochs": 1, "minibatches": 1, "clip": 0.2, "entropy": 0.0, "value": 0.0, "shared": True}
 
 
 def sgd(steps):
@@ -112,6 +112,32 @@ def test_all_minibatches_of_all_epochs_are_followed():
     assert set(metrics) == {"reward", "loss", "policy", "value", "entropy"}
 
 
+def test_networks_side_by_side_have_nothing_in_common():
+    policy, value = gru(num_outputs=3, hidden=4), gru(num_outputs=1, hidden=5)
+    both, rows = side_by_side(policy=policy, value=value), jax.random.normal(jax.random.key(0), (6, 2))
+    params = both.init(jax.random.key(1), rows[0])
+    expected = jnp.concatenate([policy.unroll(params["policy"], rows), value.unroll(params["value"], rows)], 1)
+    np.testing.assert_array_equal(both.unroll(params, rows), expected)
+    state, outputs = both.start(jnp.float32), []
+    for row in rows:
+        state, output = both.step(params, state, row)
+        outputs.append(output)
+    np.testing.assert_allclose(jnp.stack(outputs), expected, atol=1e-6)
+
+
+def test_a_value_of_its_own_leaves_the_policy_alone():
+    # One gradient, whose part for the policy's network is the same whatever the value's weight.
+    def after(**settings):
+        learner = small(counting(horizon=2, episodes=2), algorithm="a2c", entropy=0.0, **settings)
+        params = learner.init(jax.random.key(0))
+        keys = jax.random.split(jax.random.key(1), 200)
+        return jax.jit(learner.improve)(params, learner.init_opt(params), jnp.ones(200), keys, jax.random.key(2))[0]
+
+    few, much = after(shared=False, value=0.5), after(shared=False, value=50.0)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), few, much)
+    assert all(jax.tree.leaves(same["policy"])) and not any(jax.tree.leaves(same["value"]))
+
+
 def small(environment, **settings):
     return rl2(
         environment=environment,
@@ -154,6 +180,7 @@ def test_rl2_learns_to_pull_the_better_arm():
         ({"clip": 0}, "method.clip=0"),
         ({"cell": "rnn"}, "method.cell=rnn"),
         ({"hidden": 0}, "method.hidden=0"),
+        ({"shared": 1}, "method.shared=1"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused(settings, key):

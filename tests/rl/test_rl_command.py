@@ -91,4 +91,10 @@ def test_a_mistake_is_one_message(finished, command, arguments, words):
 
 def test_help_has_its_own_groups_and_keys(tmp_path):
     code, out, _ = ran("metarun-rl", "--help", cwd=tmp_path)
-    assert code == 0 and "tabular_mdp" in out and "env.episodes" in out and "protonet" not in out and "optimizer: adam" in out
+    assert (
+        code == 0
+        and "tabular_mdp" in out
+        and "env.episodes" in out
+        and "protonet" not in out
+        and "optimizer: adam" in out
+    )

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metarun.errors import ConfigError, non_negative_float, one_of, positive_float, positive_int, unit_fraction
+from metarun.errors import (
+    ConfigError,
+    non_negative_float,
+    one_of,
+    positive_float,
+    positive_int,
+    true_or_false,
+    unit_fraction,
+)
 from metarun.outer_loop import updated
 from metarun.rl.environment import Agent, Environment, Seen, no_action
 from metarun.rl.meta_learner import MetaLearner
@@ -64,6 +72,7 @@ def trial_learner(
     decay: float,
     entropy: float,
     value: float,
+    shared: bool,
 ) -> MetaLearner:
     """A meta-learner whose network goes through trials.
 
@@ -72,7 +81,7 @@ def trial_learner(
 
     Args:
       environment: the distribution over tasks.
-      network: from its number of outputs, those of the policy and, last, the value, and from its number of inputs.
+      network: from its number of outputs and its number of inputs.
       optimizer: from the number of gradients that it will follow in the whole run, `epochs * minibatches` in an outer step.
       layout: where trials are computed.
       meta_batch_size: trials of an outer step, each in a task of its own.
@@ -83,6 +92,7 @@ def trial_learner(
       discount, decay: gamma and lambda, see `returns.advantages`.
       entropy: weight of the policy's entropy in the loss.
       value: weight of the value's squared error in the loss.
+      shared: whether policy and value are outputs of one network; else each has a network of its own.
 
     Raises:
       ConfigError: for a value that is not allowed.
@@ -101,7 +111,11 @@ def trial_learner(
     discount, decay = unit_fraction("method.discount", discount), unit_fraction("method.decay", decay)
     policy = policy_over(environment.actions)
     action_size = policy.encode(no_action(environment.actions)).size
-    model = network(policy.num_outputs + 1, environment.observation_size + action_size + 2)
+    num_inputs = environment.observation_size + action_size + 2
+    if true_or_false("method.shared", shared):
+        model = network(policy.num_outputs + 1, num_inputs)
+    else:
+        model = side_by_side(policy=network(policy.num_outputs, num_inputs), value=network(1, num_inputs))
     optimizer = optimizer(steps=steps * epochs * minibatches)
     ahead = min(environment.length, 1 / (1 - discount)) if discount < 1 else environment.length
 
@@ -168,4 +182,24 @@ def trial_learner(
         init_opt=optimizer.init,
         curve_over=curve_over(environment),
         protocol={"actions": "sampled from the policy"},
+    )
+
+
+def side_by_side(**models: RecurrentModel) -> RecurrentModel:
+    """Networks with nothing in common, fed the same: their outputs one after the other, their parameters by name."""
+
+    def init(key, x):
+        keys = jax.random.split(key, len(models))
+        return {name: model.init(key, x) for key, (name, model) in zip(keys, models.items(), strict=True)}
+
+    def step(params, states, x):
+        both = {name: model.step(params[name], states[name], x) for name, model in models.items()}
+        outputs = jnp.concatenate([outputs for _, outputs in both.values()])
+        return {name: state for name, (state, _) in both.items()}, outputs
+
+    return RecurrentModel(
+        init=init,
+        start=lambda dtype: {name: model.start(dtype) for name, model in models.items()},
+        step=step,
+        unroll=lambda params, rows: jnp.concatenate([m.unroll(params[name], rows) for name, m in models.items()], 1),
     )

@@ -35,12 +35,13 @@ def rl2(
     decay: float = 1.0,
     entropy: float = 0.01,
     value: float = 0.5,
+    shared: bool = True,
 ) -> MetaLearner:
     """h_t = f(h_{t-1}, (s_t, a_{t-1}, r_{t-1}, d_{t-1})) through all episodes of a trial; policy and value are linear in h_t.
 
     Args:
       environment, optimizer, layout, meta_batch_size, steps, algorithm, epochs, minibatches, clip, discount, decay,
-        entropy, value: see `policy_gradient.trial_learner`.
+        entropy, value, shared: see `policy_gradient.trial_learner`.
       cell: "gru", as Duan et al., or "lstm", as Wang et al.
       hidden: cells.
 
@@ -66,4 +67,5 @@ def rl2(
         decay=decay,
         entropy=entropy,
         value=value,
+        shared=shared,
     )

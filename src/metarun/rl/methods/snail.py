@@ -32,12 +32,13 @@ def snail(
     decay: float = 1.0,
     entropy: float = 0.01,
     value: float = 0.5,
+    shared: bool = True,
 ) -> MetaLearner:
     """Temporal convolutions and causal attention in turn, over all that has been seen in a trial.
 
     Args:
       environment, optimizer, layout, meta_batch_size, steps, algorithm, epochs, minibatches, clip, discount, decay,
-        entropy, value: see `policy_gradient.trial_learner`.
+        entropy, value, shared: see `policy_gradient.trial_learner`.
       filters: of a temporal convolution.
       attention: [key size, value size] of each attention block; between each two stand ceil(log2 T) convolutions, T being
         the steps of a trial.
@@ -65,4 +66,5 @@ def snail(
         decay=decay,
         entropy=entropy,
         value=value,
+        shared=shared,
     )
