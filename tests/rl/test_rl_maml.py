@@ -9,7 +9,7 @@ from counting_environment import counting
 
 from metarun.errors import ConfigError
 from metarun.rl.environments.point_navigation import point_navigation
-from metarun.rl.methods.maml import maml
+from metarun.rl.methods.maml import credit_of, maml
 from metarun.rl.trial import play
 from metarun.task_map import default_layout
 
@@ -79,6 +79,49 @@ def test_the_meta_gradient_is_that_of_the_closed_form(settings, curvature):
     assert float(metrics["reward/1"]) == pytest.approx(100 + softmax(after) @ REWARDS, abs=0.02)
 
 
+def test_the_sampling_term_is_that_of_all_batches_enumerated():
+    tasks, alpha = 40_000, 1.0
+
+    def step(exploration):
+        learner = made(
+            counting(horizon=1, episodes=1),
+            rollouts=2,
+            meta_batch_size=tasks,
+            inner_lr=alpha,
+            exploration=exploration,
+            clip=1e6,
+        )
+        params = learner.init(jax.random.key(0))
+        params["mean"]["head"]["bias"] = jnp.asarray(START, jnp.float32)
+        keys = jax.random.split(jax.random.key(1), tasks)
+        args = params, learner.init_opt(params), jnp.ones(tasks), keys, jax.random.key(2)
+        return np.asarray(jax.jit(learner.improve)(*args)[0]["mean"]["head"]["bias"])
+
+    p, score = softmax(START), np.eye(3) - softmax(START)
+    chances, scores, means, spreads = [], [], [], []
+    for first in range(3):
+        for second in range(3):
+            advantage = np.sign(first - second) * np.array([1, -1])
+            after = softmax(START + alpha * (advantage @ score[[first, second]]) / 2)
+            chances.append(p[first] * p[second])
+            scores.append(score[[first, second]].mean(0))
+            means.append(after @ REWARDS)
+            spreads.append(after @ REWARDS**2 - means[-1] ** 2)
+    chances, means = np.array(chances), np.array(means)
+    # The return after the step is the mean of two rewards.
+    deviation = np.sqrt(chances @ (np.array(spreads) / 2 + means**2) - (chances @ means) ** 2)
+    expected = chances @ (np.array(scores) * means[:, None]) / deviation
+    assert np.abs(expected).max() > 0.02
+    np.testing.assert_allclose(step(1.0) - step(0.0), expected, atol=0.006)
+
+
+def test_the_credit_of_a_task_is_against_the_others():
+    np.testing.assert_allclose(
+        credit_of(jnp.array([1.0, 2.0, 6.0])), np.array([-3, -1.5, 4.5]) / np.sqrt(14 / 3), rtol=1e-5
+    )
+    assert not credit_of(jnp.array([7.0])).any() and not credit_of(jnp.full(3, 7.0)).any()
+
+
 def test_the_estimator_s_variance_falls_with_the_rollouts():
     def spread(rollouts):
         learner = made(counting(horizon=1, episodes=1), rollouts=rollouts, estimator="ratio")
@@ -146,6 +189,7 @@ def test_a_point_moves_by_its_actions_and_ends_near_its_goal():
         ({"inner_lr": 0}, "method.inner_lr=0"),
         ({"rollouts": 0}, "method.rollouts=0"),
         ({"radius": -1}, "method.radius=-1"),
+        ({"exploration": -1}, "method.exploration=-1"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused(settings, key):

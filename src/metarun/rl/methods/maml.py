@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metarun.errors import ConfigError, one_of, positive_float, positive_int, true_or_false, unit_fraction
+from metarun.errors import (
+    ConfigError,
+    non_negative_float,
+    one_of,
+    positive_float,
+    positive_int,
+    true_or_false,
+    unit_fraction,
+)
 from metarun.models.mlp import mlp
 from metarun.outer_loop import updated
 from metarun.rl.baseline import features, fitted_values
@@ -64,6 +72,7 @@ def maml(
     eval_later_lr: float | None = None,
     first_order: bool = False,
     estimator: str = "log_prob",
+    exploration: float = 0.0,
     outer: str = "trpo",
     radius: float = 0.01,
     epochs: int = 5,
@@ -89,6 +98,8 @@ def maml(
       estimator: what the inner gradient is the gradient of. Both have the same; they differ in what is differentiated in
         turn. "log_prob", log pi A, as Finn et al.; "ratio", pi / pi_sampled A, whose derivatives are unbiased at each
         step (ProMP, "low variance curvature").
+      exploration: weight of E-MAML's term, by which rollouts before a gradient step are credited for the return after it;
+        0: they count only for the gradient that they give.
       outer: "trpo" or "ppo".
       radius: largest mean divergence of TRPO, in nats.
       epochs: gradients of PPO in an outer step, all over all tasks.
@@ -100,7 +111,8 @@ def maml(
       ConfigError: for a value that is not allowed.
 
     Source: Finn et al. 2017, algorithm 3 and section 5.3; Rothfuss et al. 2019, ProMP: Proximal Meta-Policy Search,
-    section 5.
+    section 5; Stadie et al. 2018, Some Considerations on Learning to Explore via Meta-Reinforcement Learning, section 3,
+    for E-MAML.
     """
     if environment.episodes != 1:
         raise ConfigError(
@@ -114,6 +126,7 @@ def maml(
     test_rates = [inner_lr, *[later_lr] * (eval_inner_steps - 1)]
     first_order = true_or_false("method.first_order", first_order)
     one_of("method.estimator", estimator, ESTIMATORS)
+    exploration = non_negative_float("method.exploration", exploration)
     one_of("method.outer", outer, OUTER)
     radius, clip = positive_float("method.radius", radius), positive_float("method.clip", clip)
     epochs = positive_int("method.epochs", epochs)
@@ -182,21 +195,28 @@ def maml(
                 params = adapted(params, batches[-1], rate)
         return batches
 
-    def after_steps(params: Params, batches: list[Rollouts]) -> Params:
+    def stages(params: Params, batches: list[Rollouts]) -> list[Params]:
+        """The parameters that each of the batches was gathered by."""
+        found = [params]
         for batch in batches[:-1]:
-            params = adapted(params, batch, inner_lr)
-        return params
+            found.append(adapted(found[-1], batch, inner_lr))
+        return found
 
-    def outer_loss(params: Params, _, batches: list[Rollouts]):
-        last = batches[-1]
-        ratio = jnp.exp(log_probs(after_steps(params, batches), last) - acted(last))
-        gain = clipped(ratio, last.advantage, clip) if outer == "ppo" else ratio * last.advantage
-        loss = -mean_over(gain, last.weight)
+    def gain(params: Params, batch: Rollouts, advantage: Array) -> Array:
+        ratio = jnp.exp(log_probs(params, batch) - acted(batch))
+        return mean_over(clipped(ratio, advantage, clip) if outer == "ppo" else ratio * advantage, batch.weight)
+
+    def outer_loss(params: Params, _, batches_and_credit: tuple[list[Rollouts], Array]):
+        batches, credit = batches_and_credit
+        *before, last = zip(stages(params, batches), batches, strict=True)
+        loss = -gain(*last, last[1].advantage)
+        if exploration:
+            loss -= exploration * sum(gain(*stage, credit) for stage in before)
         return loss, {"loss": loss}
 
     def last_outputs(params: Params, batches: list[Rollouts]) -> Array:
         """What the policy after the last gradient step, from `params`, gives for what was seen then."""
-        after = after_steps(params, batches)
+        after = stages(params, batches)[-1]
         return jax.vmap(lambda observations: outputs_of(after, observations))(batches[-1].observation)
 
     def divergence(outputs: Array, last: Rollouts) -> Array:
@@ -205,18 +225,20 @@ def maml(
     def improve(params, opt_state, tasks, keys, key):
         del key
         batches = map_tasks(lambda p, of: gathered(p, *of, [inner_lr] * inner_steps), layout, params, (tasks, keys))
-        earned = {f"reward/{k}": batch.reward.sum((1, 2)).mean() / rollouts for k, batch in enumerate(batches)}
+        returns = [batch.reward.sum((1, 2)) / rollouts for batch in batches]
+        earned = {f"reward/{k}": of_tasks.mean() for k, of_tasks in enumerate(returns)}
+        learnt_from = batches, credit_of(returns[-1])
 
         def follow(params_and_opt_state, _):
             params, opt_state = params_and_opt_state
-            gradient, metrics = mean_gradient(outer_loss, layout, params, (), batches)
+            gradient, metrics = mean_gradient(outer_loss, layout, params, (), learnt_from)
             return updated(optimizer, gradient, params, opt_state), metrics
 
         if outer == "ppo":
             (params, opt_state), metrics = lax.scan(follow, (params, opt_state), length=epochs)
             metrics = jax.tree.map(lambda m: m.mean(0), metrics)
         else:
-            gradient, _ = mean_gradient(outer_loss, layout, params, (), batches)
+            gradient, _ = mean_gradient(outer_loss, layout, params, (), learnt_from)
 
             def fisher_product(vector):
                 def along(params, vector, batches):
@@ -230,11 +252,12 @@ def maml(
                 return mean_gradient(along, layout, params, vector, batches)[0]
 
             def measure(params):
-                def of_task(params, batches):
+                def of_task(params, batches_and_credit):
+                    batches, _ = batches_and_credit
                     outputs = last_outputs(params, batches)
-                    return outer_loss(params, (), batches)[0], divergence(outputs, batches[-1])
+                    return outer_loss(params, (), batches_and_credit)[0], divergence(outputs, batches[-1])
 
-                return jax.tree.map(lambda x: x.mean(0), map_tasks(of_task, layout, params, batches))
+                return jax.tree.map(lambda x: x.mean(0), map_tasks(of_task, layout, params, learnt_from))
 
             params, metrics = trust_region_step(params, gradient, fisher_product, measure, radius)
         return params, opt_state, {"reward": earned[f"reward/{inner_steps}"], **earned, **metrics}
@@ -259,3 +282,13 @@ def maml(
         curve_over="inner step",
         protocol={"eval_inner_steps": eval_inner_steps, "rollouts": rollouts, "actions": "sampled from the policy"},
     )
+
+
+def credit_of(returns: Array) -> Array:
+    """By how much each task's return exceeds the mean of the others', in their standard deviations, `[n]` -> `[n]`.
+
+    That a task is not held against itself leaves the gradient of the expected return unbiased. All 0 for one task, or
+    equal returns.
+    """
+    others = (returns.sum() - returns) / jnp.maximum(returns.size - 1, 1)
+    return jnp.where(returns.size > 1, returns - others, 0.0) / (returns.std() + 1e-8)
