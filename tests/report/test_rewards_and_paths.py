@@ -23,6 +23,11 @@ def test_every_agent_has_a_line_that_is_named(tmp_path):
     assert (tmp_path / "rewards.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_inner_steps_are_counted_from_the_start():
+    (axes,) = draw_reward_curves({"over": "inner step", "learner": [-40.0, -12.0]}).axes
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[0, -40], [1, -12]])
+
+
 def test_episodes_are_cut_where_they_ended():
     positions = np.arange(10.0).reshape(1, 5, 2)
     live, ended = np.array([[True] * 4 + [False]]), np.array([[False, True, False, True, False]])

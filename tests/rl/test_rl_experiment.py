@@ -77,6 +77,7 @@ def test_maml_states_its_returns_by_inner_step():
     tested = run.experiment.evaluate(run.experiment.init().params, "test", 8, checks=True)
     assert tested.beside["curves"]["over"] == "inner step" and len(tested.beside["curves"]["learner"]) == 4
     assert tested.beside["curves"]["learner"][-1] == pytest.approx(tested.value, rel=1e-5)
+    assert tested.beside["learner_curve_ci95"][-1] == pytest.approx(tested.ci95, rel=1e-5)
     assert run.experiment.protocol["method"]["eval_inner_steps"] == 3
 
 

@@ -18,7 +18,7 @@ FEW = 30  # points of a curve that are marked one by one
 
 
 def reward_curves(curves: Mapping[str, Any], output: Path) -> None:
-    """Draws the mean reward of each episode, step or inner step of a trial, as a PNG.
+    """Draws the mean reward of each episode or step of a trial, or the return after each inner step, as a PNG.
 
     Args:
       curves: "over": what they are over; and by name, "learner" first, lists of mean rewards.
@@ -35,13 +35,15 @@ def draw_reward_curves(curves: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     lines = {name: curve for name, curve in curves.items() if name != "over"}
-    quiet(axes, f"Mean reward of each {curves['over']} of a trial")
+    adapts = curves["over"] == "inner step"
+    quiet(axes, "Mean return after each inner step" if adapts else f"Mean reward of each {curves['over']} of a trial")
+    first = 0 if adapts else 1  # before the first inner step there is a return, too
     others = cycle(_OTHERS)
     for name, curve in lines.items():
         own = name == "learner"
         look = {"color": BLUE, "linewidth": 2.4, "zorder": 3} if own else {"color": next(others), "linewidth": 1.2}
         marker = "." if len(curve) <= FEW else None
-        axes.plot(np.arange(1, len(curve) + 1), curve, label=name.replace("_", " "), marker=marker, **look)
+        axes.plot(first + np.arange(len(curve)), curve, label=name.replace("_", " "), marker=marker, **look)
     axes.set_xlabel(curves["over"], fontsize=LABEL_SIZE)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=LABEL_SIZE)

@@ -58,6 +58,10 @@ def summary(result: Mapping[str, Any]) -> Group:
         return f"{entry['value']:.4g} ± {entry['ci95']:.2g}"
 
     parts = [Text(f"test {result['metric']} {interval(result)}", "bold"), Text(tested_on(result))]
+    if result["curves"]["over"] == "inner step":
+        points = zip(result["curves"]["learner"], result["learner_curve_ci95"], strict=True)
+        returns = [interval({"value": value, "ci95": ci95}) for value, ci95 in points]
+        parts.append(Text(f"after 0 to {len(returns) - 1} inner steps: {', '.join(returns)}"))
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
     table.add_column("on the same tasks")
     table.add_column(result["metric"])

@@ -180,6 +180,7 @@ def _beside(
         for name, outcome in curves.items()
         if outcome.curve.shape == own.curve.shape
     }
+    found["learner_curve_ci95"] = [_mean(point)["ci95"] for point in own.curve.T]
     return found
 
 
