@@ -6,16 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metarun.backend import set_precision
-from metarun.composition import Keys, Run, identity, layouts_of, settings_of
-from metarun.config import conf_dir
+from metarun.composition import Keys, Run, circumstances, identity, layouts_of, selection_of, set_by_user, settings_of
+from metarun.config import FEW_SHOT
 from metarun.data.class_bank import SplitBank
 from metarun.data.fitting import fitted, input_shape
 from metarun.errors import ConfigError, DataError, MetarunError, non_negative_int, positive_int
 from metarun.experiment import few_shot
-from metarun.machine import device_name, versions
 from metarun.memory import available, parse_limit
 from metarun.runner import RunSettings
 from metarun.types import DataSet, Experiment, Method, Split, Task
@@ -57,8 +56,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     _check_training(keys, choices, dataset, next(iter(variants.values())))
     logger = keys.partial("logger")
     experiment, settings, facts = _experiment(keys, choices, dataset, variants)
-    defaults = OmegaConf.load(conf_dir() / "config.yaml")
-    keys.refuse_unread(key for key in keys.values if key not in defaults or keys.values[key] != defaults[key])
+    keys.refuse_unread(set_by_user(keys, FEW_SHOT))
     trained_on = {"dataset.sha256": dataset.protocol.get("sha256")}
     trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
     return Run(experiment, settings, facts, identity(keys.values, choices, trained_on), logger)
@@ -194,8 +192,7 @@ def _experiment(
         protocol={
             **{key: sizes[key] for key in ("way", "shot") if key in sizes},
             "query_shot": eval_query_shot,
-            "eval_tasks": settings.eval_tasks,
-            "selection": "best validation" if settings.eval_every else "last",
+            **selection_of(settings),
         },
         bytes_available=bytes_available,
         stream=_streams(keys["memory"]["stream"], dataset, bytes_available, choices),
@@ -207,10 +204,7 @@ def _experiment(
         "shot": sizes["shot"],
         "query_shot": eval_query_shot,
         "split": dataset.protocol.get("split"),
-        "seed": keys["seed"],
-        "sizes": experiment.sizes(),
-        "device": device_name(devices),
-        "versions": versions(),
+        **circumstances(keys, experiment, devices),
     }
     return experiment, settings, facts
 

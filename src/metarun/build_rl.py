@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from functools import partial
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metarun.backend import set_precision
-from metarun.composition import Keys, Run, identity, layouts_of, settings_of
-from metarun.config import RL, conf_dir
+from metarun.composition import Keys, Run, circumstances, identity, layouts_of, selection_of, set_by_user, settings_of
+from metarun.config import RL
 from metarun.errors import non_negative_int, positive_int
-from metarun.machine import device_name, versions
 from metarun.memory import available, parse_limit
 from metarun.rl.experiment import meta_rl
 from metarun.task_map import default_layout
@@ -54,8 +53,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         meta_batch_size=meta_batch_size,
         protocol={
             "environment": choices["env"],
-            "eval_tasks": settings.eval_tasks,
-            "selection": "best validation" if settings.eval_every else "last",
+            **selection_of(settings),
         },
         bytes_available=available(devices, parse_limit(keys["memory"]["limit"])),
     )
@@ -64,13 +62,9 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "env": choices["env"],
         "episodes": environment.episodes,
         "horizon": environment.horizon,
-        "seed": keys["seed"],
-        "sizes": experiment.sizes(),
-        "device": device_name(devices),
-        "versions": versions(),
+        **circumstances(keys, experiment, devices),
     }
     logger = keys.partial("logger")
     keys.read.add("optimizer")  # which a yardstick has no use for
-    defaults = OmegaConf.load(conf_dir(RL) / "config.yaml")
-    keys.refuse_unread(key for key in keys.values if key not in defaults or keys.values[key] != defaults[key])
+    keys.refuse_unread(set_by_user(keys, RL))
     return Run(experiment, settings, facts, identity(keys.values, choices, {}), logger)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from metarun.config import conf_dir
 from metarun.errors import ConfigError, MetarunError
+from metarun.machine import device_name, versions
 from metarun.optimizers import OVER_THE_RUN
 from metarun.runner import RunSettings
 from metarun.task_map import Layout, default_layout, frugal_layouts
@@ -113,6 +115,28 @@ def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
         log_every=keys["log_every"],
         resume=keys["resume"],
     )
+
+
+def set_by_user(keys: Keys, part: str) -> list[str]:
+    """The keys that are not as in `config.yaml` of a part of `conf/`."""
+    defaults = OmegaConf.load(conf_dir(part) / "config.yaml")
+    return [key for key in keys.values if key not in defaults or keys.values[key] != defaults[key]]
+
+
+def selection_of(settings: RunSettings) -> dict[str, Any]:
+    """What a protocol says of which parameters are tested, on how many tasks."""
+    selection = "best validation" if settings.eval_every else "last"
+    return {"eval_tasks": settings.eval_tasks, "selection": selection}
+
+
+def circumstances(keys: Keys, experiment: Experiment, devices: Sequence[Any]) -> dict[str, Any]:
+    """The facts that close those of every run."""
+    return {
+        "seed": keys["seed"],
+        "sizes": experiment.sizes(),
+        "device": device_name(devices),
+        "versions": versions(),
+    }
 
 
 def layouts_of(chunk: object, num_tasks: int, whole: Layout | None = None) -> list[Layout]:
