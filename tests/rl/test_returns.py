@@ -40,3 +40,9 @@ def test_what_weighs_nothing_counts_for_nothing():
     assert found[2] == 0 and found[[0, 1, 3]].mean() == pytest.approx(0, abs=1e-6)
     assert found[[0, 1, 3]].std() == pytest.approx(1, rel=1e-5)
     assert mean_over(jnp.array([1.0, 2.0, 1e6, 6.0]), weight) == 3
+
+
+def test_what_is_all_but_equal_is_not_blown_up():
+    nearly = jnp.array([1e-6, -1e-6, 0.0])
+    np.testing.assert_allclose(normalised(nearly, jnp.ones(3), least=1e-3), 1e3 * nearly, rtol=1e-5)
+    assert normalised(nearly, jnp.ones(3)).std() == pytest.approx(1, rel=1e-4)

@@ -39,17 +39,18 @@ def advantages(rewards: Array, values: Array, last_value: Array, discount: float
     return discounted(rewards + discount * following - values, discount * decay)
 
 
-def normalised(advantage: Array, weight: Array) -> Array:
+def normalised(advantage: Array, weight: Array, least: float | Array = 1e-8) -> Array:
     """Advantages of a batch brought to mean 0 and standard deviation 1, those of weight 0 left out.
 
     Args:
       advantage: of any shape.
       weight: of the same, 1 or 0.
+      least: standard deviation below which they stay smaller: where all is worth the same, what is left is rounding.
     """
     count = weight.sum()
     mean = (advantage * weight).sum() / count
     deviation = jnp.sqrt((weight * (advantage - mean) ** 2).sum() / count)
-    return weight * (advantage - mean) / (deviation + 1e-8)
+    return weight * (advantage - mean) / jnp.maximum(deviation, least)
 
 
 def mean_over(values: Array, weight: Array) -> Array:

@@ -35,6 +35,7 @@ from metarun.types import Array, Params
 
 OUTER = ("trpo", "ppo")
 ESTIMATORS = ("log_prob", "ratio")
+_NEGLIGIBLE = 1e-4  # part of the returns that the fit of a baseline may miss, and rounding
 
 
 class Rollouts(NamedTuple):
@@ -164,9 +165,9 @@ def maml(
         flat = lambda a: a.reshape(-1, *a.shape[2:])
         values = fitted_values(flat(x), flat(returns), flat(weight)).reshape(weight.shape) * weight
         advantage = jax.vmap(lambda r, v: advantages(r, v, jnp.zeros(()), discount, decay))(reward, values)
-        return Rollouts(
-            played.seen.observation, played.action, played.noted, normalised(advantage, weight), weight, played.reward
-        )
+        least = _NEGLIGIBLE * jnp.sqrt(mean_over(returns**2, weight)) + 1e-8
+        advantage = normalised(advantage, weight, least)
+        return Rollouts(played.seen.observation, played.action, played.noted, advantage, weight, played.reward)
 
     def log_probs(params: Params, batch: Rollouts) -> Array:
         outputs = jax.vmap(lambda observations: outputs_of(params, observations))(batch.observation)
@@ -180,7 +181,7 @@ def maml(
         weighed = jnp.exp(log_prob - acted(batch)) if estimator == "ratio" else log_prob
         return -mean_over(weighed * batch.advantage, batch.weight)
 
-    def adapted(params: Params, batch: Rollouts, lr: float) -> Params:
+    def adapted(params: Params, batch: Rollouts, lr: float | Array) -> Params:
         gradient = jax.grad(inner_loss)(params, batch)
         if first_order:
             gradient = lax.stop_gradient(gradient)
@@ -188,12 +189,16 @@ def maml(
 
     def gathered(params: Params, task: Any, key: Array, rates: Sequence[float], blind: bool = False) -> list[Rollouts]:
         """The rollouts before each gradient step, one step for each of the learning rates, and those after the last."""
-        batches = []
-        for step_key, rate in zip(jax.random.split(key, len(rates) + 1), [*rates, None], strict=True):
-            batches.append(sampled(params, task, step_key, blind))
-            if rate is not None:
-                params = adapted(params, batches[-1], rate)
-        return batches
+
+        def advance(params, number_and_rate):
+            number, rate = number_and_rate
+            batch = sampled(params, task, jax.random.fold_in(key, number), blind)
+            return adapted(params, batch, rate), batch
+
+        # A loop, so that an environment is compiled once, however many steps there are; after the last none is taken.
+        rates = jnp.array([*rates, 0.0])
+        _, batches = lax.scan(advance, params, (jnp.arange(rates.size), rates))
+        return [jax.tree.map(lambda x: x[number], batches) for number in range(rates.size)]
 
     def stages(params: Params, batches: list[Rollouts]) -> list[Params]:
         """The parameters that each of the batches was gathered by."""
