@@ -1,16 +1,20 @@
 """Meta-reinforcement learning through the runner's seam: every choice, determinism, and an honest account of a test."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counting_environment import counting
 
 from metarun import runner
 from metarun.build_rl import build
 from metarun.config import RL, composed, conf_dir
 from metarun.errors import MetarunError
+from metarun.report.rl_outcome import pictures
+from metarun.rl.environment import Body, Discrete, random_agent
 from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.experiment import meta_rl
 from metarun.rl.meta_learner import Outcome
@@ -28,7 +32,8 @@ SHORT = {
     "two_step": ["env.rounds=3"],
     "maze": ["env.horizon=5"],
 }
-OF_EXTRAS = {"gymnax"}  # whose tests skip where its library is missing
+# What needs a library of an extra, in test files of their own, which skip where it is missing.
+OF_EXTRAS = {"gymnax", "cheetah_velocity", "cheetah_direction", "ant_velocity", "ant_direction"}
 OF_ENV = {"informed": "informative_bandit", "psrl": "tabular_mdp", "opsrl": "tabular_mdp"}
 
 
@@ -88,6 +93,35 @@ def test_every_yardstick_is_a_method_that_finds_itself(method, tmp_path):
     result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
     assert result["value"] == pytest.approx(result["yardsticks"][method]["value"], rel=1e-6)
     assert result["steps"] == 1 and result["sizes"] == {"meta_params": 0} and result["checks"] == {}
+
+
+def test_an_extra_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(MetarunError, match=r"mujoco is not installed; .* pip install 'metarun\[physics\]'"):
+        built("env=ant_velocity")
+
+
+def test_a_body_is_drawn(tmp_path):
+    """Its limb is where it is observed to be, and its picture is beside the others."""
+
+    def limbs(observation):
+        place = jnp.concatenate([observation, jnp.zeros(1), jnp.ones(1)])
+        return jnp.stack([place, place - 0.5])[None]
+
+    body = Body(limbs, np.array([0.1]), lambda task: f"to count by {task:.0f}", 0.5)
+    environment = counting(horizon=3, episodes=2)._replace(body=body, yardsticks={"random": random_agent(Discrete(3))})
+    learner = yardstick(environment=environment, agent="random")
+    layout = default_layout()._replace(chunk=None)
+    learners = {layout.chunk_of(2): learner}
+    experiment = meta_rl(learners, environment, [layout], seed=0, eval_seed=0, meta_batch_size=2, protocol={})
+    params = experiment.init().params
+    shown = experiment.examples(params, 2)
+    assert shown.captions == ["to count by 1"] * 2 and shown.goals is None and shown.seconds == 0.5
+    np.testing.assert_array_equal(shown.limbs[0, 0, :, 0, 0, 0], [0, 1, 2, 0, 1, 2])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+    pictures(experiment)(tmp_path, params, None, experiment.evaluate(params, "test", 2, checks=True))
+    assert (tmp_path / "plots" / "strip.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "plots" / "paths.png").exists()
 
 
 def test_how_steps_are_grouped_changes_nothing():

@@ -12,6 +12,7 @@ from metarun.report.curves import learning_curve
 from metarun.report.outcome import check_table, tested_on
 from metarun.report.paths import paths
 from metarun.report.rewards import reward_curves
+from metarun.report.strip import strip
 from metarun.types import Evaluation, Experiment, Params
 
 SHOWN_TASKS = 6
@@ -31,7 +32,8 @@ def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Eval
     """Returns `(directory, params, selected_step, test) -> None`, which draws a run's pictures into `directory/plots`.
 
     `learning_curve.png` from `metrics.jsonl`, and `rewards.png`: how the rewards of a trial came about, beside those of
-    the agents that were not learnt; in the plane also `paths.png`, what the learner does in a few test tasks.
+    the agents that were not learnt; in the plane also `paths.png`, and of a body `strip.png`: what the learner does in a
+    few test tasks.
     """
 
     def draw(directory: Path, params: Params, selected_step: int | None, tested: Evaluation) -> None:
@@ -43,10 +45,23 @@ def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Eval
             selected_step=selected_step,
         )
         reward_curves(tested.beside["curves"], plots / "rewards.png")
-        if experiment.examples is not None:
-            goals, watched = experiment.examples(params, SHOWN_TASKS)
-            of = tested.beside["curves"]["over"]
-            paths(goals, watched.observation, watched.live, watched.ended, plots / "paths.png", of=of)
+        if experiment.examples is None:
+            return
+        shown, of = experiment.examples(params, SHOWN_TASKS), tested.beside["curves"]["over"]
+        watched = shown.watched
+        if shown.goals is not None:
+            paths(shown.goals, watched.observation, watched.live, watched.ended, plots / "paths.png", of=of)
+        if shown.limbs is not None:
+            strip(
+                shown.captions,
+                shown.limbs,
+                watched.live,
+                watched.ended,
+                plots / "strip.png",
+                radii=shown.radii,
+                seconds=shown.seconds,
+                of=of,
+            )
 
     return draw
 

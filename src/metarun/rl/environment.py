@@ -91,6 +91,22 @@ class Trajectory(NamedTuple):
     noted: Any
 
 
+class Body(NamedTuple):
+    """How what moves in an environment is drawn, from the side.
+
+    Attributes:
+      limbs: `(observation) -> [n, 2, 3]`, the ends of each limb in space, in metres; x is along, z is up.
+      radii: of the limbs, `[n]`, in metres.
+      caption: `(task) -> str`, what is to be done, of a task of NumPy arrays.
+      seconds: of a step.
+    """
+
+    limbs: Callable[[Array], Array]
+    radii: Any
+    caption: Callable[[Any], str]
+    seconds: float
+
+
 class Environment(NamedTuple):
     """A distribution over tasks, each a Markov decision process.
 
@@ -107,6 +123,7 @@ class Environment(NamedTuple):
       optimum: `(task) -> scalar`, the expected total reward of a trial for one who knows the task; None: not known.
       yardsticks: name -> an agent that was not learnt, to hold a learner against.
       goal: `(task) -> [2]`, where to go to, of an environment whose observations are positions in the plane; else None.
+      body: that moves, of an environment that has one, to be drawn; else None.
       exchangeable: whether all ways to act are worth the same to one who has seen no reward, so that this is chance.
     """
 
@@ -122,6 +139,7 @@ class Environment(NamedTuple):
     optimum: Callable[[Any], Array] | None = None
     yardsticks: Mapping[str, Agent] = {}
     goal: Callable[[Any], Array] | None = None
+    body: Body | None = None
     exchangeable: bool = False
 
     @property

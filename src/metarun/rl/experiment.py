@@ -12,7 +12,7 @@ from metarun import checks as check
 from metarun.memory import fastest_that_fits
 from metarun.outer_loop import plan_of, several, shapes_on
 from metarun.rl.environment import Environment
-from metarun.rl.meta_learner import MetaLearner, Outcome
+from metarun.rl.meta_learner import MetaLearner, Outcome, Shown
 from metarun.rl.trial import outcome
 from metarun.task_map import Layout, map_tasks
 from metarun.types import Evaluation, Experiment, TrainState
@@ -47,8 +47,8 @@ def meta_rl(
     Returns:
       An `Experiment` whose metric is the mean total reward of a trial. Its tests state, beside the value, `yardsticks`:
       for each agent that was not learnt the same quantity on the same tasks; `regret`, how far the learner stays behind
-      the best of these; and `curves`, how the rewards came about. Its `examples`, of environments in the plane, are goals
-      `[num_tasks, 2]` and what the learner did, a `Watched`.
+      the best of these; and `curves`, how the rewards came about. Its `examples`, of environments in the plane or
+      with a body, are what the learner did in test tasks, a `Shown`.
     """
     layout = layouts[0]
     learner = learners[layout.chunk_of(meta_batch_size)]
@@ -124,17 +124,25 @@ def meta_rl(
         ci95 = 1.96 * check.standard_error(own.value)
         return Evaluation(METRIC, float(own.value.mean()), ci95, num_tasks, own.value, verdicts, beside)
 
+    goal, body = environment.goal, environment.body
+
     @jax.jit
     def watched(params, keys):
         def one(task_key, key):
             task = environment.sample(task_key, "test")
-            return environment.goal(task), learner.watch(params, task, key)
+            seen = learner.watch(params, task, key)
+            limbs = None if body is None else jax.vmap(jax.vmap(body.limbs))(seen.observation)
+            return task, None if goal is None else goal(task), limbs, seen
 
         return jax.vmap(one)(*keys)
 
     def examples(params, num_tasks):
         keys = tuple(key[:num_tasks] for key in keys_of("test", 0))
-        return jax.tree.map(np.asarray, watched(params, keys))
+        tasks, goals, limbs, seen = jax.tree.map(np.asarray, watched(params, keys))
+        if body is None:
+            return Shown(seen, goals)
+        captions = [body.caption(jax.tree.map(lambda x: x[number], tasks)) for number in range(num_tasks)]  # noqa: B023
+        return Shown(seen, goals, captions, limbs, body.radii, body.seconds)
 
     def sizes():
         return {"meta_params": sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(learner.init, init_key)))}
@@ -144,7 +152,7 @@ def meta_rl(
         prepare=lambda: plan_of(fitted(), layout, meta_batch_size, False, bytes_available),
         step=step,
         evaluate=evaluate,
-        examples=examples if environment.goal is not None else None,
+        examples=examples if goal or body else None,
         metric=METRIC,
         maximize=True,
         tasks_per_step=meta_batch_size,

@@ -1,6 +1,6 @@
 """What every method of meta-reinforcement learning is to the experiment that trains and tests it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metarun.types import Array, Metrics, Params
@@ -32,6 +32,26 @@ class Watched(NamedTuple):
     observation: Array
     live: Array
     ended: Array
+
+
+class Shown(NamedTuple):
+    """What a learner did in some test tasks, to be drawn: NumPy arrays with a leading axis `[num_tasks]`.
+
+    Attributes:
+      watched: what it did, `[num_tasks, stages, length]`.
+      goals: where to go to in the plane, `[num_tasks, 2]`, if `watched.observation` are places in it; else None.
+      captions: what each task asks of a body, if one moves; else None.
+      limbs: of the body before each action, `[num_tasks, stages, length, n, 2, 3]`.
+      radii: of the limbs, `[n]`.
+      seconds: of a step.
+    """
+
+    watched: Watched
+    goals: Any = None
+    captions: Sequence[str] | None = None
+    limbs: Any = None
+    radii: Any = None
+    seconds: float | None = None
 
 
 class MetaLearner(NamedTuple):
