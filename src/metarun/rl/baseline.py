@@ -1,6 +1,7 @@
 """What rewards are to be expected, by a linear fit to a few rollouts."""
 
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
 
 from metarun.types import Array
 
@@ -31,5 +32,9 @@ def fitted_values(x: Array, targets: Array, weight: Array) -> Array:
     counted = x * weight[:, None]
     moments = counted.T @ x
     ridge = _RIDGE * (jnp.trace(moments) / x.shape[1] + 1)
-    coefficients = jnp.linalg.solve(moments + ridge * jnp.eye(x.shape[1]), counted.T @ targets)
-    return x @ coefficients
+    return x @ _solved(moments + ridge * jnp.eye(x.shape[1]), counted.T @ targets)
+
+
+# One after the other: jaxlib 0.10 splits a batch over the threads that it runs on and waits for them, and batches of several
+# devices of a CPU then wait for each other for ever.
+_solved = sequential_vmap(jnp.linalg.solve)
