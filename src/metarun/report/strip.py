@@ -71,6 +71,7 @@ def draw_strip(
     half = max(np.abs(ends[..., 0] - _middle(ends)[:, None, None]).max() for ends in drawn) + radii.max() + _MARGIN
     top = max(ends[..., 1].max() for ends in drawn) + radii.max() + _MARGIN
     steps = max(len(ends) for ends in drawn)
+    digits = 1 if steps * seconds > 1 else 2
     moments = np.linspace(0, steps - 1, _MOMENTS).round().astype(int)
     bottom = min(-0.25, min(ends[..., 1].min() for ends in drawn) - radii.max())
     height = _WIDTH * (top - bottom) / (2 * half)
@@ -115,7 +116,7 @@ def draw_strip(
                 axes.text(
                     0.5,
                     -0.02,
-                    f"{moment * seconds:.1f} s",
+                    f"{moment * seconds:.{digits}f} s",
                     transform=axes.transAxes,
                     va="top",
                     ha="center",
@@ -134,7 +135,7 @@ def _rows(pieces: list[np.ndarray], of: str) -> list[tuple[str, np.ndarray]]:
 
 
 def _seen(limbs: np.ndarray) -> np.ndarray:
-    """`[..., 3]` -> `[..., 2]`: from the side, and a little from above, so that the legs of an ant can be told apart."""
+    """`[..., 3]` -> `[..., 2]`: from the side, a little from above, so that the legs of an ant can be told apart."""
     return limbs[..., [0, 2]] + limbs[..., 1:2] * _ASIDE
 
 

@@ -4,11 +4,12 @@ The physics is MJX, MuJoCo in JAX, so that a rollout compiles into one program l
 gymnasium brings with it. Both come with the extra `physics`.
 
 Source: Finn et al. 2017, Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, section 5.3, and the code
-published with it, for rllab. The rewards, starts, seconds of an action and, but for contact forces, observations are
-theirs. The simulator is not, and returns are not to be expected to agree to the last digit: theirs was MuJoCo 1.31 in
-float64, this is MJX in float32. gymnasium's half-cheetah has the numbers of rllab's; its ant has another
-`solimp`, and half of its timestep, with the integrator RK4. Here an action of the ant lasts two of these half steps, which
-is as long as rllab's one, and the integrator is Euler: two evaluations of the dynamics an action instead of eight.
+published with it, for rllab, of which goals, rewards, starts, seconds of an action and, but for contact forces,
+observations are. What differs: rllab has an older MuJoCo, in C, this is MJX in float32, so returns will not agree to
+the last digit. MJX also turns the pyramid that stands for a cone of friction, so that steps of an ant that slides are
+not quite those of C. gymnasium's half-cheetah has the numbers of rllab's; its ant has another `solimp` and half of its
+timestep. An action of the ant lasts two timesteps, which is as long as rllab's one, and the integrator is Euler
+instead of RK4: two evaluations of the dynamics an action, not eight.
 """
 
 import contextlib
@@ -29,8 +30,8 @@ from metarun.rl.environment import Body, Continuous, Environment, Step, random_a
 from metarun.types import Array
 
 _SPREAD_OF_POSITION, _SPREAD_OF_VELOCITY = 0.01, 0.1  # standard deviations at the start of an episode
-# Of MuJoCo's solver, in Newton steps and in steps along each: all tasks wait for the slowest. Its own 100 and 50 end where
-# these do, as a comparison with MuJoCo in float64 shows, and take three times as long in float32.
+# Of MuJoCo's solver, in Newton steps and in steps along each: all tasks wait for the slowest. With its own 100 and 50, steps
+# are as far from those of MuJoCo in float64 as with these, and took about three times as long.
 _SOLVER = {"iterations": 8, "ls_iterations": 8}
 _UPRIGHT = (0.2, 1.0)  # heights of the ant's torso, in metres, outside of which it has fallen
 
@@ -76,8 +77,8 @@ class Physics(NamedTuple):
       model: the `mujoco.MjModel`.
       start: `(qpos, qvel) -> State`.
       step: `(state, action) -> State`, by `frame_skip` timesteps; `action: [nu]` in [-1, 1].
-      limbs: `(qpos) -> (centre, ends)`, of the body `[3]` and of the capsules that it consists of, `[n, 2, 3]`; a sphere
-        is a capsule both of whose ends are its centre.
+      limbs: `(qpos) -> (centre, ends)`, of the body `[3]` and of its capsules, `[n, 2, 3]`; a sphere is a capsule both of
+        whose ends are its centre.
       radii: of the capsules, `[n]`, in metres.
       start_qpos: `[nq]`, of an animal that stands.
     """
@@ -193,8 +194,8 @@ def cheetah_direction(*, horizon: int = 200, episodes: int = 1, frame_skip: int 
 def ant_velocity(*, horizon: int = 200, episodes: int = 1, frame_skip: int = 2) -> Environment:
     """An ant that is to run along x at a velocity g, uniform in (0, 3) m/s and not observed.
 
-    The reward is 1.05 - |v - g| - 0.005 |a|^2, with v of the centre of mass over the step. An episode is terminated where
-    the torso leaves heights from 0.2 to 1 m. rllab takes off a cost of contact forces, of at most 0.042, and observes
+    The reward is 1.05 - |v - g| - 0.005 |a|^2, with v of the centre of mass over the step. An episode is terminated
+    where the torso leaves heights from 0.2 to 1 m. rllab takes off a cost of contact forces, of at most 0.042, and observes
     these forces; MJX does not compute them.
 
     Args:
@@ -279,7 +280,7 @@ def _environment(
     bonus: float = 0.0,
     heights: tuple[float, float] | None = None,
 ) -> Environment:
-    """An environment; `cost` is of |a|^2, `bonus` of every step; outside of `heights` (of `qpos[2]`) an episode ends."""
+    """An environment; `cost` is of |a|^2, `bonus` of every step; outside of `heights` of `qpos[2]`, it ends."""
     horizon, episodes = positive_int("env.horizon", horizon), positive_int("env.episodes", episodes)
     model, actions = physics.model, Continuous(physics.model.nu)
     seconds = frame_skip * model.opt.timestep
@@ -319,7 +320,7 @@ def _environment(
             "action_cost": cost,
             "bonus": bonus,
             "terminated_outside_heights": heights,
-            "physics": "MJX",
+            "physics": "MJX, Euler",
         },
         yardsticks={"random": random_agent(actions)},
         body=Body(limbs, physics.radii, goals.caption, seconds),
