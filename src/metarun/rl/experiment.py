@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -97,15 +98,17 @@ def meta_rl(
     def optima(split, task_keys):
         return jax.vmap(lambda key: environment.optimum(environment.sample(key, split)))(task_keys)
 
-    def keys_of(split, block):
+    def keys_of(split, block, num_tasks=_BLOCK):
         block_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(eval_seed), split == "test"), block)
-        return tuple(jax.random.split(key, _BLOCK) for key in jax.random.split(block_key))
+        return tuple(jax.random.split(key, _BLOCK)[:num_tasks] for key in jax.random.split(block_key))
 
     def evaluate(params, split, num_tasks, checks=False):
         params = jax.device_put(params, layout.replicated)
 
         def over_blocks(fn):
-            found = [jax.tree.map(np.asarray, fn(keys_of(split, block))) for block in range(-(-num_tasks // _BLOCK))]
+            # A test of few tasks is one small block: trials of a simulated body take long.
+            blocks = [keys_of(split, block, num_tasks) for block in range(-(-num_tasks // _BLOCK))]
+            found = [jax.tree.map(np.asarray, fn(keys)) for keys in blocks]
             return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_tasks], *found)
 
         def over_tasks(name):
@@ -137,11 +140,11 @@ def meta_rl(
         return jax.vmap(one)(*keys)
 
     def examples(params, num_tasks):
-        keys = tuple(key[:num_tasks] for key in keys_of("test", 0))
+        keys = keys_of("test", 0, num_tasks)
         tasks, goals, limbs, seen = jax.tree.map(np.asarray, watched(params, keys))
         if body is None:
             return Shown(seen, goals)
-        captions = [body.caption(jax.tree.map(lambda x: x[number], tasks)) for number in range(num_tasks)]  # noqa: B023
+        captions = [body.caption(jax.tree.map(itemgetter(number), tasks)) for number in range(num_tasks)]
         return Shown(seen, goals, captions, limbs, body.radii, body.seconds)
 
     def sizes():
