@@ -68,6 +68,21 @@ def test_cells_are_those_of_numpy(name):
         np.testing.assert_allclose(answer, head(params, hidden(step(params["cell"], state, end))), rtol=1e-10)
 
 
+def test_products_of_cells_and_input_go_to_the_head_beside_the_cells():
+    with jax.enable_x64(True):
+        rows = jax.random.normal(jax.random.key(0), (4, 2))
+        network = gru(num_outputs=2, hidden=3, products=5)
+        params = trained(network, rows)
+        outputs = jax.jit(network.unroll)(params, rows)
+        params, rows, outputs = jax.tree.map(np.asarray, (params, rows, outputs))
+    dense = lambda name, x: x @ params[name]["kernel"] + params[name]["bias"]
+    h = np.zeros(3)
+    for x, output in zip(rows, outputs, strict=True):
+        h = numpy_gru(params["cell"], h, x)
+        products = dense("what", h) * dense("where", x)
+        np.testing.assert_allclose(output, head(params, np.concatenate([h, products])), rtol=1e-10)
+
+
 @pytest.mark.parametrize(
     "network",
     [lstm(num_outputs=2, hidden=3), mann(num_outputs=2, hidden=3, slots=4, width=2, heads=1, decay=1, strength=1)],

@@ -12,7 +12,7 @@ from counting_environment import counting
 from metarun.errors import ConfigError
 from metarun.models.recurrent import gru
 from metarun.rl.environments.bandits import bernoulli_bandit
-from metarun.rl.methods.rl2 import rl2
+from metarun.rl.methods.rl2 import of_pairs, rl2
 from metarun.rl.policy_gradient import side_by_side, trial_learner
 from metarun.rl.surrogate import clipped
 from metarun.task_map import default_layout
@@ -125,6 +125,29 @@ def test_networks_side_by_side_have_nothing_in_common():
     np.testing.assert_allclose(jnp.stack(outputs), expected, atol=1e-6)
 
 
+def test_pairs_of_the_last_observation_and_action_are_fed_with_what_they_earned():
+    echo = RecurrentModel(
+        init=lambda key, x: x,
+        start=lambda dtype: (),
+        step=lambda params, state, x: (state, x),
+        unroll=lambda params, rows: rows,
+    )
+    network = of_pairs(echo, 2)
+    rows = jnp.array([[1, 2, 0, 0, 0, 0, 0], [3, 4, 5, 6, 7, 8, 1], [9, 10, 0, 1, 0, 2, 0]], jnp.float32)
+    pairs = [5, 6, 7, 5, 6, 7, 10, 12, 14]  # of (1, 1, 2) and (5, 6, 7)
+    expected = [
+        [1, 2, *[0] * 18, 0, 0],
+        [3, 4, *pairs, *[8 * x for x in pairs], 8, 1],
+        [9, 10, 0, 1, 0, 0, 3, 0, 0, 4, 0, 0, 2, 0, 0, 6, 0, 0, 8, 0, 2, 0],
+    ]
+    np.testing.assert_array_equal(network.unroll((), rows), expected)
+    np.testing.assert_array_equal(network.init(jax.random.key(0), rows[0]), expected[0])
+    state = network.start(jnp.float32)
+    for row, features in zip(rows, expected, strict=True):
+        state, found = network.step((), state, row)
+        np.testing.assert_array_equal(found, features)
+
+
 def test_a_value_of_its_own_leaves_the_policy_alone():
     # One gradient, whose part for the policy's network is the same whatever the value's weight.
     def after(**settings):
@@ -181,6 +204,7 @@ def test_rl2_learns_to_pull_the_better_arm():
         ({"cell": "rnn"}, "method.cell=rnn"),
         ({"hidden": 0}, "method.hidden=0"),
         ({"shared": 1}, "method.shared=1"),
+        ({"products": 1}, "method.products=1"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused(settings, key):

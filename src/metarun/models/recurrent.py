@@ -69,11 +69,15 @@ class _Layer(nn.Module):
     cell: type[nn.RNNCellBase]
     num_outputs: int
     hidden: int
+    products: int = 0
 
     @nn.compact
     def __call__(self, state: Any, x: Array) -> tuple[Any, Array]:
+        dense = lambda size, name: nn.Dense(size, param_dtype=x.dtype, name=name)
         state, h = self.cell(self.hidden, param_dtype=x.dtype, name="cell")(state, x)
-        return state, nn.Dense(self.num_outputs, param_dtype=x.dtype, name="head")(h)
+        if self.products:
+            h = jnp.concatenate([h, dense(self.products, "what")(h) * dense(self.products, "where")(x)])
+        return state, dense(self.num_outputs, "head")(h)
 
 
 def _recurrent(module: nn.Module, start: Callable[[Any], Any], of_init: Callable[[Params], Params]) -> RecurrentModel:
@@ -90,29 +94,31 @@ def _recurrent(module: nn.Module, start: Callable[[Any], Any], of_init: Callable
     )
 
 
-def lstm(*, num_outputs: int, hidden: int) -> RecurrentModel:
+def lstm(*, num_outputs: int, hidden: int, products: int = 0) -> RecurrentModel:
     """One layer of LSTM cells and a linear layer; the forget gates' bias begins at 1, all others at 0.
 
     Args:
       num_outputs: outputs of a step.
       hidden: cells.
+      products: of a linear layer over the cells with one over the input, which the last layer is given beside the cells.
 
     Source: Hochreiter and Schmidhuber 1997; with forget gates, Gers, Schmidhuber and Cummins 2000.
     """
     start = lambda dtype: (jnp.zeros(hidden, dtype), jnp.zeros(hidden, dtype))
-    return _recurrent(_Layer(nn.OptimizedLSTMCell, num_outputs, hidden), start, _forgetting_little)
+    return _recurrent(_Layer(nn.OptimizedLSTMCell, num_outputs, hidden, products), start, _forgetting_little)
 
 
-def gru(*, num_outputs: int, hidden: int) -> RecurrentModel:
+def gru(*, num_outputs: int, hidden: int, products: int = 0) -> RecurrentModel:
     """One layer of gated recurrent units and a linear layer.
 
     Args:
       num_outputs: outputs of a step.
       hidden: units.
+      products: as for `lstm`.
 
     Source: Cho et al. 2014, Learning Phrase Representations using RNN Encoder-Decoder, section 2.3.
     """
-    module = _Layer(nn.GRUCell, num_outputs, hidden)
+    module = _Layer(nn.GRUCell, num_outputs, hidden, products)
     return _recurrent(module, lambda dtype: jnp.zeros(hidden, dtype), lambda params: params)
 
 
