@@ -79,6 +79,18 @@ def test_the_meta_gradient_is_that_of_the_closed_form(settings, curvature):
     assert float(metrics["reward/1"]) == pytest.approx(100 + softmax(after) @ REWARDS, abs=0.02)
 
 
+@pytest.mark.parametrize("every_step", [False, True])
+def test_of_several_steps_the_last_or_all_of_them_count(every_step):
+    settings = {"inner_steps": 2, "later_lr": 2.0, "first_order": True, "every_step": every_step}
+    found, metrics = meta_gradient_of(made(counting(horizon=1, episodes=1), rollouts=ROLLOUTS, **settings), ROLLOUTS)
+    once = START + ALPHA * gradient(START)
+    twice = once + 2.0 * gradient(once)
+    expected = (gradient(once) + gradient(twice)) / 2 if every_step else gradient(twice)
+    np.testing.assert_allclose(found, expected, atol=0.006)
+    assert np.abs(gradient(once) - gradient(twice)).max() > 0.05
+    assert float(metrics["reward/2"]) == pytest.approx(100 + softmax(twice) @ REWARDS, abs=0.02)
+
+
 def test_the_sampling_term_is_that_of_all_batches_enumerated():
     tasks, alpha = 40_000, 1.0
 
@@ -190,6 +202,8 @@ def test_a_point_moves_by_its_actions_and_ends_near_its_goal():
         ({"rollouts": 0}, "method.rollouts=0"),
         ({"radius": -1}, "method.radius=-1"),
         ({"exploration": -1}, "method.exploration=-1"),
+        ({"later_lr": 0}, "method.later_lr=0"),
+        ({"every_step": "no"}, "method.every_step=no"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused(settings, key):

@@ -70,10 +70,11 @@ def maml(
     inner_lr: float = 0.1,
     inner_steps: int = 1,
     eval_inner_steps: int = 3,
-    eval_later_lr: float | None = None,
+    later_lr: float | None = None,
     first_order: bool = False,
     estimator: str = "log_prob",
     exploration: float = 0.0,
+    every_step: bool = False,
     outer: str = "trpo",
     radius: float = 0.01,
     epochs: int = 5,
@@ -94,13 +95,15 @@ def maml(
       inner_lr: alpha.
       inner_steps: gradient steps in training.
       eval_inner_steps: the same in a test.
-      eval_later_lr: alpha of a test after its first step; None: half of `inner_lr`.
+      later_lr: alpha after the first step, in a test and in training; None: half of `inner_lr`.
       first_order: whether theta' counts as theta plus a constant.
       estimator: what the inner gradient is the gradient of. Both have the same; they differ in what is differentiated in
         turn. "log_prob", log pi A, as Finn et al.; "ratio", pi / pi_sampled A, whose derivatives are unbiased at each
         step (ProMP, "low variance curvature").
       exploration: weight of E-MAML's term, by which rollouts before a gradient step are credited for the return after it;
         0: they count only for the gradient that they give.
+      every_step: whether the returns after all inner steps of training count, alike, and are held within the radius; else
+        those after the last.
       outer: "trpo" or "ppo".
       radius: largest mean divergence of TRPO, in nats.
       epochs: gradients of PPO in an outer step, all over all tasks.
@@ -121,13 +124,14 @@ def maml(
         )
     rollouts = positive_int("method.rollouts", rollouts)
     inner_lr = positive_float("method.inner_lr", inner_lr)
-    later_lr = inner_lr / 2 if eval_later_lr is None else positive_float("method.eval_later_lr", eval_later_lr)
+    later_lr = inner_lr / 2 if later_lr is None else positive_float("method.later_lr", later_lr)
     inner_steps = positive_int("method.inner_steps", inner_steps)
     eval_inner_steps = positive_int("method.eval_inner_steps", eval_inner_steps)
-    test_rates = [inner_lr, *[later_lr] * (eval_inner_steps - 1)]
+    rates, test_rates = ([inner_lr, *[later_lr] * (n - 1)] for n in (inner_steps, eval_inner_steps))
     first_order = true_or_false("method.first_order", first_order)
     one_of("method.estimator", estimator, ESTIMATORS)
     exploration = non_negative_float("method.exploration", exploration)
+    counted = range(1, inner_steps + 1) if true_or_false("method.every_step", every_step) else [inner_steps]
     one_of("method.outer", outer, OUTER)
     radius, clip = positive_float("method.radius", radius), positive_float("method.clip", clip)
     epochs = positive_int("method.epochs", epochs)
@@ -203,8 +207,8 @@ def maml(
     def stages(params: Params, batches: list[Rollouts]) -> list[Params]:
         """The parameters that each of the batches was gathered by."""
         found = [params]
-        for batch in batches[:-1]:
-            found.append(adapted(found[-1], batch, inner_lr))
+        for batch, rate in zip(batches[:-1], rates, strict=True):
+            found.append(adapted(found[-1], batch, rate))
         return found
 
     def gain(params: Params, batch: Rollouts, advantage: Array) -> Array:
@@ -213,23 +217,25 @@ def maml(
 
     def outer_loss(params: Params, _, batches_and_credit: tuple[list[Rollouts], Array]):
         batches, credit = batches_and_credit
-        *before, last = zip(stages(params, batches), batches, strict=True)
-        loss = -gain(*last, last[1].advantage)
+        found = stages(params, batches)
+        loss = -sum(gain(found[k], batches[k], batches[k].advantage) for k in counted) / len(counted)
         if exploration:
+            before = zip(found[:-1], batches[:-1], strict=True)
             loss -= exploration * sum(gain(*stage, credit) for stage in before)
         return loss, {"loss": loss}
 
-    def last_outputs(params: Params, batches: list[Rollouts]) -> Array:
-        """What the policy after the last gradient step, from `params`, gives for what was seen then."""
-        after = stages(params, batches)[-1]
-        return jax.vmap(lambda observations: outputs_of(after, observations))(batches[-1].observation)
+    def later_outputs(params: Params, batches: list[Rollouts]) -> list[Array]:
+        """What the policies after the gradient steps that count, from `params`, give for what was seen then."""
+        found = stages(params, batches)
+        return [jax.vmap(lambda seen: outputs_of(found[k], seen))(batches[k].observation) for k in counted]
 
-    def divergence(outputs: Array, last: Rollouts) -> Array:
-        return mean_over(jax.vmap(jax.vmap(policy.divergence))(last.outputs, outputs), last.weight)
+    def divergence(outputs: list[Array], batches: list[Rollouts]) -> Array:
+        of = lambda k, o: mean_over(jax.vmap(jax.vmap(policy.divergence))(batches[k].outputs, o), batches[k].weight)
+        return sum(of(k, o) for k, o in zip(counted, outputs, strict=True)) / len(counted)
 
     def improve(params, opt_state, tasks, keys, key):
         del key
-        batches = map_tasks(lambda p, of: gathered(p, *of, [inner_lr] * inner_steps), layout, params, (tasks, keys))
+        batches = map_tasks(lambda p, of: gathered(p, *of, rates), layout, params, (tasks, keys))
         returns = [batch.reward.sum((1, 2)) / rollouts for batch in batches]
         earned = {f"reward/{k}": of_tasks.mean() for k, of_tasks in enumerate(returns)}
         learnt_from = batches, credit_of(returns[-1])
@@ -248,19 +254,19 @@ def maml(
             def fisher_product(vector):
                 def along(params, vector, batches):
                     # Where there is no divergence yet its Hessian is J^T H J, J of the outputs and H over them.
-                    _, moved = jax.jvp(lambda p: last_outputs(p, batches), (lax.stop_gradient(params),), (vector,))
-                    slope = jax.grad(divergence)
-                    of_last = lambda outputs: slope(outputs, batches[-1])
-                    _, curved = jax.jvp(of_last, (batches[-1].outputs,), (moved,))
-                    return (last_outputs(params, batches) * lax.stop_gradient(curved)).sum(), {}
+                    _, moved = jax.jvp(lambda p: later_outputs(p, batches), (lax.stop_gradient(params),), (vector,))
+                    slope = lambda outputs: jax.grad(divergence)(outputs, batches)
+                    _, curved = jax.jvp(slope, ([batches[k].outputs for k in counted],), (moved,))
+                    pairs = zip(later_outputs(params, batches), lax.stop_gradient(curved), strict=True)
+                    return sum((outputs * curved).sum() for outputs, curved in pairs), {}
 
                 return mean_gradient(along, layout, params, vector, batches)[0]
 
             def measure(params):
                 def of_task(params, batches_and_credit):
                     batches, _ = batches_and_credit
-                    outputs = last_outputs(params, batches)
-                    return outer_loss(params, (), batches_and_credit)[0], divergence(outputs, batches[-1])
+                    outputs = later_outputs(params, batches)
+                    return outer_loss(params, (), batches_and_credit)[0], divergence(outputs, batches)
 
                 return jax.tree.map(lambda x: x.mean(0), map_tasks(of_task, layout, params, learnt_from))
 
