@@ -59,11 +59,13 @@ def rl2(
     by TRPO.
     """
     of_cell, hidden = CELLS[one_of("method.cell", cell, CELLS)], positive_int("method.hidden", hidden)
-    if true_or_false("method.products", products):
-        inner = lambda num_outputs: of_cell(num_outputs=num_outputs, hidden=hidden, products=2 * hidden)
-        network = lambda num_outputs, num_inputs: of_pairs(inner(num_outputs), environment.observation_size)
-    else:
-        network = lambda num_outputs, num_inputs: of_cell(num_outputs=num_outputs, hidden=hidden)
+    read_by_products = true_or_false("method.products", products)
+
+    def network(num_outputs, num_inputs):
+        del num_inputs  # which the network finds from its first row
+        model = of_cell(num_outputs=num_outputs, hidden=hidden, products=2 * hidden if read_by_products else 0)
+        return of_pairs(model, environment.observation_size) if read_by_products else model
+
     return trial_learner(
         environment=environment,
         network=network,
