@@ -61,7 +61,7 @@ def test_first_order_has_the_same_loss_and_another_gradient():
         params = learner.init(jax.random.key(0), task)
         loss = lambda params: learner.loss(params, task, jax.random.key(2))[0]  # noqa: B023
         found[first_order] = jax.value_and_grad(loss)(params)
-    np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-6)
+    np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-5)
     first, second = (ravel_pytree(found[order][1])[0] for order in (True, False))
     assert jnp.linalg.norm(first - second) > 0.05 * jnp.linalg.norm(second)
 
