@@ -20,7 +20,7 @@ from toy_experiment import FACTS, PLAN, toy_experiment
 
 from metarun import checkpoint, files, metrics, runner
 from metarun.errors import ConfigError, MetarunError
-from metarun.runner import Interrupted, RunSettings, load_selected, protocol_id
+from metarun.runner import REQUEUE, Interrupted, RunSettings, load_selected, protocol_id
 
 SETTINGS = RunSettings(
     steps=60, steps_per_dispatch=4, eval_every=10, val_tasks=20, eval_tasks=50, checkpoint_every=10, log_every=8
@@ -207,10 +207,12 @@ def test_settings_are_checked(key):
 
 # ---- Interrupted and continued.
 
+STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+
+@pytest.mark.parametrize("signum", STOPS)
 def test_stopping_at_any_dispatch_changes_nothing(uninterrupted, tmp_path, signum):
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOPS}
     steps = sorted(random.Random(signum).sample(range(4, 57, 4), 4))  # each in a dispatch of its own
     for step in steps:
         with pytest.raises(Interrupted):
@@ -226,7 +228,7 @@ def test_a_signal_stops_after_the_dispatch_at_hand(tmp_path):
         Interrupted, match=rf"Stopped by SIGTERM at step 24 of 60; the same command continues {tmp_path}"
     ) as error:
         run(tmp_path, experiment=signals_during(22))
-    assert error.value.exit_code == 128 + signal.SIGTERM
+    assert error.value.code == REQUEUE
     assert state_of(tmp_path)[0] == 24
     said = io.StringIO()
     run(tmp_path, said=said)
@@ -236,7 +238,7 @@ def test_a_signal_stops_after_the_dispatch_at_hand(tmp_path):
 def test_a_second_interrupt_stops_at_once(tmp_path):
     with pytest.raises(Interrupted, match="Stopped by SIGINT at once") as error:
         run(tmp_path, experiment=signals_during(22, signal.SIGINT, times=2))
-    assert error.value.exit_code == 128 + signal.SIGINT
+    assert error.value.code == 128 + signal.SIGINT
     assert state_of(tmp_path)[0] == 20
 
 
@@ -250,6 +252,27 @@ def test_a_signal_during_the_test_need_not_wait(uninterrupted, tmp_path):
         run(tmp_path, experiment=toy_experiment(evaluated=evaluated))
     assert not (tmp_path / "result.json").exists()
     run(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_who_handled_a_signal_before_is_called_when_all_is_saved(tmp_path):
+    seen = []
+    before = signal.signal(signal.SIGUSR2, lambda signum, frame: seen.append((signum, state_of(tmp_path)[0])))
+    try:
+        with pytest.raises(Interrupted):
+            run(tmp_path, experiment=signals_during(22, signal.SIGUSR2))
+        run(tmp_path)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen == [(signal.SIGUSR2, 24)]
+
+
+def test_a_time_limit_stops_and_is_no_part_of_what_is_computed(uninterrupted, tmp_path):
+    with pytest.raises(Interrupted, match="Stopped by its time_limit at step") as error:
+        run(tmp_path, experiment=toy_experiment(seconds_per_dispatch=0.1), time_limit=0.3 / 60)
+    assert error.value.code == REQUEUE and 0 < state_of(tmp_path)[0] < 60
+    run(tmp_path, time_limit=10)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -301,7 +324,7 @@ def test_killed_ten_times(tmp_path):
     assert_same_run(directory, tmp_path / "uninterrupted")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", STOPS)
 def test_a_process_exits_with_the_code_of_its_signal(tmp_path, signum):
     toy = Path(__file__).with_name("toy_experiment.py")
     settings = ["steps=2000", "steps_per_dispatch=4", "log_every=4"]
@@ -312,7 +335,7 @@ def test_a_process_exits_with_the_code_of_its_signal(tmp_path, signum):
                 process.send_signal(signum)
                 break
         error = process.stderr.read()
-    assert process.returncode == 128 + signum, error
+    assert process.returncode == {signal.SIGINT: 130}.get(signum, REQUEUE), error
     assert f"Stopped by {signum.name} at step " in error and "Traceback" not in error
     step = int(error.split(" at step ")[1].split()[0])
     assert checkpoint.newest(tmp_path / "checkpoints", pytest.fail).step == step > 0

@@ -106,7 +106,7 @@ def main(directory, *overrides):
         result = run(experiment, settings, Path(directory), facts=FACTS, identity={"seed": 0}, logger=tensorboard)
     except MetarunError as error:
         print(error, file=sys.stderr)
-        raise SystemExit(getattr(error, "exit_code", 1)) from None
+        raise SystemExit(1) from None
     print(result["value"])
 
 

@@ -197,7 +197,7 @@ def _told(entry: Callable[[], object], hint: str = "", part: str = FEW_SHOT) -> 
         entry()
     except MetarunError as error:
         print(f"metarun: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", _MISTAKE)
+        return _MISTAKE
     except (HydraException, OmegaConfBaseException) as error:
         print(f"metarun: {_explained(error, part)}", file=sys.stderr)
         return _MISTAKE

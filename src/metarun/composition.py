@@ -18,7 +18,7 @@ from metarun.types import Experiment
 
 # What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
 # how it is fitted to a device.
-_MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "resume", "logger", "dataset.source", "memory")
+_MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "time_limit", "resume", "logger", "dataset.source", "memory")
 
 
 class Run(NamedTuple):
@@ -113,6 +113,7 @@ def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
         eval_tasks=keys["eval_tasks"],
         checkpoint_every=keys["checkpoint_every"],
         log_every=keys["log_every"],
+        time_limit=keys["time_limit"],
         resume=keys["resume"],
     )
 

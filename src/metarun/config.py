@@ -46,6 +46,7 @@ class AnyRunConfig:
     checkpoint_every: int = MISSING
     log_every: int = MISSING
     steps_per_dispatch: int = MISSING
+    time_limit: float | None = MISSING
     resume: bool = MISSING
     method: Any = MISSING
     optimizer: Any = MISSING

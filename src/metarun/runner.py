@@ -24,11 +24,18 @@ import numpy as np
 from rich.console import Console
 
 from metarun import checkpoint, metrics
-from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_int, true_or_false
+from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_float, positive_int, true_or_false
 from metarun.files import canonical_json, locked, plain, write_json, writing
 from metarun.memory import in_words
 from metarun.progress import RunProgress
 from metarun.types import Evaluation, Experiment, Metrics, Params, Plan, TrainState
+
+# Exit code of a run that was told to stop and can be continued: EX_TEMPFAIL of sysexits.h, "try again". A scheduler that
+# starts the command again on it needs to know nothing else.
+REQUEUE = 75
+# What asks a run to stop, in words: Ctrl-C; schedulers before they kill a job; its own time limit.
+_STOPS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2"}
+_STOPS[signal.SIGALRM] = "its time_limit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,7 @@ class RunSettings:
       eval_tasks: tasks of the final test.
       checkpoint_every: outer steps from one checkpoint to the next, at the end of a dispatch; 0 for one at the end.
       log_every: outer steps from one line of metrics to the next, at the end of a dispatch.
+      time_limit: minutes after which this process saves and ends, to be continued; None for no limit.
       resume: whether to continue what the directory holds, or to replace it.
     """
 
@@ -54,6 +62,7 @@ class RunSettings:
     eval_tasks: int = 600
     checkpoint_every: int = 100
     log_every: int = 10
+    time_limit: float | None = None
     resume: bool = True
 
     def __post_init__(self):
@@ -61,6 +70,8 @@ class RunSettings:
             positive_int(key, getattr(self, key))
         for key in ("eval_every", "checkpoint_every"):
             non_negative_int(key, getattr(self, key))
+        if self.time_limit is not None:
+            positive_float("time_limit", self.time_limit)
         true_or_false("resume", self.resume)
 
 
@@ -97,16 +108,19 @@ class Ledger:
         return self.best["step"] if self.best else step
 
 
-class Interrupted(MetarunError):
-    """A signal ended the run; it can be continued.
+class Interrupted(SystemExit):
+    """A signal ended the run; the same command continues it. It ends a sweep as well, whose next point must not begin.
 
     Attributes:
-      exit_code: 128 + number of the signal, as a shell reports it.
+      code: of the process: `REQUEUE`; after Ctrl-C 130, as a shell reports it.
     """
 
-    def __init__(self, signum: int, message: str):
-        self.exit_code = 128 + signum
-        super().__init__(f"Stopped by {signal.Signals(signum).name} {message}")
+    def __init__(self, signum: int, where: str):
+        super().__init__(128 + signum if signum == signal.SIGINT else REQUEUE)
+        self._message = f"Stopped by {_STOPS[signum]} {where}"
+
+    def __str__(self) -> str:
+        return self._message
 
 
 def run(
@@ -122,7 +136,9 @@ def run(
 ) -> dict[str, Any]:
     """Trains, selects by validation, tests, and writes `result.json`; or continues to do so.
 
-    SIGINT and SIGTERM end it at the next dispatch with a checkpoint, a second SIGINT at once (main thread only).
+    SIGINT, SIGTERM, SIGUSR1, SIGUSR2 and the time limit end it at the next dispatch with a checkpoint, a second SIGINT at
+    once (main thread only). Who had set a handler before, such as submitit, which requeues the job, is called when all is
+    saved.
 
     Args:
       experiment: what to train; among the metrics of its `step` is "loss".
@@ -138,18 +154,22 @@ def run(
       What `result.json` holds: that of the earlier run if the directory's is complete already.
 
     Raises:
-      Interrupted: a signal came.
+      Interrupted: a signal came, or time is up; the user has been told.
       MetarunError: the loss is not finite; the directory is in use or cannot be written; its checkpoints are damaged,
         of another architecture or of other settings.
     """
     directory = Path(directory)
     console = console or Console(stderr=True)
-    with locked(directory), _stop_on_signals() as stop:
+    with locked(directory), _stop_on_signals(settings.time_limit) as stop:
         try:
             return _run(experiment, settings, directory, facts, plain(identity), logger, draw, console, stop)
         except KeyboardInterrupt:
             where = f"at once; the same command continues {directory} from its newest checkpoint."
-            raise Interrupted(stop.signum or signal.SIGINT, where) from None
+            stopped = Interrupted(stop.signum or signal.SIGINT, where)
+        except Interrupted as error:
+            stopped = error
+        console.print(f"metarun: {stopped}", markup=False, highlight=False, soft_wrap=True)
+        raise stopped
 
 
 def load_selected(saved: checkpoint.Saved, template: Params) -> Params:
@@ -434,7 +454,8 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
+def _stop_on_signals(time_limit: float | None) -> Iterator[_Stop]:
+    """Has the body see which signal came, that of the time limit (minutes) included."""
     stop = _Stop()
 
     def handle(signum: int, frame: object) -> None:
@@ -446,9 +467,16 @@ def _stop_on_signals() -> Iterator[_Stop]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield stop
         return
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, handle) for signum in _STOPS}
+    signal.setitimer(signal.ITIMER_REAL, 60 * (time_limit or 0))
     try:
         yield stop
+    except Interrupted:
+        asked = before[stop.signum or signal.SIGINT]
+        if callable(asked) and asked is not signal.default_int_handler:
+            asked(stop.signum, None)
+        raise
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in before.items():
             signal.signal(signum, handler)
