@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 # From the top. A module stands where its name does or, without that, where the first pattern that fits it does.
 FLOORS = [
-    ["metarun.cli"],
+    ["metarun.cli", "metarun.sweep"],
     ["metarun.evaluation", "metarun.prediction"],
     ["metarun.build", "metarun.build_rl", "metarun.data_sets", "metarun.saved_run"],
     ["metarun.composition", "metarun.report.rl_outcome"],
@@ -89,8 +89,11 @@ FLOORS = [
 KNOWN_TO = {
     "flax": ["metarun.models.*"],
     "gymnax": ["metarun.rl.environments.from_gymnax"],
-    "hydra": ["metarun.cli", "metarun.config", "metarun.saved_run"],
-    "omegaconf": ["metarun.cli", "metarun.build*", "metarun.composition", "metarun.config", "metarun.saved_run"],
+    "hydra": ["metarun.cli", "metarun.config", "metarun.saved_run", "metarun.sweep"],
+    "omegaconf": [
+        *("metarun.cli", "metarun.build*", "metarun.composition", "metarun.config", "metarun.saved_run"),
+        "metarun.sweep",
+    ],
 }
 
 

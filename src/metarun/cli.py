@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import COMMANDS, COMMON, FEW_SHOT, RL, SCHEMAS, composed, conf_dir, register
-from metarun.errors import MetarunError
+from metarun.errors import ConfigError, MetarunError
 
 _FAILED = 1
 _MISTAKE = 2
@@ -110,7 +111,7 @@ Prints the likeliest class of each picture, and writes probabilities.csv and pre
 """
 
 
-def _of_hydra(entry: Callable[[DictConfig], None], part: str) -> NoReturn:
+def _of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn:
     """Ends in what `entry` does with the configuration that the command line composes from a part of `conf/`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
     register()
@@ -246,26 +247,30 @@ def _set_up() -> None:
     backend.set_up(cache_dir() / "compiled")
 
 
-def _few_shot(config: DictConfig) -> None:
+def _few_shot(config: DictConfig) -> float | None:
     _set_up()
 
     from metarun.build import build
     from metarun.report import outcome
 
-    _train(config, build, outcome)
+    return _train(config, build, outcome)
 
 
-def _rl(config: DictConfig) -> None:
+def _rl(config: DictConfig) -> float | None:
     _set_up()
 
     from metarun.build_rl import build
     from metarun.report import rl_outcome
 
-    _train(config, build, rl_outcome)
+    return _train(config, build, rl_outcome)
 
 
-def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) -> None:
-    """Trains and tests; `report` has `heading`, `pictures` and `summary`, what a person sees of it."""
+def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) -> float | None:
+    """Trains and tests; `report` has `heading`, `pictures` and `summary`, what a person sees of it.
+
+    Returns:
+      What a search for settings goes by: the best validation, never the test; None where nothing was validated.
+    """
     from pathlib import Path
 
     from rich.console import Console
@@ -276,6 +281,8 @@ def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) ->
     node = HydraConfig.get()
     directory = Path(node.runtime.output_dir)
     run = build(config, dict(node.runtime.choices))
+    if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":
+        _check_search(run, str(getattr(node.sweeper.direction, "name", node.sweeper.direction)))
     console.print(report.heading(run.facts, directory), highlight=False, soft_wrap=True)
     result = runner.run(
         run.experiment,
@@ -289,3 +296,15 @@ def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) ->
     )
     console.print(report.summary(result))
     console.print(f"result.json and plots/ in {directory}", markup=False, highlight=False, soft_wrap=True)
+    return result["val"]
+
+
+def _check_search(run: Any, direction: str) -> None:
+    """Raises `ConfigError` where a search would have nothing to go by, or would look for the worst."""
+    if not run.settings.eval_every:
+        raise ConfigError(
+            "eval_every", run.settings.eval_every, "1 or more: a search goes by validation, not by the test"
+        )
+    wanted = "maximize" if run.experiment.maximize else "minimize"
+    if direction != wanted:
+        raise ConfigError("hydra.sweeper.direction", direction, f"{wanted}, as {run.experiment.metric} asks for")

@@ -2,6 +2,8 @@
 
 import datetime
 import fcntl
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-OUTPUTS = Path("outputs")
+OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
+# In the directory of a sweep: the command that it is of; and what came of its points, once they are done.
+SWEEP_COMMAND, SWEEP_DONE = "command.json", "sweep.json"
 # The folders of `conf/`: what each command composes from, besides what is common to both.
 FEW_SHOT, RL, COMMON = "few_shot", "rl", "common"
 COMMANDS = {FEW_SHOT: "metarun", RL: "metarun-rl"}
@@ -86,6 +90,13 @@ class RLConfig(AnyRunConfig):
 
 SCHEMAS = {FEW_SHOT: RunConfig, RL: RLConfig}
 
+# What the plugins of Hydra leave to a user, as a run of ours wants it: a job whose time is up continues in the next; and a
+# search looks for the highest accuracy or reward, one point after the other unless a launcher can do more.
+PRESETS = {
+    "hydra/launcher/submitit_slurm": {"max_num_timeout": 1000},
+    "hydra/sweeper/optuna": {"direction": "maximize", "n_jobs": 1},
+}
+
 
 def conf_dir(part: str = FEW_SHOT) -> Path:
     """A folder of YAML files, one of `FEW_SHOT`, `RL` and `COMMON`: in the installed package, or in a checkout."""
@@ -105,11 +116,20 @@ class _CommonGroups(SearchPathPlugin):
 
 def register() -> None:
     """Tells Hydra the schema and how a run's directory is chosen. Calling it again changes nothing."""
+    store = ConfigStore.instance()
     for part, schema in SCHEMAS.items():
-        ConfigStore.instance().store(f"{part}_schema", schema)
-    if _CommonGroups not in Plugins.instance().discover(SearchPathPlugin):
-        Plugins.instance().register(_CommonGroups)
+        store.store(f"{part}_schema", schema)
+    plugins = Plugins.instance()  # has them all loaded
+    for path, preset in PRESETS.items():
+        group, _, name = path.rpartition("/")
+        if f"{name}.yaml" in store.list(group):
+            given = store.load(f"{path}.yaml")
+            store.store(name, OmegaConf.merge(given.node, preset), group, given.package, given.provider)
+    if _CommonGroups not in plugins.discover(SearchPathPlugin):
+        plugins.register(_CommonGroups)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+    # Kept once found: a point of a sweep is in the sweep's directory wherever it runs.
+    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
 
 
 def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig, dict[str, str]]:
@@ -134,8 +154,31 @@ def run_dir(overrides: list[str]) -> str:
         unfinished = (directory / "checkpoints").is_dir() and not (directory / "result.json").exists()
         if unfinished and file.read_text(encoding="utf-8") == command and _is_free(directory):
             return str(directory)
+    return str(_new_directory(OUTPUTS))
+
+
+def sweep_dir() -> str:
+    """Returns the directory of a sweep that names none: that of the same command's unfinished sweep, or a new one.
+
+    A search by `hydra/sweeper=optuna` begins a new one: what it knows is in its storage.
+    """
+    command = sys.argv[1:]
+    begun = SWEEPS.glob(f"*/*/{SWEEP_COMMAND}") if not {"resume=false", "hydra/sweeper=optuna"} & {*command} else []
+    for file in sorted(begun, reverse=True):
+        directory = file.parent
+        unfinished = not (directory / SWEEP_DONE).exists() and json.loads(file.read_text(encoding="utf-8")) == command
+        if unfinished and all(_is_free(lock.parent) for lock in directory.glob("*/.lock")):
+            return str(directory)
+    directory = _new_directory(SWEEPS)
+    if directory.is_dir():
+        (directory / SWEEP_COMMAND).write_text(json.dumps(command) + "\n", encoding="utf-8")
+    return str(directory)
+
+
+def _new_directory(parent: Path) -> Path:
+    """Makes a directory named by the date and the time, which no other process is given."""
     now = datetime.datetime.now()
-    day, second = OUTPUTS / now.strftime("%Y-%m-%d"), now.strftime("%H-%M-%S")
+    day, second = parent / now.strftime("%Y-%m-%d"), now.strftime("%H-%M-%S")
     # Runs that start in the same second, as from a loop in the shell, each get a directory of their own.
     for attempt in range(1000):
         directory = day / (f"{second}-{attempt}" if attempt else second)
@@ -146,7 +189,7 @@ def run_dir(overrides: list[str]) -> str:
         except OSError:
             pass  # Hydra makes it again, and that error is the one to show
         break
-    return str(directory)
+    return directory
 
 
 def _is_free(directory: Path) -> bool:

@@ -19,7 +19,11 @@ class ConfigError(MetarunError):
 
     def __init__(self, key: str, got: object, allowed: str):
         self.key = key
+        self._given = key, got, allowed
         super().__init__(f"{key}={got}: expected {allowed}.")
+
+    def __reduce__(self):  # how it comes back from the process of another point of a sweep
+        return type(self), self._given
 
 
 class DataError(MetarunError):

@@ -1,0 +1,100 @@
+"""Sweeps and searches as a user has them: their points, their end, and what continues them."""
+
+import json
+import pickle
+import subprocess
+import time
+
+import pytest
+from test_cli import METARUN, SMALL, metarun, refused
+
+from metarun.errors import ConfigError
+
+POINT = ["method=protonet", *SMALL]
+
+
+def only(paths):
+    (path,) = paths
+    return path
+
+
+def results(sweep):
+    return {path.parent.name: json.loads(path.read_text())["value"] for path in sweep.glob("*/result.json")}
+
+
+def test_a_sweep_says_what_came_of_its_points_and_the_next_is_a_new_one(tmp_path):
+    done = metarun("-m", *POINT, "seed=0,1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sweep = only(tmp_path.glob("multirun/*/*"))
+    found = json.loads((sweep / "sweep.json").read_text())
+    assert [(point["point"], "seed=1" in point["overrides"]) for point in found] == [("0", False), ("1", True)]
+    assert {point["point"]: point["value"] for point in found} == results(sweep)
+    row = next(line for line in done.stdout.splitlines() if line.startswith("1 "))
+    assert "seed=1" in row and "steps" not in row and f"{100 * found[1]['value']:.4g}% ±" in row
+    assert metarun("-m", *POINT, "seed=0,1", cwd=tmp_path).returncode == 0
+    assert len(list(tmp_path.glob("multirun/*/*"))) == 2
+
+
+def test_a_bad_point_costs_no_other_and_the_same_command_tries_it_again(tmp_path):
+    arguments = ["-m", *POINT, "outer_lr=-1,0.001"]
+    for attempt in range(2):
+        done = metarun(*arguments, cwd=tmp_path)
+        refused(done, "outer_lr=-1", "above 0")
+        assert ("is complete" in done.stderr) == bool(attempt)
+        sweep = only(tmp_path.glob("multirun/*/*"))
+        assert [*results(sweep)] == ["1"] and not (sweep / "sweep.json").exists()
+
+
+def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path):
+    long = ["-m", *SMALL, "steps=3000", "log_every=2", "eval_every=0", "seed=0,1"]
+    process = subprocess.Popen([METARUN, *long], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not any(path.stat().st_size for path in tmp_path.glob("multirun/*/*/0/metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75 and "Stopped by SIGTERM at step" in errors, errors
+    assert "Traceback" not in errors and "Error executing" not in errors
+    sweep = only(tmp_path.glob("multirun/*/*"))
+    assert not (sweep / "1").exists()
+
+    again = metarun(*long, cwd=tmp_path)
+    assert again.returncode == 0 and "Resuming at step" in again.stderr, again.stderr
+    assert only(tmp_path.glob("multirun/*/*")) == sweep and set(results(sweep)) == {"0", "1"}
+
+
+def test_points_in_parallel_are_those_in_turn(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    for name, launcher in (("turn", []), ("parallel", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])):
+        done = metarun("-m", *POINT, "seed=0,1", *launcher, f"hydra.sweep.dir={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "parallel") == results(tmp_path / "turn")
+    bad = metarun("-m", *POINT, "outer_lr=-1,-2", "hydra/launcher=joblib", cwd=tmp_path)
+    refused(bad, "outer_lr=-1", "above 0")
+
+
+def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    storage = f"sqlite:///{tmp_path}/search.db"
+    kept = [f"hydra.sweeper.storage={storage}", "hydra.sweeper.study_name=lr", "hydra.sweeper.n_trials=2"]
+    search = ["-m", "hydra/sweeper=optuna", *kept, *POINT, "outer_lr=tag(log,interval(1e-4,1e-2))"]
+    for _ in range(2):
+        done = metarun(*search, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    trials = optuna.load_study(study_name="lr", storage=storage).trials
+    values = {}
+    for path in tmp_path.glob("multirun/*/*/*/result.json"):
+        overrides = (path.parent / ".hydra" / "overrides.yaml").read_text()
+        values[next(line for line in overrides.splitlines() if "outer_lr" in line)] = json.loads(path.read_text())["val"]
+    assert values == {f"- outer_lr={trial.params['outer_lr']}": trial.value for trial in trials}
+    assert len(trials) == 4
+
+    free = [argument for argument in search if "storage" not in argument]
+    refused(metarun(*free, "eval_every=0", cwd=tmp_path), "eval_every=0", "not by the test")
+    refused(metarun(*free, "hydra.sweeper.direction=minimize", cwd=tmp_path), "direction=minimize", "maximize")
+
+
+def test_a_user_mistake_comes_back_from_another_process():
+    error = pickle.loads(pickle.dumps(ConfigError("way", 0, "a whole number, 1 or more")))
+    assert (str(error), error.key) == ("way=0: expected a whole number, 1 or more.", "way")
