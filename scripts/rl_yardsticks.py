@@ -32,6 +32,8 @@ PUBLISHED = {
     "mdp:10": {"random": 100.1, "psrl": 138.1, "opsrl": 144.1},
     "mdp:25": {"random": 250.2, "psrl": 408.8, "opsrl": 425.2},
     "mdp:50": {"random": 499.7, "psrl": 904.4, "opsrl": 930.7},
+    "mdp:75": {"random": 749.9, "psrl": 1417.1, "opsrl": 1449.2},
+    "mdp:100": {"random": 999.4, "psrl": 1939.5, "opsrl": 1973.9},
 }
 _BLOCK = 250
 
