@@ -18,10 +18,11 @@ METARUN = Path(sys.executable).with_name("metarun")
 SMALL = ["model.filters=4", "steps=4", "steps_per_dispatch=2", "eval_every=2", "val_tasks=4", "eval_tasks=4"]
 
 
-def metarun(*arguments, cwd, timeout=300, **environment):
+def metarun(*arguments, cwd, timeout=300, command="metarun", **environment):
     # A cache of their own must not cost every test a compilation.
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled"), **environment}
-    return subprocess.run([METARUN, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+    command = METARUN.with_name(command)
+    return subprocess.run([command, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
 
 def refused(done, *words):

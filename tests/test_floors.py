@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # From the top. A module stands where its name does or, without that, where the first pattern that fits it does.
 FLOORS = [
     ["metarun.cli", "metarun.sweep"],
-    ["metarun.evaluation", "metarun.prediction"],
+    ["metarun.evaluation", "metarun.prediction", "metarun.replay"],
     ["metarun.build", "metarun.build_rl", "metarun.data_sets", "metarun.saved_run"],
     ["metarun.composition", "metarun.report.rl_outcome"],
     [
@@ -64,6 +64,7 @@ FLOORS = [
     ],
     [
         "metarun.losses",
+        "metarun.processes",
         "metarun.data.augment",
         "metarun.data.class_bank",
         "metarun.data.pictures",
@@ -71,12 +72,18 @@ FLOORS = [
         "metarun.models.mlp",
         "metarun.report.figure",
     ],
-    ["metarun.files", "metarun.progress", "metarun.backend", "metarun.data.contents", "metarun.models.convolution"],
+    [
+        "metarun.files",
+        "metarun.progress",
+        "metarun.backend",
+        "metarun.config",
+        "metarun.data.contents",
+        "metarun.models.convolution",
+    ],
     [
         "metarun.types",
         "metarun.errors",
         "metarun.machine",
-        "metarun.config",
         "metarun",
         *(
             f"metarun.{package}"

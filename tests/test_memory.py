@@ -86,7 +86,7 @@ def test_without_an_account_of_free_memory_the_size_of_the_machine_counts(tmp_pa
 
 
 def accelerator(stats):
-    return SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    return SimpleNamespace(platform="gpu", process_index=0, memory_stats=lambda: stats)
 
 
 def test_an_accelerator_has_what_its_fullest_device_has_left():

@@ -403,7 +403,7 @@ def diverging(at_step, name):
 
 
 def test_a_loss_that_is_nan_ends_the_run(uninterrupted, tmp_path):
-    with pytest.raises(MetarunError, match=r"The loss is nan between steps 41 and 44 .* checkpoint of step 40 is kept"):
+    with pytest.raises(MetarunError, match=r"The loss is nan in step 43 .* checkpoint of step 40 is kept"):
         run(tmp_path, experiment=diverging(43, "loss"))
     assert state_of(tmp_path)[0] == 40
     run(tmp_path)
@@ -411,7 +411,7 @@ def test_a_loss_that_is_nan_ends_the_run(uninterrupted, tmp_path):
 
 
 def test_parameters_that_are_nan_are_never_saved(tmp_path):
-    with pytest.raises(MetarunError, match=r"A parameter is not finite between steps 31 and 40 .* step 30 is kept"):
+    with pytest.raises(MetarunError, match=r"A parameter is not finite in step 40 .* step 30 is kept"):
         run(tmp_path, experiment=diverging(40, "parameter"))
     assert state_of(tmp_path)[0] == 30
 

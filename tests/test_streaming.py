@@ -11,6 +11,7 @@ from metarun.data import class_bank
 from metarun.data.class_bank import SplitBank
 from metarun.data.contents import content_hashes
 from metarun.data.episodes import few_shot as few_shot_data
+from metarun.errors import MetarunError
 from metarun.experiment import few_shot
 from metarun.methods.pretrain import pretrain
 from metarun.methods.protonet import protonet
@@ -137,5 +138,5 @@ def test_an_error_in_the_thread_comes_out_where_its_result_is_wanted():
 
     ahead = Prefetch(fetch)
     assert ahead(0) == 0
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(MetarunError, match="step 2 cannot be read .the disk is gone.*same command continues"):
         ahead(1)

@@ -86,7 +86,9 @@ def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
     values = {}
     for path in tmp_path.glob("multirun/*/*/*/result.json"):
         overrides = (path.parent / ".hydra" / "overrides.yaml").read_text()
-        values[next(line for line in overrides.splitlines() if "outer_lr" in line)] = json.loads(path.read_text())["val"]
+        values[next(line for line in overrides.splitlines() if "outer_lr" in line)] = json.loads(path.read_text())[
+            "val"
+        ]
     assert values == {f"- outer_lr={trial.params['outer_lr']}": trial.value for trial in trials}
     assert len(trials) == 4
 

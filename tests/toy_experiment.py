@@ -15,7 +15,7 @@ import numpy as np
 from metarun.errors import MetarunError
 from metarun.metrics import tensorboard
 from metarun.runner import RunSettings, run
-from metarun.types import Evaluation, Experiment, Plan, TrainState
+from metarun.types import Evaluation, Experiment, Inspection, Plan, TrainState
 
 FACTS = {"method": "toy", "dataset": "lines", "way": 1, "shot": 1, "query_shot": 16, "split": "test", "seed": 0}
 FACTS |= {"device": "cpu", "versions": {"jax": jax.__version__}}
@@ -88,6 +88,7 @@ def toy_experiment(num_features=5, seconds_per_dispatch=0.0, evaluated=lambda sp
         init=init,
         prepare=lambda: PLAN,
         step=step,
+        inspect=lambda state: Inspection(np.array([[0, int(state.step)]], np.uint32), {}, np.ones(1), np.ones(1)),
         evaluate=evaluate,
         examples=lambda params, num_tasks: None,
         metric="mse",

@@ -16,6 +16,7 @@ from metarun.data.fitting import fitted, input_shape
 from metarun.errors import ConfigError, DataError, MetarunError, non_negative_int, positive_int
 from metarun.experiment import few_shot
 from metarun.memory import available, parse_limit
+from metarun.processes import join
 from metarun.runner import RunSettings
 from metarun.types import DataSet, Experiment, Method, Split, Task
 
@@ -50,6 +51,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
       MetarunError: for a key that nothing reads.
     """
     keys = Keys.of(config, choices, GROUPS)
+    join(**keys["distributed"])
     dataset = keys.call("dataset", test_only=False)
     data = _facts_of(dataset)
     variants = _variants(keys, data)

@@ -10,6 +10,7 @@ from metarun.composition import Keys, Run, circumstances, identity, layouts_of, 
 from metarun.config import RL
 from metarun.errors import non_negative_int, positive_int
 from metarun.memory import available, parse_limit
+from metarun.processes import join
 from metarun.rl.experiment import meta_rl
 from metarun.task_map import default_layout
 
@@ -28,6 +29,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
       MetarunError: for a key that nothing reads.
     """
     keys = Keys.of(config, choices, GROUPS)
+    join(**keys["distributed"])
     set_precision(keys["precision"])
     environment = keys.call("env")
     meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])

@@ -56,7 +56,7 @@ def save(directory: Path, step: int, state: Any, metadata: Mapping[str, Any]) ->
       MetarunError: it cannot be written, for want of space for example; earlier checkpoints are untouched.
     """
     target, temporary = directory / str(step), directory / f"{step}.tmp"
-    leaves = _named_leaves(state)
+    leaves = named_leaves(state)
     # Orbax takes no empty arrays; their shape in the manifest says all there is to know.
     arrays = {name: array for name, leaf in leaves.items() if (array := _host_array(leaf)).size}
     try:
@@ -116,7 +116,7 @@ def load(saved: Saved, template: Any, *, partial: bool = False) -> Any:
     Raises:
       MetarunError: `template` has other leaves, shapes or types: the checkpoint is of another architecture.
     """
-    leaves = _named_leaves(template)
+    leaves = named_leaves(template)
     here = plain({name: _description(leaf) for name, leaf in leaves.items()})
     there = {name: entry for name, entry in saved.leaves.items() if name in here or not partial}
     differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
@@ -131,7 +131,7 @@ def load(saved: Saved, template: Any, *, partial: bool = False) -> Any:
             f"trained with; or, to train anew, {_WAYS_OUT}."
         )
     stored = [name for name, (shape, _) in saved.leaves.items() if 0 not in shape]
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         as_numpy = ocp.args.PyTreeRestore(restore_args=dict.fromkeys(stored, ocp.RestoreArgs(restore_type=np.ndarray)))
         arrays = checkpointer.restore(saved.path.absolute() / "arrays", args=as_numpy)
     return jax.tree.unflatten(
@@ -145,6 +145,15 @@ def remove_leftovers(directory: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax's, for this process alone: it would have all that compute together wait for each other."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
 def _steps(directory: Path) -> list[int]:
     """Returns the steps that have a checkpoint in `directory`, newest first."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
@@ -155,7 +164,7 @@ def _write(
     directory: Path, step: int, leaves: Mapping[str, Any], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
     directory.mkdir(parents=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(directory.absolute() / "arrays", args=ocp.args.PyTreeSave(arrays))
     for path in directory.rglob("*"):
         sync(path)
@@ -193,7 +202,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Any) -> dict[str, Any]:
     """Returns the leaves of `tree` by their path, such as `params/Conv_0/kernel`, in the order of `jax.tree.leaves`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -79,6 +79,26 @@ def predict_main() -> None:
     )
 
 
+def replay_main() -> None:
+    """`metarun-replay`: computes again the step in which a run has diverged, and says which tasks did it."""
+    _of_settings(
+        _replay,
+        "metarun-replay",
+        "run=DIR [KEY=VALUE ...]",
+        "Computes again the outer step in which a run's loss or parameters stopped being finite, task by task.",
+        _REPLAY_KEYS,
+    )
+
+
+_REPLAY_KEYS = """\
+keys:
+  run        directory of a run that has ended because a number was not finite
+  KEY        a key of the run, to see what another value would have done: outer_lr, method.inner_lr, precision, ...
+
+Prints loss and gradient norm of the step's tasks, those that are not finite first, and what the step leaves behind; the
+tasks themselves go to DIR/diverged/tasks.npz. Exits with 0 if the step is finite now, and with 1 if it is not.
+"""
+
 _EVAL_KEYS = """\
 keys:
   run                        directory of the run, finished or interrupted
@@ -150,6 +170,18 @@ def _evaluate(settings: list[str]) -> None:
     from metarun.evaluation import evaluate
 
     evaluate(directory, [setting for setting in settings if not setting.startswith("run=")], Console())
+
+
+def _replay(settings: list[str]) -> None:
+    directory = _pairs(settings).get("run")
+    _set_up()
+
+    from rich.console import Console
+
+    from metarun.replay import replay
+
+    if not replay(directory, [setting for setting in settings if not setting.startswith("run=")], Console()):
+        sys.exit(_FAILED)
 
 
 def _predict(settings: list[str]) -> None:
@@ -275,12 +307,14 @@ def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) ->
 
     from rich.console import Console
 
-    from metarun import runner
+    from metarun import processes, runner
 
-    console = Console()
+    console, aside = Console(), Console(stderr=True)
     node = HydraConfig.get()
     directory = Path(node.runtime.output_dir)
     run = build(config, dict(node.runtime.choices))
+    if not processes.is_first():
+        console = aside = Console(quiet=True)
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":
         _check_search(run, str(getattr(node.sweeper.direction, "name", node.sweeper.direction)))
     console.print(report.heading(run.facts, directory), highlight=False, soft_wrap=True)
@@ -292,7 +326,7 @@ def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) ->
         identity=run.identity,
         logger=run.logger,
         draw=report.pictures(run.experiment),
-        console=Console(stderr=True),
+        console=aside,
     )
     console.print(report.summary(result))
     console.print(f"result.json and plots/ in {directory}", markup=False, highlight=False, soft_wrap=True)

@@ -18,7 +18,17 @@ from metarun.types import Experiment
 
 # What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
 # how it is fitted to a device.
-_MAY_CHANGE = ("steps", "eval_tasks", "checkpoint_every", "time_limit", "resume", "logger", "dataset.source", "memory")
+_MAY_CHANGE = (
+    "steps",
+    "eval_tasks",
+    "checkpoint_every",
+    "time_limit",
+    "resume",
+    "distributed",
+    "logger",
+    "dataset.source",
+    "memory",
+)
 
 
 class Run(NamedTuple):

@@ -3,6 +3,7 @@
 import datetime
 import fcntl
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,11 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from metarun.errors import ConfigError
+
 OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
+# Launchers that JAX knows by their variables: how many processes there are, and which of them this one is.
+_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK"}
 # In the directory of a sweep: the command that it is of; and what came of its points, once they are done.
 SWEEP_COMMAND, SWEEP_DONE = "command.json", "sweep.json"
 # The folders of `conf/`: what each command composes from, besides what is common to both.
@@ -32,6 +37,15 @@ class MemoryConfig:
     chunk: Any = MISSING
     remat: Any = MISSING
     stream: Any = MISSING
+
+
+@dataclass
+class DistributedConfig:
+    """Keys of `distributed`; `processes.join` checks their values."""
+
+    address: str | None = MISSING
+    processes: int | None = MISSING
+    process: int | None = MISSING
 
 
 @dataclass
@@ -52,6 +66,7 @@ class AnyRunConfig:
     steps_per_dispatch: int = MISSING
     time_limit: float | None = MISSING
     resume: bool = MISSING
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     method: Any = MISSING
     optimizer: Any = MISSING
     logger: Any = MISSING
@@ -128,6 +143,7 @@ def register() -> None:
     if _CommonGroups not in plugins.discover(SearchPathPlugin):
         plugins.register(_CommonGroups)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+    OmegaConf.register_new_resolver("hydra_dir", hydra_dir, replace=True)
     # Kept once found: a point of a sweep is in the sweep's directory wherever it runs.
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
 
@@ -141,12 +157,39 @@ def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig
     return own, dict(config.hydra.runtime.choices)
 
 
-def run_dir(overrides: list[str]) -> str:
+def launched() -> tuple[int, int]:
+    """Number of the processes that a launcher has started together, and which this is: (1, 0) without one."""
+    for number, which in _LAUNCHERS.items():
+        if int(os.environ.get(number, 1)) > 1:
+            return int(os.environ[number]), int(os.environ.get(which, 0))
+    return 1, 0
+
+
+def hydra_dir(process: int | None) -> str | None:
+    """Returns where Hydra writes within the directory of a run; None in a process that does not write.
+
+    Args:
+      process: which of several this is, where it has been told.
+    """
+    return None if process or launched()[1] else ".hydra"
+
+
+def run_dir(overrides: list[str], process: int | None = None) -> str:
     """Returns the directory of a run that names none: that of the same command's unfinished run, or a new one.
+
+    Several processes of a Slurm job go by its number, which it keeps when it is queued again.
 
     Args:
       overrides: the command line, as Hydra lists it.
+      process: which of several this is, where it has been told.
+
+    Raises:
+      ConfigError: there are several processes, and nothing tells them where to meet.
     """
+    if process is not None or launched()[0] > 1:
+        if "SLURM_JOB_ID" not in os.environ:
+            raise ConfigError("hydra.run.dir", "null", "a directory, the same for all processes of the run")
+        return str(OUTPUTS / f"slurm-{os.environ['SLURM_JOB_ID']}")
     command = OmegaConf.to_yaml(OmegaConf.create(list(overrides)))
     runs = OUTPUTS.glob("*/*/.hydra/overrides.yaml") if "resume=false" not in overrides else []
     for file in sorted(runs, reverse=True):

@@ -16,8 +16,8 @@ from metarun.losses import OBJECTIVES
 from metarun.memory import fastest_that_fits
 from metarun.outer_loop import plan_of, several, shapes_on, updated
 from metarun.streaming import Prefetch, gatherer, host_device
-from metarun.task_map import Layout, map_tasks, mean_gradient
-from metarun.types import Array, DataSet, Evaluation, Experiment, Method, Task, TaskSource, TrainState
+from metarun.task_map import Layout, map_tasks, mean_gradient, placed
+from metarun.types import Array, DataSet, Evaluation, Experiment, Inspection, Method, Task, TaskSource, TrainState
 
 _BLOCK = 50  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
 _ALONE = 15  # queries of a checked task that are asked one at a time, for each of which the support set is read again
@@ -70,7 +70,7 @@ def few_shot(
         train, val, test = (source._replace(data=()) for source in (train, dataset.val, dataset.test))
     else:
         train, val, test = _placed((train, dataset.val, dataset.test), layout)
-    train_key = jax.device_put(train_key, layout.replicated)
+    train_key = placed(train_key, layout.replicated)
     samplers = {name: _sampler(source, layout, stream) for name, source in (("val", val), ("test", test))}
 
     def init():
@@ -86,24 +86,33 @@ def few_shot(
         """The keys of a task of an outer step: of its drawing, and of the method."""
         return jax.random.split(jax.random.fold_in(jax.random.fold_in(root_key, step), index))
 
+    def losses_of(learner):
+        """What meta-training follows, phase by phase, as losses `(params, task, key, step)`."""
+        return [*(loss for _, loss in learner.early), lambda *args: learner.loss(*args[:3])]
+
+    def phase_of(learner, step):
+        return sum((step >= end).astype(jnp.int32) for end, _ in learner.early)
+
+    def task_of(shared, index_and_fetched):
+        """A task of an outer step, and the key of the method."""
+        (data, root_key, step), (index, fetched) = shared, index_and_fetched
+        sample_key, method_key = task_keys(root_key, step, index)
+        return train.sample(data, sample_key) if fetched is None else train.stream.cut(*fetched), method_key
+
     def outer_step(variant, layout, state, data, root_key, fetched=None):
         learner = variants[variant]
 
         def followed(loss):
             def task_loss(params, shared, index_and_fetched):
-                (data, root_key, step), (index, fetched) = shared, index_and_fetched
-                sample_key, method_key = task_keys(root_key, step, index)
-                task = train.sample(data, sample_key) if fetched is None else train.stream.cut(*fetched)
-                return loss(params, task, method_key, step)
+                task, method_key = task_of(shared, index_and_fetched)
+                return loss(params, task, method_key, shared[2])
 
             shared, tasks = (data, root_key, state.step), (jnp.arange(meta_batch_size), fetched)
             return lambda: mean_gradient(task_loss, layout, state.params, shared, tasks)
 
         # Chosen between gradients: the gradient of a choice would keep what both alternatives need for theirs.
-        losses = [*(loss for _, loss in learner.early), lambda *args: learner.loss(*args[:3])]
-        phase = sum((state.step >= end).astype(jnp.int32) for end, _ in learner.early)
-        branches = [followed(loss) for loss in losses]
-        gradient, metrics = lax.switch(phase, branches) if learner.early else branches[0]()
+        branches = [followed(loss) for loss in losses_of(learner)]
+        gradient, metrics = lax.switch(phase_of(learner, state.step), branches) if learner.early else branches[0]()
         params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -112,7 +121,7 @@ def few_shot(
         return jax.vmap(lambda index: task_keys(root_key, step, index)[0])(jnp.arange(meta_batch_size))
 
     def fetch(step):
-        return jax.device_put(gather(sample_keys(host_key, step)), layout.of_tasks(meta_batch_size))
+        return placed(gather(sample_keys(host_key, step)), layout.of_tasks(meta_batch_size))
 
     fetched = Prefetch(fetch)
 
@@ -137,7 +146,7 @@ def few_shot(
 
     def step(state, num_steps):
         program = fitted().program
-        state, count = jax.device_put((state, jnp.int32(num_steps)), layout.replicated)
+        state, count = placed((state, jnp.int32(num_steps)), layout.replicated)
         if not stream:
             return program(state, train.data, train_key, count)
         first, sums = int(state.step), None
@@ -147,6 +156,29 @@ def few_shot(
             state, metrics = program(state, train.data, train_key, items)
             sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
         return state, jax.tree.map(lambda total: total / num_steps, sums)
+
+    @partial(jax.jit, static_argnums=(0, 1, 2))
+    def inspected(variant, phase, layout, params, shared, fetched):
+        loss = losses_of(variants[variant])[phase]
+
+        def one(params_and_shared, index_and_fetched):
+            params, shared = params_and_shared
+            task, key = task_of(shared, index_and_fetched)
+            value, gradient = jax.value_and_grad(lambda params: loss(params, task, key, shared[2])[0])(params)
+            return task, value, jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+
+        tasks = jnp.arange(meta_batch_size), fetched
+        return lax.with_sharding_constraint(map_tasks(one, layout, (params, shared), tasks), layout.replicated)
+
+    def inspect(state):
+        fit = fitted()
+        state, number = placed(state, layout.replicated), int(state.step)
+        phase = int(phase_of(variants[fit.variant], jnp.int32(number)))
+        at = layout._replace(chunk=fit.chunk)
+        shared = train.data, train_key, state.step
+        found = inspected(fit.variant, phase, at, state.params, shared, fetched(number) if stream else None)
+        keys = jax.random.key_data(sample_keys(train_key, placed(jnp.int32(number), layout.replicated)))
+        return Inspection(np.asarray(keys), *jax.tree.map(np.asarray, found))
 
     def answers(adapt_and_predict):
         """Compiled `(params, tasks, key) -> outputs` over tasks, which share the program for every split and check."""
@@ -158,7 +190,10 @@ def few_shot(
         @partial(jax.jit, static_argnums=0)
         def over_tasks(layout, params, tasks, key):
             indices = jnp.arange(tasks.query.y.shape[0])
-            return map_tasks(one, layout, (params, key), (tasks, indices))
+            # Whole on every device: the host reads it, of which there may be several.
+            return lax.with_sharding_constraint(
+                map_tasks(one, layout, (params, key), (tasks, indices)), layout.replicated
+            )
 
         return lambda params, tasks, key: over_tasks(eval_layout, params, tasks, key)
 
@@ -184,7 +219,7 @@ def few_shot(
         return tasks, adapt_key, jax.random.split(check_key, (3, num_tasks))
 
     def evaluate(params, split, num_tasks, checks=False):
-        params = jax.device_put(params, layout.replicated)
+        params = placed(params, layout.replicated)
         per_task, checked = [], []
         for block in range(-(-num_tasks // _BLOCK)):
             tasks, key, check_keys = draw(split, block, _BLOCK)
@@ -254,7 +289,7 @@ def few_shot(
         return {} if dataset.contents is None else leaks.verdicts(found, dataset.num_outputs, dataset.contents)
 
     def examples(params, num_tasks):
-        params = jax.device_put(params, layout.replicated)
+        params = placed(params, layout.replicated)
         tasks, key, _ = draw("test", 0, _BLOCK)
         found = tasks, answer_unadapted(params, tasks, key), answer(params, tasks, key)
         return jax.tree.map(lambda x: np.asarray(x)[:num_tasks], found)
@@ -263,6 +298,7 @@ def few_shot(
         init=init,
         prepare=prepare,
         step=step,
+        inspect=inspect,
         evaluate=evaluate,
         examples=examples,
         metric=score.metric,
@@ -280,12 +316,12 @@ def few_shot(
 
 def _placed(sources: Sequence[TaskSource], layout: Layout) -> list[TaskSource]:
     """The sources with their data on the devices, an array that several of them share placed once."""
-    placed = {}
+    found = {}
 
     def place(leaf):
-        if id(leaf) not in placed:
-            placed[id(leaf)] = jax.device_put(leaf, layout.replicated)
-        return placed[id(leaf)]
+        if id(leaf) not in found:
+            found[id(leaf)] = placed(leaf, layout.replicated)
+        return found[id(leaf)]
 
     return [source._replace(data=jax.tree.map(place, source.data)) for source in sources]
 
@@ -294,6 +330,6 @@ def _sampler(source: TaskSource, layout: Layout, stream: bool) -> Callable[[Arra
     """Returns `keys: [n] -> tasks`, with a leading axis `[n]`."""
     if stream:
         gather, cut = gatherer(source.stream), jax.jit(jax.vmap(source.stream.cut))
-        return lambda keys: cut(*jax.device_put(gather(keys), layout.replicated))
+        return lambda keys: cut(*placed(gather(keys), layout.replicated))
     sample = jax.jit(jax.vmap(source.sample, (None, 0)))
     return lambda keys: sample(source.data, keys)

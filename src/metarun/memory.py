@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from metarun.errors import ConfigError, MetarunError
+from metarun.processes import smallest
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 # Of cgroups, version 2 and 1: where they are mounted, and the files with the limit, the use, and of that the page
@@ -61,16 +62,18 @@ def available(devices: Sequence[jax.Device], limit: int | None = None, root: Pat
     evenly, by the kernel's and the control groups' (by the size of the machine where there is neither, as on macOS).
 
     Args:
-      devices: local devices of one kind.
+      devices: of one kind; those of other processes are left to them.
       limit: bytes of a device.
       root: of the file system.
     """
+    devices = [device for device in devices if device.process_index == jax.process_index()]
     if devices[0].platform == "cpu":
         free = [free // len(devices) for free in _free_on_host(root)]
     else:
         stats = [device.memory_stats() or {} for device in devices]
         free = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if "bytes_limit" in s]
-    return min([*free, *([] if limit is None else [limit])], default=None)
+    least = min([*free, *([] if limit is None else [limit])], default=None)
+    return least if least is None else smallest(least)  # so that all processes choose the same program
 
 
 def predicted(program: Any) -> tuple[int, int]:

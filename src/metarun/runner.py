@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import signal
 import threading
@@ -23,16 +24,26 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from metarun import checkpoint, metrics
-from metarun.errors import ConfigError, MetarunError, non_negative_int, positive_float, positive_int, true_or_false
+from metarun import checkpoint, metrics, processes
+from metarun.errors import (
+    ConfigError,
+    MetarunError,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    some,
+    true_or_false,
+)
 from metarun.files import canonical_json, locked, plain, write_json, writing
 from metarun.memory import in_words
 from metarun.progress import RunProgress
-from metarun.types import Evaluation, Experiment, Metrics, Params, Plan, TrainState
+from metarun.types import Evaluation, Experiment, Inspection, Metrics, Params, Plan, TrainState
 
 # Exit code of a run that was told to stop and can be continued: EX_TEMPFAIL of sysexits.h, "try again". A scheduler that
 # starts the command again on it needs to know nothing else.
 REQUEUE = 75
+# In the directory of a run that has diverged: its state before the step in which it did.
+DIVERGED = "diverged"
 # What asks a run to stop, in words: Ctrl-C; schedulers before they kill a job; its own time limit.
 _STOPS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2"}
 _STOPS[signal.SIGALRM] = "its time_limit"
@@ -131,7 +142,7 @@ def run(
     facts: Mapping[str, Any],
     identity: Mapping[str, Any],
     logger: Callable[[Path, int], metrics.Logger] = metrics.no_logger,
-    draw: Callable[[Path, Params, int | None, Evaluation], None] | None = None,
+    draw: Callable[[Path | None, Params, int | None, Evaluation], None] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains, selects by validation, tests, and writes `result.json`; or continues to do so.
@@ -140,6 +151,9 @@ def run(
     once (main thread only). Who had set a handler before, such as submitit, which requeues the job, is called when all is
     saved.
 
+    Where several processes compute a run, each of them calls this, and the first alone reads and writes the directory. One
+    that loses another ends itself, with exit code `REQUEUE`.
+
     Args:
       experiment: what to train; among the metrics of its `step` is "loss".
       settings: how long and how often; only `steps` (upwards) and how often things are done may change on resuming.
@@ -147,8 +161,9 @@ def run(
       facts: entries of `result.json` that are known beforehand: method, dataset, way, shot, seed, device, ...
       identity: flat key -> value, the settings that a checkpoint must have been made with to be continued.
       logger: factory of a logger beside `metrics.jsonl`, such as `metrics.tensorboard`.
-      draw: `(directory, selected_params, selected_step, test) -> None`, draws the run's pictures, before `result.json`.
-      console: where progress and messages go; standard error by default.
+      draw: `(directory, selected_params, selected_step, test) -> None`, draws the run's pictures, before `result.json`;
+        with None for the directory in a process that does not write.
+      console: where progress and messages go; standard error by default. Of several processes, one is enough.
 
     Returns:
       What `result.json` holds: that of the earlier run if the directory's is complete already.
@@ -159,8 +174,9 @@ def run(
         of another architecture or of other settings.
     """
     directory = Path(directory)
+    first = processes.is_first()
     console = console or Console(stderr=True)
-    with locked(directory), _stop_on_signals(settings.time_limit) as stop:
+    with locked(directory) if first else contextlib.nullcontext(), _stop_on_signals(settings.time_limit) as stop:
         try:
             return _run(experiment, settings, directory, facts, plain(identity), logger, draw, console, stop)
         except KeyboardInterrupt:
@@ -168,6 +184,10 @@ def run(
             stopped = Interrupted(stop.signum or signal.SIGINT, where)
         except Interrupted as error:
             stopped = error
+        except Exception as error:
+            if processes.is_loss_of_another(error):
+                _leave(directory)
+            raise
         console.print(f"metarun: {stopped}", markup=False, highlight=False, soft_wrap=True)
         raise stopped
 
@@ -217,31 +237,32 @@ def _run(
     facts: Mapping[str, Any],
     identity: Mapping[str, Any],
     logger: Callable[[Path, int], metrics.Logger],
-    draw: Callable[[Path, Params, int | None, Evaluation], None] | None,
+    draw: Callable[[Path | None, Params, int | None, Evaluation], None] | None,
     console: Console,
     stop: "_Stop",
 ) -> dict[str, Any]:
     checkpoints, result_path = directory / "checkpoints", directory / "result.json"
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    first, saved, begun = processes.is_first(), None, None
 
     # ---- Resume, or begin.
-    if not settings.resume:
-        _remove_run(directory)
-    checkpoint.remove_leftovers(checkpoints)
-    saved = checkpoint.newest(checkpoints, say)
+    if first:
+        if not settings.resume:
+            _remove_run(directory)
+        checkpoint.remove_leftovers(checkpoints)
+        saved = checkpoint.newest(checkpoints, say)
+        if saved is not None:
+            _check_continues(saved, identity, settings, directory)
+            begun = saved.step, saved.metadata["ledger"], _finished(result_path, experiment, settings)
+    begun = processes.from_first(begun)
     step, ledger = 0, Ledger()
-    if saved is not None:
-        step, ledger = saved.step, Ledger(**saved.metadata["ledger"])
-        _check_continues(saved, identity, settings, directory)
-        result = _finished(result_path, experiment, settings)
+    if begun is not None:
+        step, ledger, result = begun[0], Ledger(**begun[1]), begun[2]
         if result is not None:
             say(f"The run in {directory} is complete: {step} steps. Nothing to do.")
             return result
         say(f"Resuming at step {step} of {settings.steps}.")
-    train = experiment.init()
-    selected = _copy(train.params)
-    if saved is not None:
-        train, selected = checkpoint.load(saved, RunState(train, selected))
+    train, selected = _restored(experiment, saved, begun is not None)
 
     # ---- Compile the step in the form that fits the memory.
     plan = experiment.prepare()
@@ -252,12 +273,12 @@ def _run(
             f"Until step {step} it was: {saved.metadata['form']}. What follows is equal within rounding, not to the bit."
         )
 
-    with contextlib.ExitStack() as opened:
-        loggers = [metrics.jsonl(directory, step), logger(directory, step)]
+    with contextlib.ExitStack() as opened, _memory_named(plan):
+        loggers = [metrics.jsonl(directory, step), logger(directory, step)] if first else []
         for each in loggers:
             opened.callback(each.close)
         progress = opened.enter_context(RunProgress(console, step, settings.steps))
-        warm, saved_step, line_start = False, step, dataclasses.replace(ledger)
+        warm, line_start = False, dataclasses.replace(ledger)
 
         while step < settings.steps:
             # ---- One dispatch.
@@ -273,8 +294,8 @@ def _run(
                 warm = True
                 ledger.compile_seconds += elapsed
             if not math.isfinite(train_metrics["loss"]):
-                raise _diverged(f"The loss is {train_metrics['loss']}", previous, step, saved_step, directory)
-            stopping = stop.signum
+                raise _diverged(experiment, f"The loss is {train_metrics['loss']}", step, directory, identity)
+            stopping = processes.largest(stop.signum or 0)
             last = step == settings.steps
 
             # ---- Validate; the best parameters are tested in the end.
@@ -299,13 +320,13 @@ def _run(
 
             # ---- Save.
             if stopping or last or _crosses(settings.checkpoint_every, previous, step):
-                if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(train.params))):
-                    raise _diverged("A parameter is not finite", saved_step, step, saved_step, directory)
+                if not _are_finite(train.params):
+                    raise _diverged(experiment, "A parameter is not finite", step, directory, identity)
                 if ledger.best is None:
                     selected = train.params
                 metadata = {"identity": identity, "ledger": dataclasses.asdict(ledger), "form": _form(plan)}
-                checkpoint.save(checkpoints, step, RunState(train, selected), metadata)
-                saved_step = step
+                if first:
+                    checkpoint.save(checkpoints, step, RunState(train, selected), metadata)
             if stopping:
                 raise Interrupted(
                     stopping,
@@ -317,9 +338,10 @@ def _run(
     if stop.signum:
         raise KeyboardInterrupt
     say(f"Testing on {settings.eval_tasks} tasks, with checks.")
-    tested = experiment.evaluate(selected, "test", settings.eval_tasks, checks=True)
+    with _memory_named(plan):
+        tested = experiment.evaluate(selected, "test", settings.eval_tasks, checks=True)
     if draw is not None:
-        draw(directory, selected, ledger.best["step"] if ledger.best else None, tested)
+        draw(directory if first else None, selected, ledger.best["step"] if ledger.best else None, tested)
     result = {
         **reported(tested, facts, experiment.protocol),
         "steps": step,
@@ -331,16 +353,27 @@ def _run(
         "tasks_per_second": _tasks_per_second(experiment, ledger, Ledger())
         or round(step * experiment.tasks_per_step / ledger.compile_seconds, 3),  # if all ran in first dispatches
     }
-    write_json(result_path, result)
+    if first:
+        write_json(result_path, result)
     return plain(result)
+
+
+def _restored(experiment: Experiment, saved: checkpoint.Saved | None, begun: bool) -> RunState:
+    """The state of a checkpoint, which the first process alone can read; or where nothing was begun, the initial one."""
+    train = experiment.init()
+    state = RunState(train, _copy(train.params))
+    if not begun:
+        return state
+    return processes.arrays_from_first(checkpoint.load(saved, state) if saved is not None else state)
 
 
 def _remove_run(directory: Path) -> None:
     with writing(directory):
         for name in ("result.json", "metrics.jsonl"):
             (directory / name).unlink(missing_ok=True)
-        if (directory / "checkpoints").exists():
-            shutil.rmtree(directory / "checkpoints")
+        for name in ("checkpoints", DIVERGED):
+            if (directory / name).exists():
+                shutil.rmtree(directory / name)
 
 
 def _check_continues(
@@ -432,12 +465,89 @@ def _needs(plan: Plan) -> str:
     return f"{in_words(plan.bytes_predicted)}{of} a device; compiled in {plan.compile_seconds:.1f} s"
 
 
-def _diverged(what: str, previous: int, step: int, saved_step: int, directory: Path) -> MetarunError:
-    kept = f"the checkpoint of step {saved_step} is kept" if saved_step else "nothing was saved"
-    return MetarunError(
-        f"{what} between steps {previous + 1} and {step} of the run in {directory}; {kept}. Lower outer_lr or "
-        f"method.inner_lr, or clip gradients, in a new directory (hydra.run.dir=DIR)."
+def _leave(directory: Path) -> None:
+    """Ends this process, whose run has lost another: at once, since an orderly end would wait for that one."""
+    console = Console(stderr=True)
+    console.print(
+        f"metarun: Another process of this run has ended, or does not answer. The same command, in all processes, "
+        f"continues {directory} from its newest checkpoint.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
+    console.file.flush()
+    os._exit(REQUEUE)
+
+
+def _diverged(
+    experiment: Experiment, what: str, last: int, directory: Path, identity: Mapping[str, Any]
+) -> MetarunError:
+    """The error of a run in which `what` was found after step `last`; has saved the state before the step that did it.
+
+    That step is found by computing again, one at a time, those since the newest checkpoint: they give the same numbers.
+    """
+    say, checkpoints, first = (lambda text: None), directory / "checkpoints", processes.is_first()
+    saved = checkpoint.newest(checkpoints, say) if first else None
+    kept = processes.from_first(saved and saved.step)
+    state, step = _restored(experiment, saved, kept is not None).train, kept or 0
+    since = f"{what} between steps {step + 1} and {last} of the run in {directory}"
+    kept = "nothing was saved" if kept is None else f"the checkpoint of step {kept} is kept"
+    advice = "Lower outer_lr or method.inner_lr, or clip gradients, in a new directory (hydra.run.dir=DIR)."
+    finite = True
+    while finite and step < last:
+        before = _copy(state)
+        state, found = experiment.step(state, 1)
+        finite, step = math.isfinite(float(found["loss"])) and _are_finite(state.params), step + 1
+    if finite:
+        return MetarunError(
+            f"{since}; {kept}. Computed again, these steps give finite numbers: the machine may be at fault. The same "
+            "command continues the run."
+        )
+    inspection = experiment.inspect(before)
+    tasks, number = offending(inspection), len(inspection.keys)
+    if first:
+        seeds = {str(task): inspection.keys[task].tolist() for task in tasks or range(number)}
+        metadata = {"identity": identity, "ledger": dataclasses.asdict(Ledger()), "form": "", "seeds": seeds}
+        try:
+            checkpoint.save(directory / DIVERGED, step - 1, RunState(before, before.params), metadata)
+        except MetarunError as error:
+            kept += f" ({error})"
+    if tasks:
+        whose = f"the seeds of the tasks that did it (of {number}: {some([str(task) for task in tasks])})"
+    else:
+        alone = ", each of which by itself gives a finite loss and gradient," * (inspection.loss is not None)
+        whose = f"the seeds of its {number} tasks{alone}"
+    return MetarunError(
+        f"{what} in step {step} of the run in {directory}; {kept}. The state before that step and {whose} are in "
+        f"{directory / DIVERGED}: `metarun-replay run={directory}` computes it again. {advice}"
+    )
+
+
+def offending(inspection: Inspection) -> list[int]:
+    """Numbers of the tasks whose loss or gradient is not finite by itself."""
+    finite = [np.isfinite(x) for x in (inspection.loss, inspection.gradient_norm) if x is not None]
+    return np.flatnonzero(~np.all(finite, axis=0)).tolist() if finite else []
+
+
+def _are_finite(params: Params) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(params)))
+
+
+@contextlib.contextmanager
+def _memory_named(plan: Plan) -> Iterator[None]:
+    """Has running out of memory say what was planned, and what to lower."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        had = "an unknown number" if plan.bytes_available is None else in_words(plan.bytes_available)
+        raise MetarunError(
+            f"A device ran out of memory. A training step was predicted to take {in_words(plan.bytes_predicted)}, and "
+            f"{had} were available at the start; something else may have taken them since. Give memory.limit=SIZE, lower "
+            f"than that, so that fewer tasks are computed at once; or lower memory.chunk ({plan.chunk} now), "
+            f"meta_batch_size or the size of the model. The same command continues from the newest checkpoint."
+        ) from error
 
 
 @dataclasses.dataclass

@@ -17,6 +17,7 @@ from metarun.config import COMMANDS, FEW_SHOT, RL, SCHEMAS, composed
 from metarun.errors import ConfigError, MetarunError, some
 from metarun.files import plain
 
+CHECKPOINTS = "checkpoints"
 # The group that tasks come from, of each part of `conf/`.
 TASKS = {FEW_SHOT: "dataset", RL: "env"}
 
@@ -49,7 +50,7 @@ class SavedRun(NamedTuple):
       part: of `conf/` that it was composed from, which says by which command: `FEW_SHOT` or `RL`.
       config: the configuration that it was begun with.
       choices: the option chosen in each group.
-      checkpoint: its newest whole one.
+      checkpoint: the newest whole one.
     """
 
     directory: Path
@@ -75,16 +76,17 @@ class Changed(NamedTuple):
     learner: DictConfig
 
 
-def read(directory: str | None, say: Callable[[str], object]) -> SavedRun:
-    """Reads the run in `directory`, finished or not.
+def read(directory: str | None, say: Callable[[str], object], folder: str = CHECKPOINTS) -> SavedRun:
+    """Reads the run in `directory`, finished or not; as a run of one process, whatever it was.
 
     Args:
       directory: `run=` of the command line.
       say: told of damaged checkpoints that are passed over.
+      folder: of its checkpoints.
 
     Raises:
       ConfigError: it is no directory of a run.
-      MetarunError: it has no readable checkpoint, or its configuration cannot be read or is not the checkpoint's.
+      MetarunError: it has no readable checkpoint there, or its configuration cannot be read or is not the checkpoint's.
     """
     root = Path(directory or "").expanduser()
     files = root / ".hydra" / "config.yaml", root / ".hydra" / "hydra.yaml"
@@ -93,15 +95,17 @@ def read(directory: str | None, say: Callable[[str], object]) -> SavedRun:
     try:
         config, of_hydra = (OmegaConf.load(file) for file in files)
         part = RL if TASKS[RL] in config else FEW_SHOT
-        config = OmegaConf.merge(OmegaConf.structured(SCHEMAS[part]), config)
+        alone = {"distributed": dict.fromkeys(("address", "processes", "process"))}
+        config = OmegaConf.merge(OmegaConf.structured(SCHEMAS[part]), config, alone)
         chosen = of_hydra.hydra.runtime.choices
         choices = {group: option for group, option in chosen.items() if "/" not in group}
     except (OSError, ValueError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
         raise MetarunError(f"The configuration in {root / '.hydra'} cannot be read: {reason}.") from error
-    saved = checkpoint.newest(root / "checkpoints", say)
+    saved = checkpoint.newest(root / folder, say)
     if saved is None:
-        raise MetarunError(f"The run in {root} has no checkpoint yet.")
+        missing = "no checkpoint yet" if folder == CHECKPOINTS else f"not {folder}: there is nothing to look at"
+        raise MetarunError(f"The run in {root} has {missing}.")
     run = SavedRun(root, part, config, choices, saved)
     _check_same(run)
     return run
@@ -139,6 +143,27 @@ def changed(run: SavedRun, overrides: Sequence[str]) -> Changed:
     learner = copy.deepcopy(run.config)
     learner.method = config.method
     return Changed(config, choices, [override.key_or_group.split(".")[0] for override in parsed], learner)
+
+
+def with_keys(run: SavedRun, overrides: Sequence[str]) -> DictConfig:
+    """Returns the configuration of a run with other values of single keys, whatever learner they make.
+
+    Args:
+      run: from `read`.
+      overrides: as the command of the run takes them.
+
+    Raises:
+      MetarunError: one that chooses in a group, sweeps, or names no key.
+      HydraException, OmegaConfBaseException: one that is malformed or of another type.
+    """
+    config = copy.deepcopy(run.config)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        known = "." in key or key in config and not isinstance(config[key], DictConfig)
+        if override.is_sweep_override() or not known:
+            raise MetarunError(f"{override.input_line}: expected a single key of the run, such as outer_lr=1e-4.")
+        OmegaConf.update(config, key, override.value())
+    return config
 
 
 def _check_same(run: SavedRun) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from metarun.errors import MetarunError
 from metarun.types import Array, Stream
 
 _AHEAD = 2  # outer steps: one is on its way to the device while the next is gathered
@@ -37,7 +38,7 @@ class Prefetch:
     """`fetch(0)`, `fetch(1)`, ... computed in a thread, ahead of being asked for.
 
     Asking for another number than the next one is allowed, and begins anew from there. An error of `fetch` is raised
-    where its result is asked for.
+    where its result is asked for, as a `MetarunError`: what was saved is whole, and the same command continues.
     """
 
     def __init__(self, fetch: Callable[[int], Any]):
@@ -52,4 +53,10 @@ class Prefetch:
         for each in wanted:
             if each not in self._begun:
                 self._begun[each] = self._thread.submit(self._fetch, each)
-        return self._begun.pop(number).result()
+        try:
+            return self._begun.pop(number).result()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise MetarunError(
+                f"The images of step {number + 1} cannot be read ({error}). Once they can, the same command continues from "
+                "the newest checkpoint."
+            ) from error

@@ -1,4 +1,4 @@
-"""How a function of one task becomes one of a meta-batch: chunks of tasks in turn, sharded over the local devices.
+"""How a function of one task becomes one of a meta-batch: chunks of tasks in turn, sharded over the devices.
 
 On a CPU, one task at a time on each core is fastest: its activations stay in the cache, and convolutions whose kernels
 differ between tasks never become grouped ones. On an accelerator all tasks of a device go at once.
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -21,7 +22,7 @@ class Layout(NamedTuple):
     """Where tasks are computed.
 
     Attributes:
-      mesh: the local devices, along one axis.
+      mesh: the devices of all processes, along one axis.
       chunk: tasks that a device computes at once; None: all of them.
     """
 
@@ -44,9 +45,30 @@ class Layout(NamedTuple):
         return min(self.chunk or share, share)
 
 
+def placed(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays as they are on the devices of `sharding`, some of which other processes may hold.
+
+    Args:
+      tree: pytree of arrays, of which every process has the same.
+      sharding: of each of them.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def place(leaf):
+        if getattr(leaf, "sharding", None) == sharding:
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+    return jax.tree.map(place, tree)
+
+
 def default_layout() -> Layout:
-    """All local devices; tasks one by one on a CPU's cores, together on an accelerator."""
-    devices = jax.local_devices()
+    """All devices; tasks one by one on a CPU's cores, together on an accelerator."""
+    devices = jax.devices()
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     return Layout(mesh, 1 if devices[0].platform == "cpu" else None)
 

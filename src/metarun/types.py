@@ -227,6 +227,22 @@ class Plan(NamedTuple):
     compile_seconds: float
 
 
+class Inspection(NamedTuple):
+    """The tasks of one outer step, each by itself; arrays have a leading axis of tasks.
+
+    Attributes:
+      keys: `[n, words]` uint32, the seeds that they are drawn by.
+      tasks: the tasks themselves.
+      loss: `[n]`; None where a method's loss is not that of single tasks.
+      gradient_norm: `[n]`, the Euclidean norm of the outer gradient; None likewise.
+    """
+
+    keys: Any
+    tasks: Any
+    loss: Any = None
+    gradient_norm: Any = None
+
+
 class Experiment(NamedTuple):
     """What the runner drives. Few-shot learning and reinforcement learning both build one.
 
@@ -236,6 +252,7 @@ class Experiment(NamedTuple):
       step: `(state, num_steps) -> (state, metrics)`: that many outer steps in one dispatch, which consumes the `state`
         that it is given; `metrics`, among them "loss", are means over them. Step `i` draws its tasks from
         `fold_in(root key, i)`, so how steps are grouped changes no draw.
+      inspect: `(state) -> Inspection`, as NumPy arrays, of the tasks of the outer step that `state` is before.
       evaluate: `(params, split, num_tasks, checks=False) -> Evaluation` on `split` "val" or "test", whose tasks are
         the same at every call and for every training seed.
       examples: `(params, num_tasks) -> what is to be looked at` of so many test tasks, as NumPy arrays; None: nothing.
@@ -249,6 +266,7 @@ class Experiment(NamedTuple):
     init: Callable[[], TrainState]
     prepare: Callable[[], Plan]
     step: Callable[[TrainState, int], tuple[TrainState, Metrics]]
+    inspect: Callable[[TrainState], Inspection]
     evaluate: Callable[..., Evaluation]
     examples: Callable[[Params, int], Any] | None
     metric: str

@@ -30,14 +30,19 @@ def heading(facts: Mapping[str, Any], directory: Path) -> str:
     return f"{what}\nSizes: {sizes}\n{directory}"
 
 
-def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Evaluation], None]:
+def pictures(experiment: Experiment) -> Callable[[Path | None, Params, int | None, Evaluation], None]:
     """Returns `(directory, params, selected_step, test) -> None`, which draws a run's pictures into `directory/plots`.
+
+    With None for the directory it computes what it would draw, as all processes of a run have to, and leaves it to the first.
 
     `learning_curve.png` from `metrics.jsonl`, and `gallery.png`: a few test tasks as `params` answer them.
     """
 
-    def draw(directory: Path, params: Params, selected_step: int | None, tested: Evaluation) -> None:
+    def draw(directory: Path | None, params: Params, selected_step: int | None, tested: Evaluation) -> None:
         del tested
+        tasks, before, after = experiment.examples(params, GALLERY_TASKS)
+        if directory is None:
+            return
         plots = directory / "plots"
         learning_curve(
             directory / "metrics.jsonl",
@@ -45,7 +50,6 @@ def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Eval
             metric=experiment.metric,
             selected_step=selected_step,
         )
-        tasks, before, after = experiment.examples(params, GALLERY_TASKS)
         if tasks.query.x.ndim == 5:
             image_gallery(tasks, after.argmax(-1), plots / "gallery.png", num_tasks=GALLERY_TASKS)
         elif tasks.query.x.shape[2:] == tasks.query.y.shape[2:] == (1,):

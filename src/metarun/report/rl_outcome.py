@@ -28,15 +28,20 @@ def heading(facts: Mapping[str, Any], directory: Path) -> str:
     return f"{what}\nSizes: {sizes}\n{directory}"
 
 
-def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Evaluation], None]:
+def pictures(experiment: Experiment) -> Callable[[Path | None, Params, int | None, Evaluation], None]:
     """Returns `(directory, params, selected_step, test) -> None`, which draws a run's pictures into `directory/plots`.
+
+    With None for the directory it computes what it would draw, as all processes of a run have to, and leaves it to the first.
 
     `learning_curve.png` from `metrics.jsonl`, and `rewards.png`: how the rewards of a trial came about, beside those of
     the agents that were not learnt; in the plane also `paths.png`, and of a body `strip.png`: what the learner does in a
     few test tasks.
     """
 
-    def draw(directory: Path, params: Params, selected_step: int | None, tested: Evaluation) -> None:
+    def draw(directory: Path | None, params: Params, selected_step: int | None, tested: Evaluation) -> None:
+        shown = experiment.examples(params, SHOWN_TASKS) if experiment.examples else None
+        if directory is None:
+            return
         plots = directory / "plots"
         learning_curve(
             directory / "metrics.jsonl",
@@ -45,9 +50,9 @@ def pictures(experiment: Experiment) -> Callable[[Path, Params, int | None, Eval
             selected_step=selected_step,
         )
         reward_curves(tested.beside["curves"], plots / "rewards.png")
-        if experiment.examples is None:
+        if shown is None:
             return
-        shown, of = experiment.examples(params, SHOWN_TASKS), tested.beside["curves"]["over"]
+        of = tested.beside["curves"]["over"]
         watched = shown.watched
         if shown.goals is not None:
             paths(shown.goals, watched.observation, watched.live, watched.ended, plots / "paths.png", of=of)

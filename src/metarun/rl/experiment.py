@@ -15,8 +15,8 @@ from metarun.outer_loop import plan_of, several, shapes_on
 from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner, Outcome, Shown
 from metarun.rl.trial import outcome
-from metarun.task_map import Layout, map_tasks
-from metarun.types import Evaluation, Experiment, TrainState
+from metarun.task_map import Layout, map_tasks, placed
+from metarun.types import Evaluation, Experiment, Inspection, TrainState
 
 METRIC = "reward"
 _BLOCK = 250  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
@@ -54,16 +54,20 @@ def meta_rl(
     layout = layouts[0]
     learner = learners[layout.chunk_of(meta_batch_size)]
     init_key, train_key = jax.random.split(jax.random.key(seed))
-    train_key = jax.device_put(train_key, layout.replicated)
+    train_key = placed(train_key, layout.replicated)
 
     def init():
         params = jax.jit(learner.init)(init_key)
         return TrainState(jnp.zeros((), jnp.int32), params, learner.init_opt(params))
 
-    def outer_step(learner, state, root_key):
-        task_key, play_key, improve_key = jax.random.split(jax.random.fold_in(root_key, state.step), 3)
+    def drawn(root_key, step):
+        """The tasks of an outer step, with their keys; the keys of what is played; the key of the method."""
+        task_key, play_key, improve_key = jax.random.split(jax.random.fold_in(root_key, step), 3)
         task_keys, keys = (jax.random.split(key, meta_batch_size) for key in (task_key, play_key))
-        tasks = jax.vmap(lambda key: environment.sample(key, "train"))(task_keys)
+        return task_keys, jax.vmap(lambda key: environment.sample(key, "train"))(task_keys), keys, improve_key
+
+    def outer_step(learner, state, root_key):
+        _, tasks, keys, improve_key = drawn(root_key, state.step)
         params, opt_state, metrics = learner.improve(state.params, state.opt_state, tasks, keys, improve_key)
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -78,8 +82,13 @@ def meta_rl(
         return fastest_that_fits(compile_fn, [""], list(learners), bytes_available)
 
     def step(state, num_steps):
-        state, count = jax.device_put((state, jnp.int32(num_steps)), layout.replicated)
+        state, count = placed((state, jnp.int32(num_steps)), layout.replicated)
         return fitted().program(state, train_key, count)
+
+    def inspect(state):
+        # Without losses: one of these methods is of all trials together.
+        keys, tasks, *_ = jax.jit(drawn)(train_key, placed(state.step, layout.replicated))
+        return Inspection(*jax.tree.map(_numbers, (keys, tasks)))
 
     @partial(jax.jit, static_argnums=(0, 1))
     def outcomes(name, split, params, keys):
@@ -92,7 +101,10 @@ def meta_rl(
                 return learner.outcome(params, task, key, name == "blind")
             return outcome(environment, environment.yardsticks[name], task, key, False)
 
-        return map_tasks(one, layout._replace(chunk=None), params, keys)
+        # Whole on every device: the host reads it, of which there may be several.
+        return jax.lax.with_sharding_constraint(
+            map_tasks(one, layout._replace(chunk=None), params, keys), layout.replicated
+        )
 
     @partial(jax.jit, static_argnums=0)
     def optima(split, task_keys):
@@ -103,7 +115,7 @@ def meta_rl(
         return tuple(jax.random.split(key, _BLOCK)[:num_tasks] for key in jax.random.split(block_key))
 
     def evaluate(params, split, num_tasks, checks=False):
-        params = jax.device_put(params, layout.replicated)
+        params = placed(params, layout.replicated)
 
         def over_blocks(fn):
             # A test of few tasks is one small block: trials of a simulated body take long.
@@ -154,6 +166,7 @@ def meta_rl(
         init=init,
         prepare=lambda: plan_of(fitted(), layout, meta_batch_size, False, bytes_available),
         step=step,
+        inspect=inspect,
         evaluate=evaluate,
         examples=examples if goal or body else None,
         metric=METRIC,
@@ -171,6 +184,10 @@ def meta_rl(
         },
         sizes=sizes,
     )
+
+
+def _numbers(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
 
 def _beside(

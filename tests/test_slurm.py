@@ -1,0 +1,181 @@
+"""On a real Slurm, where one answers: sweeps, jobs that are queued again, jobs whose time is up, jobs of two processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import METARUN, metarun
+from test_processes import ARGUMENTS, assert_same_arrays, await_steps
+
+from metarun.data.cache import cache_dir
+
+TEMPLATES = Path(__file__).parents[1] / "scripts" / "slurm"
+
+
+def answers():
+    if shutil.which("sinfo") is None:
+        return False
+    found = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, check=False)
+    return any(state in found.stdout for state in ("idle", "mixed", "allocated"))
+
+
+pytestmark = pytest.mark.skipif(not answers(), reason="no Slurm answers on this machine")
+
+
+@pytest.fixture(scope="module")
+def environment():
+    """Of jobs and of what they are compared with: one device, and compiled programs at hand."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled"),
+        "JAX_NUM_CPU_DEVICES": "1",
+        "PATH": f"{METARUN.parent}:{os.environ['PATH']}",
+    }
+
+
+def slurm(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def submit(template, *arguments, cwd, environment, options=()):
+    """Returns the number of a job of one of the templates."""
+    command = ["sbatch", "--parsable", "--mem=3G", *options, TEMPLATES / template, *arguments]
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def begin(arguments, cwd, environment):
+    """Starts a sweep, whose words go to the file `said`."""
+    with (cwd / "said").open("w") as said:
+        return subprocess.Popen(
+            [METARUN, *arguments], cwd=cwd, env={**os.environ, **environment}, stdout=said, stderr=said
+        )
+
+
+def hurry(job=None):
+    """Starts what waits because it was queued again, for which Slurm would take two minutes."""
+    for line in slurm("squeue", "-h", "-t", "PENDING", "-o", "%i %r").splitlines():
+        number, reason = line.split(maxsplit=1)
+        if reason == "BeginTime" and job in (None, number.split("_")[0]):
+            subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=False)
+
+
+def await_end(job, timeout=500):
+    """Waits until a job has left the queue."""
+    deadline = time.monotonic() + timeout
+    while slurm("squeue", "-h", "-t", "all", "-o", "%A %T").count(f"{job} "):
+        states = [
+            line.split()[1]
+            for line in slurm("squeue", "-h", "-t", "all", "-o", "%A %T").splitlines()
+            if line.startswith(job)
+        ]
+        if states and all(state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") for state in states):
+            return
+        assert time.monotonic() < deadline
+        hurry(job)
+        time.sleep(1)
+
+
+def numbers(directory):
+    """What a run has logged and found, but for how long it took."""
+    timed = ("seconds", "tasks_per_second", "compile_seconds", "plan")
+    lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((Path(directory) / "result.json").read_text())
+    return [{key: value for key, value in entry.items() if key not in timed} for entry in [*lines, result]]
+
+
+def assert_same_run(directory, expected):
+    assert_same_arrays(directory, expected)
+    assert numbers(directory) == numbers(expected)
+
+
+def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    points = ["-m", *ARGUMENTS, "steps=300", "seed=0,1,2,3,4,5"]
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=3", "hydra.launcher.timeout_min=20"]
+    sweep = begin([*points, *launcher, "hydra.sweep.dir=jobs"], tmp_path, environment)
+    await_steps(tmp_path / "jobs" / "0", sweep)
+    (job,) = (path.name.removesuffix("_0") for path in (tmp_path / "jobs" / ".submitit").glob("*_0"))
+    slurm("scontrol", "requeue", f"{job}_0")
+    while sweep.poll() is None:
+        hurry(job)
+        time.sleep(1)
+    assert sweep.returncode == 0, (tmp_path / "said").read_text()
+    said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit" / f"{job}_0").glob("*.err"))
+    assert "Stopped by SIGTERM" in said and "Resuming at step" in said
+
+    local = metarun(*points, "hydra.sweep.dir=local", cwd=tmp_path, **environment)
+    assert local.returncode == 0, local.stderr
+    for seed in range(6):
+        assert_same_run(tmp_path / "jobs" / str(seed), tmp_path / "local" / str(seed))
+
+
+def test_a_job_of_a_sweep_whose_time_is_up_goes_on_in_the_next(tmp_path, environment):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    points = ["-m", *ARGUMENTS, "steps=12000", "checkpoint_every=1000", "log_every=1000", "eval_every=0"]
+    limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30", "hydra.launcher.mem_gb=3"]
+    launcher = ["hydra/launcher=submitit_slurm", *limits]
+    sweep = begin([*points, *launcher, "hydra.sweep.dir=jobs"], tmp_path, environment)
+    while sweep.poll() is None:
+        hurry()
+        time.sleep(1)
+    assert sweep.returncode == 0, (tmp_path / "said").read_text()
+    said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit").glob("*/*.err"))
+    assert "Stopped by SIGUSR2" in said and "Resuming at step" in said
+    local = metarun(*points, "hydra.sweep.dir=local", cwd=tmp_path, **environment)
+    assert local.returncode == 0, local.stderr
+    assert_same_run(tmp_path / "jobs" / "0", tmp_path / "local" / "0")
+
+
+def test_the_template_of_a_job_has_it_queued_again(tmp_path, environment):
+    points = [*ARGUMENTS, "steps=400"]
+    job = submit("job.sbatch", *points, cwd=tmp_path, environment=environment)
+    directory = tmp_path / "outputs" / f"slurm-{job}"
+    deadline = time.monotonic() + 300
+    while not (directory / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    slurm("scancel", "--signal=USR1", job)  # what Slurm sends before the time is up
+    await_end(job)
+    said = (tmp_path / f"slurm-{job}.log").read_text()
+    assert "Stopped by SIGUSR1" in said and "Resuming at step" in said, said
+    local = metarun(*points, "hydra.run.dir=local", cwd=tmp_path, **environment)
+    assert local.returncode == 0, local.stderr
+    assert_same_run(directory, tmp_path / "local")
+
+
+def test_the_template_of_an_array_and_what_is_cancelled_stays_so(tmp_path, environment):
+    points = [*ARGUMENTS, "steps=100000"]
+    job = submit("array.sbatch", *points, cwd=tmp_path, environment=environment, options=["--array=0-1"])
+    for seed in ("0", "1"):
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "outputs" / f"slurm-{job}" / seed / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    slurm("scancel", job)
+    await_end(job)
+    time.sleep(5)
+    assert job not in slurm("squeue", "-h", "-o", "%F")
+    assert "Stopped by SIGTERM" in (tmp_path / f"slurm-{job}_1.log").read_text()
+
+
+def test_the_template_of_several_hosts_trains_together(tmp_path, environment):
+    job = submit(
+        "multihost.sbatch",
+        *ARGUMENTS,
+        cwd=tmp_path,
+        environment=environment,
+        options=["--nodes=1", "--ntasks=2", "--ntasks-per-node=2"],
+    )
+    await_end(job)
+    directory = tmp_path / "outputs" / f"slurm-{job}"
+    assert (directory / "result.json").exists(), (tmp_path / f"slurm-{job}.log").read_text()
+    together = {**environment, "JAX_NUM_CPU_DEVICES": "2"}
+    local = metarun(*ARGUMENTS, "hydra.run.dir=local", cwd=tmp_path, **together)
+    assert local.returncode == 0, local.stderr
+    assert_same_run(directory, tmp_path / "local")
