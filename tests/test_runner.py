@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -414,6 +415,39 @@ def test_parameters_that_are_nan_are_never_saved(tmp_path):
     with pytest.raises(MetarunError, match=r"A parameter is not finite in step 40 .* step 30 is kept"):
         run(tmp_path, experiment=diverging(40, "parameter"))
     assert state_of(tmp_path)[0] == 30
+
+
+@pytest.mark.parametrize("what", ["checkpoints", "."])
+def test_a_directory_that_vanishes_is_made_again(uninterrupted, tmp_path, what):
+    toy, directory = toy_experiment(), tmp_path / "run"
+
+    def step(state, num_steps):
+        if int(state.step) == 32:
+            shutil.rmtree(directory / what)
+        return toy.step(state, num_steps)
+
+    run(directory, experiment=toy._replace(step=step))
+    assert state_of(directory) == state_of(uninterrupted)
+    assert result_of(directory) == result_of(uninterrupted)
+    assert what == "." or lines_of(directory) == lines_of(uninterrupted)
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), MemoryError()])
+@pytest.mark.parametrize("where", ["step", "evaluate"])
+def test_running_out_of_memory_says_what_was_planned(uninterrupted, tmp_path, where, error):
+    toy = toy_experiment()
+
+    def call(first, *args, **kwargs):
+        if where == "evaluate" and kwargs.get("checks") or where == "step" and int(first.step) == 32:
+            raise error
+        return getattr(toy, where)(first, *args, **kwargs)
+
+    starved = toy._replace(prepare=lambda: PLAN._replace(bytes_available=11_800_000_000), **{where: call})
+    words = r"predicted to take 2 KB, and 11\.8 GB were available .* memory\.limit=SIZE.* memory\.chunk"
+    with pytest.raises(MetarunError, match=words):
+        run(tmp_path, experiment=starved)
+    run(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
 
 
 def test_one_process_a_directory(tmp_path):

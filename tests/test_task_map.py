@@ -1,5 +1,10 @@
 """Every layout of tasks gives what a loop over them gives."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +54,14 @@ def test_map_tasks_equals_a_loop(devices, chunk, num_tasks):
     out = jax.jit(lambda t: map_tasks(fn, layout(devices, chunk), jnp.float32(3), t))(tasks)
     np.testing.assert_array_equal(out["sum"], 3 * tasks["a"].sum(1))
     np.testing.assert_array_equal(out["a"], tasks["a"])
+
+
+def test_meta_gradients_on_up_to_eight_devices_are_those_of_one():
+    program = Path(__file__).with_name("many_devices.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 6 and max(found.values()) < 1e-4, found
 
 
 def test_a_padding_task_that_is_not_finite_does_no_harm():

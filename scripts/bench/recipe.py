@@ -11,7 +11,7 @@ from metarun.experiment import few_shot
 from metarun.methods.maml import maml
 from metarun.models.conv4 import conv4
 from metarun.optimizers import adam
-from metarun.task_map import Layout
+from metarun.task_map import Layout, placed
 from metarun.types import DataSet, Experiment, Method, Split, Task, TaskSource
 
 OUTER_LR = 1e-3
@@ -119,7 +119,7 @@ def dataset(work: Work, layout: Layout) -> DataSet:
     """Returns the recipe's meta-batches on the devices; a task is one of theirs, picked at random."""
     batches = [batch for batch, _ in zip(meta_batches(work), range(NUM_META_BATCHES), strict=False)]
     tasks = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
-    source = TaskSource(jax.device_put(tasks, layout.replicated), _pick)
+    source = TaskSource(placed(tasks, layout.replicated), _pick)
     return DataSet(source, source, source, "classification", work.way, {"name": "recipe"})
 
 
