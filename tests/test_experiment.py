@@ -53,10 +53,12 @@ def learner(predict=nearest, statistics="support", unadapted=None):
     )
 
 
-def experiment(method=None, dataset=None, **options):
+def experiment(method=None, dataset=None, layouts=None, **options):
     settings = {"seed": 0, "eval_seed": 0, "meta_batch_size": 3, "protocol": {}} | options
     variants = {"": method or learner()}
-    return few_shot(variants, dataset or blobs(), adam(outer_lr=0.01, steps=10), [default_layout()], **settings)
+    return few_shot(
+        variants, dataset or blobs(), adam(outer_lr=0.01, steps=10), layouts or [default_layout()], **settings
+    )
 
 
 def checks(**options):

@@ -13,8 +13,9 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 # From the top. A module stands where its name does or, without that, where the first pattern that fits it does.
 FLOORS = [
-    ["metarun.cli", "metarun.sweep"],
-    ["metarun.evaluation", "metarun.prediction", "metarun.replay"],
+    ["metarun.cli"],
+    ["metarun.sweep"],
+    ["metarun.evaluation", "metarun.prediction", "metarun.replay", "metarun.together"],
     ["metarun.build", "metarun.build_rl", "metarun.data_sets", "metarun.saved_run"],
     ["metarun.composition", "metarun.report.rl_outcome"],
     [
@@ -65,6 +66,7 @@ FLOORS = [
     [
         "metarun.losses",
         "metarun.processes",
+        "metarun.unify",
         "metarun.data.augment",
         "metarun.data.class_bank",
         "metarun.data.pictures",

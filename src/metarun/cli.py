@@ -297,17 +297,19 @@ def _rl(config: DictConfig) -> float | None:
     return _train(config, build, rl_outcome)
 
 
-def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) -> float | None:
+def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) -> Any:
     """Trains and tests; `report` has `heading`, `pictures` and `summary`, what a person sees of it.
 
     Returns:
-      What a search for settings goes by: the best validation, never the test; None where nothing was validated.
+      What a search for settings goes by: the best validation, never the test; None where nothing was validated. Under a
+      launcher that trains several points together: the `sweep.Point`, for it to train.
     """
     from pathlib import Path
 
     from rich.console import Console
 
     from metarun import processes, runner
+    from metarun.sweep import Point
 
     console, aside = Console(), Console(stderr=True)
     node = HydraConfig.get()
@@ -318,6 +320,8 @@ def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) ->
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":
         _check_search(run, str(getattr(node.sweeper.direction, "name", node.sweeper.direction)))
     console.print(report.heading(run.facts, directory), highlight=False, soft_wrap=True)
+    if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/launcher"] == "together":
+        return Point(run, directory, report)
     result = runner.run(
         run.experiment,
         run.settings,

@@ -17,7 +17,18 @@ from metarun.memory import fastest_that_fits
 from metarun.outer_loop import plan_of, several, shapes_on, updated
 from metarun.streaming import Prefetch, gatherer, host_device
 from metarun.task_map import Layout, map_tasks, mean_gradient, placed
-from metarun.types import Array, DataSet, Evaluation, Experiment, Inspection, Method, Task, TaskSource, TrainState
+from metarun.types import (
+    Array,
+    DataSet,
+    Evaluation,
+    Experiment,
+    Inspection,
+    Method,
+    Program,
+    Task,
+    TaskSource,
+    TrainState,
+)
 
 _BLOCK = 50  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
 _ALONE = 15  # queries of a checked task that are asked one at a time, for each of which the support set is read again
@@ -125,9 +136,14 @@ def few_shot(
 
     fetched = Prefetch(fetch)
 
+    chunks = {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts}
+
+    def steps(variant, chunk):
+        run = several(partial(outer_step, variant, chunks[chunk]))
+        return lambda state, num_steps: run(state, train.data, train_key, num_steps)
+
     @cache
     def fitted():
-        chunks = {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts}
         arguments = shapes_on(layout, (jax.eval_shape(init), train.data, train_key))
         last = fetch(0) if stream else shapes_on(layout, jnp.int32(0))
 
@@ -311,6 +327,7 @@ def few_shot(
             **protocol,
         },
         sizes=sizes,
+        program=None if stream else Program(steps, list(variants), list(chunks), layout, bytes_available),
     )
 
 

@@ -144,6 +144,7 @@ def run(
     logger: Callable[[Path, int], metrics.Logger] = metrics.no_logger,
     draw: Callable[[Path | None, Params, int | None, Evaluation], None] | None = None,
     console: Console | None = None,
+    stop: "Stop | None" = None,
 ) -> dict[str, Any]:
     """Trains, selects by validation, tests, and writes `result.json`; or continues to do so.
 
@@ -164,6 +165,7 @@ def run(
       draw: `(directory, selected_params, selected_step, test) -> None`, draws the run's pictures, before `result.json`;
         with None for the directory in a process that does not write.
       console: where progress and messages go; standard error by default. Of several processes, one is enough.
+      stop: what asks it to end, where somebody else sees to the signals and the time limit.
 
     Returns:
       What `result.json` holds: that of the earlier run if the directory's is complete already.
@@ -176,7 +178,8 @@ def run(
     directory = Path(directory)
     first = processes.is_first()
     console = console or Console(stderr=True)
-    with locked(directory) if first else contextlib.nullcontext(), _stop_on_signals(settings.time_limit) as stop:
+    watched = stop_on_signals(settings.time_limit) if stop is None else contextlib.nullcontext(stop)
+    with locked(directory) if first else contextlib.nullcontext(), watched as stop:
         try:
             return _run(experiment, settings, directory, facts, plain(identity), logger, draw, console, stop)
         except KeyboardInterrupt:
@@ -239,7 +242,7 @@ def _run(
     logger: Callable[[Path, int], metrics.Logger],
     draw: Callable[[Path | None, Params, int | None, Evaluation], None] | None,
     console: Console,
-    stop: "_Stop",
+    stop: "Stop",
 ) -> dict[str, Any]:
     checkpoints, result_path = directory / "checkpoints", directory / "result.json"
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -551,26 +554,29 @@ def _memory_named(plan: Plan) -> Iterator[None]:
 
 
 @dataclasses.dataclass
-class _Stop:
+class Stop:
     """What signals asked for.
 
     Attributes:
       signum: the first signal that came.
       at_once: whether a signal need not wait for the end of a dispatch.
+      followers: of other runs in this process, which see the same signals.
     """
 
     signum: int | None = None
     at_once: bool = False
+    followers: list["Stop"] = dataclasses.field(default_factory=list)
 
 
 @contextlib.contextmanager
-def _stop_on_signals(time_limit: float | None) -> Iterator[_Stop]:
+def stop_on_signals(time_limit: float | None) -> Iterator[Stop]:
     """Has the body see which signal came, that of the time limit (minutes) included."""
-    stop = _Stop()
+    stop = Stop()
 
     def handle(signum: int, frame: object) -> None:
         again = stop.signum is not None and signum == signal.SIGINT
-        stop.signum = stop.signum or signum
+        for each in (stop, *stop.followers):
+            each.signum = each.signum or signum
         if again or stop.at_once:
             raise KeyboardInterrupt
 

@@ -1,8 +1,10 @@
-"""A sweep as a whole: the same command continues it, and in the end it says what came of each of its points."""
+"""A sweep as a whole: its points trained together, and in the end what came of each of them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +26,51 @@ class Outcome(Callback):
         console = Console()
         console.print(table_of(found))
         console.print(f"{SWEEP_DONE} and a directory for each point in {directory}", highlight=False, soft_wrap=True)
+
+
+class Point(NamedTuple):
+    """A point of a sweep that has been made, and not begun.
+
+    Attributes:
+      run: a `composition.Run`.
+      directory: where it is to be.
+      report: what draws its pictures.
+    """
+
+    run: Any
+    directory: Path
+    report: ModuleType
+
+
+def train_together(made: Sequence[Point]) -> list[float | None]:
+    """Trains the points of a sweep by one program, each in its directory, and returns their best validations.
+
+    Raises:
+      ConfigError: they differ in more than numbers.
+      Interrupted, MetarunError: as `runner.run`.
+    """
+    from metarun import runner, together
+
+    console, quiet = Console(stderr=True), Console(quiet=True)
+    with runner.stop_on_signals(made[0].run.settings.time_limit) as stop:
+        stop.followers += [runner.Stop() for _ in made]
+
+        def drive(number: int, experiment: Any) -> float | None:
+            run, directory, report = made[number]
+            result = runner.run(
+                experiment,
+                run.settings,
+                directory,
+                facts=run.facts,
+                identity=run.identity,
+                logger=run.logger,
+                draw=report.pictures(experiment),
+                console=quiet if number else console,  # they go in step: the first speaks for all
+                stop=stop.followers[number],
+            )
+            return result["val"]
+
+        return together.train([point.run.experiment for point in made], drive)
 
 
 def points(directory: Path) -> list[dict[str, Any]]:

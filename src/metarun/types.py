@@ -227,6 +227,24 @@ class Plan(NamedTuple):
     compile_seconds: float
 
 
+class Program(NamedTuple):
+    """The outer steps of an experiment in all their forms, for one who compiles them.
+
+    Attributes:
+      steps: `(variant, chunk) -> (state, num_steps) -> (state, metrics)`, to be traced; as `Experiment.step`.
+      variants: in words, the fastest first.
+      chunks: tasks that a device computes at once, most first.
+      layout: a `task_map.Layout`, the fastest.
+      bytes_available: memory of a device; None: unknown.
+    """
+
+    steps: Callable[[str, int], Callable[[TrainState, Array], tuple[TrainState, Metrics]]]
+    variants: Sequence[str]
+    chunks: Sequence[int]
+    layout: Any
+    bytes_available: int | None
+
+
 class Inspection(NamedTuple):
     """The tasks of one outer step, each by itself; arrays have a leading axis of tasks.
 
@@ -261,6 +279,7 @@ class Experiment(NamedTuple):
       tasks_per_step: tasks in a meta-batch.
       protocol: everything that moves the number, as nested plain values.
       sizes: `() -> {name: count of numbers}`: of the meta-parameters, and what else the method says of its size.
+      program: what `step` compiles; None where it is no single program, because images are streamed.
     """
 
     init: Callable[[], TrainState]
@@ -274,3 +293,4 @@ class Experiment(NamedTuple):
     tasks_per_step: int
     protocol: Mapping[str, Any]
     sizes: Callable[[], Mapping[str, int]] = dict
+    program: Program | None = None

@@ -16,7 +16,7 @@ from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner, Outcome, Shown
 from metarun.rl.trial import outcome
 from metarun.task_map import Layout, map_tasks, placed
-from metarun.types import Evaluation, Experiment, Inspection, TrainState
+from metarun.types import Evaluation, Experiment, Inspection, Program, TrainState
 
 METRIC = "reward"
 _BLOCK = 250  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
@@ -70,6 +70,10 @@ def meta_rl(
         _, tasks, keys, improve_key = drawn(root_key, state.step)
         params, opt_state, metrics = learner.improve(state.params, state.opt_state, tasks, keys, improve_key)
         return TrainState(state.step + 1, params, opt_state), metrics
+
+    def steps(_, chunk):
+        run = several(partial(outer_step, learners[chunk]))
+        return lambda state, num_steps: run(state, train_key, num_steps)
 
     @cache
     def fitted():
@@ -183,6 +187,7 @@ def meta_rl(
             **protocol,
         },
         sizes=sizes,
+        program=Program(steps, [""], list(learners), layout, bytes_available),
     )
 
 
