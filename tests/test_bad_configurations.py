@@ -1,0 +1,110 @@
+"""Bad configurations, drawn at random from the schema: each ends at once, in a message that names the key."""
+
+import dataclasses
+import importlib
+import inspect
+import random
+import time
+import types
+import typing
+
+import pytest
+from omegaconf import OmegaConf
+from test_cli import metarun
+
+from metarun.config import COMMANDS, COMMON, FEW_SHOT, RL, SCHEMAS, conf_dir
+
+COUNT, SEED, SECONDS = 30, 2026, 10
+# What no value of a type is.
+WRONG = {int: ["many", "1.5", "[1,2]", "{a: 1}"], float: ["fast", "[0.1]", "{a: 1}"], bool: ["maybe", "[true]", "2.5"]}
+# What no number among the keys may be: none counts downwards, and none has to be infinite.
+OUTSIDE = {int: ["-1", "-1000000"], float: ["-1", "nan", "inf", "-0.5"]}
+# Settings that are each allowed, and not together.
+CONTRADICTIONS = [
+    (FEW_SHOT, ["method=maml", "way=5", "train_way={n}"], "train_way"),
+    (FEW_SHOT, ["dataset=sinusoid", "model=mlp", "method=protonet"], "method"),
+    (FEW_SHOT, ["dataset=sinusoid", "model=mlp", "memory.stream=true"], "memory.stream"),
+    (FEW_SHOT, ["method=protonet", "memory.remat=true"], "memory.remat"),
+    (FEW_SHOT, ["way={n}000"], "way"),
+    (FEW_SHOT, ["shot={n}000"], "shot"),
+    (FEW_SHOT, ["distributed.process={n}"], "distributed.address"),
+    (FEW_SHOT, ["distributed.address=localhost:1234", "distributed.processes=2", "distributed.process={n}"], "process"),
+    (FEW_SHOT, ["distributed.address=localhost", "distributed.processes=2", "distributed.process=0"], "address"),
+    (RL, ["method=gittins", "env=tabular_mdp"], "method"),
+    (RL, ["method=maml", "env.episodes={n}"], "env.episodes"),
+    (RL, ["distributed.processes={n}"], "distributed.address"),
+]
+
+
+def scalars(part):
+    """`{key: type}` of the schema, one level deep, and of the factories that its groups name by default."""
+    found = {}
+    for field in dataclasses.fields(SCHEMAS[part]):
+        kind = typing.get_type_hints(SCHEMAS[part])[field.name]
+        if dataclasses.is_dataclass(kind):
+            inner = typing.get_type_hints(kind)
+            found |= {f"{field.name}.{each.name}": inner[each.name] for each in dataclasses.fields(kind)}
+        else:
+            found[field.name] = kind
+    for group, option in (("method", "rl2" if part == RL else "maml"), ("optimizer", "adam")):
+        file = next(
+            folder / group / f"{option}.yaml"
+            for folder in (conf_dir(part), conf_dir(COMMON))
+            if (folder / group / f"{option}.yaml").exists()
+        )
+        node = OmegaConf.load(file)
+        module, _, name = node.get(group, node)["_target_"].rpartition(".")
+        hints = typing.get_type_hints(getattr(importlib.import_module(module), name))
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        found |= {f"{group}.{key}": hints[key] for key, p in parameters.items() if p.default is not p.empty}
+    return {key: plain for key, kind in found.items() if (plain := plain_type(kind)) in WRONG}
+
+
+def plain_type(kind):
+    """`int` of `int | None`."""
+    if isinstance(kind, types.UnionType):
+        kinds = [each for each in typing.get_args(kind) if each is not type(None)]
+        return kinds[0] if len(kinds) == 1 else None
+    return kind
+
+
+def drawn(count=COUNT, seed=SEED):
+    """Commands that cannot work: `(part, settings, what the message has to name)`."""
+    rng, found = random.Random(seed), []
+    while len(found) < count:
+        part = rng.choice([FEW_SHOT, FEW_SHOT, RL])
+        known = scalars(part)
+        key = rng.choice(sorted(known))
+        kind = ["wrong type", "out of range", "no such thing", "contradictory"][len(found) % 4]
+        if kind == "wrong type":
+            settings, named = [f"{key}={rng.choice(WRONG[known[key]])}"], key
+        elif kind == "out of range":
+            key = rng.choice(sorted(each for each in known if known[each] in OUTSIDE))
+            settings, named = [f"{key}={rng.choice(OUTSIDE[known[key]])}"], key
+        elif kind == "no such thing":
+            place = rng.randrange(len(key) - 1)
+            wrong = key[:place] + key[place + 1] + key[place] + key[place + 2 :]
+            if wrong == key:
+                continue
+            settings, named = rng.choice([([f"{wrong}=1"], ""), (["method=" + wrong.replace(".", "_")], "method")])
+        else:
+            part, settings, named = rng.choice(CONTRADICTIONS)
+            settings = [setting.format(n=rng.randint(6, 60)) for setting in settings]
+        if (part, settings, named) not in found:
+            found.append((part, settings, named))
+    return found
+
+
+@pytest.mark.parametrize(
+    "part, settings, named", drawn(), ids=lambda value: "+".join(value) if isinstance(value, list) else ""
+)
+def test_it_ends_at_once_in_a_message(part, settings, named, tmp_path):
+    began = time.monotonic()
+    done = metarun(*settings, "hydra.run.dir=run", cwd=tmp_path, command=COMMANDS[part], timeout=60)
+    took = time.monotonic() - began
+    said = done.stdout + done.stderr
+    assert done.returncode not in (0, 75) and "Traceback" not in said, said
+    assert [line.startswith("metarun: ") for line in done.stderr.splitlines()].count(True) == 1, said
+    assert named in done.stderr[done.stderr.index("metarun: ") :], said
+    assert took < SECONDS, took
+    assert not [path for name in ("metrics.jsonl", "checkpoints", "result.json") for path in tmp_path.rglob(name)]
