@@ -108,3 +108,19 @@ def test_it_ends_at_once_in_a_message(part, settings, named, tmp_path):
     assert named in done.stderr[done.stderr.index("metarun: ") :], said
     assert took < SECONDS, took
     assert not [path for name in ("metrics.jsonl", "checkpoints", "result.json") for path in tmp_path.rglob(name)]
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (["seed=4294967296"], "seed=4294967296"),  # which JAX would take for 0
+        (["eval_seed=1000000000000000000000000000000"], "0 to 4294967295"),
+        (["steps=100000000000000000000"], "1 to 2147483647"),
+        (["resume=2"], "resume=2"),
+        (["method=from_scratch", "steps=-1"], "steps=-1"),
+        (["distributed.processes=0"], "distributed.processes=0"),
+        (["method={a: 1}"], "method={a: 1}"),
+    ],
+)
+def test_what_would_have_been_taken_for_something_else_is_refused(settings, named, tmp_path):
+    test_it_ends_at_once_in_a_message(FEW_SHOT, settings, named, tmp_path)

@@ -65,20 +65,25 @@ def hurry(job=None):
             subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=False)
 
 
-def await_end(job, timeout=500):
-    """Waits until a job has left the queue."""
+def await_words(words, log, job, timeout=500):
+    """Waits until the log of a job says `words`."""
     deadline = time.monotonic() + timeout
-    while slurm("squeue", "-h", "-t", "all", "-o", "%A %T").count(f"{job} "):
-        states = [
-            line.split()[1]
-            for line in slurm("squeue", "-h", "-t", "all", "-o", "%A %T").splitlines()
-            if line.startswith(job)
-        ]
-        if states and all(state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") for state in states):
-            return
+    while not (log.exists() and words in log.read_text()):
+        assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
+        hurry(job)
+        time.sleep(0.5)
+
+
+def await_end(job, timeout=500):
+    """Waits until a job has left the queue. One that is being queued again looks, for a moment, as if it had."""
+    deadline = time.monotonic() + timeout
+    states = ["PENDING"]
+    while any(state not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") for state in states):
         assert time.monotonic() < deadline
         hurry(job)
         time.sleep(1)
+        lines = [line.split() for line in slurm("squeue", "-h", "-t", "all", "-o", "%F %T").splitlines()]
+        states = [state for number, state in lines if number == job]
 
 
 def numbers(directory):
@@ -141,9 +146,10 @@ def test_the_template_of_a_job_has_it_queued_again(tmp_path, environment):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     slurm("scancel", "--signal=USR1", job)  # what Slurm sends before the time is up
+    await_words("Resuming at step", tmp_path / f"slurm-{job}.log", job)
     await_end(job)
     said = (tmp_path / f"slurm-{job}.log").read_text()
-    assert "Stopped by SIGUSR1" in said and "Resuming at step" in said, said
+    assert "Stopped by SIGUSR1" in said, said
     local = metarun(*points, "hydra.run.dir=local", cwd=tmp_path, **environment)
     assert local.returncode == 0, local.stderr
     assert_same_run(directory, tmp_path / "local")

@@ -91,6 +91,9 @@ def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
         ]
     assert values == {f"- outer_lr={trial.params['outer_lr']}": trial.value for trial in trials}
     assert len(trials) == 4
+    regression = ["dataset=sinusoid", "model=mlp", "hydra.sweeper.direction=minimize"]
+    other = metarun(*[argument for argument in search if argument not in POINT], *regression, cwd=tmp_path)
+    refused(other, "hydra.sweeper.direction", "hydra.sweeper.study_name")
 
     free = [argument for argument in search if "storage" not in argument]
     refused(metarun(*free, "eval_every=0", cwd=tmp_path), "eval_every=0", "not by the test")

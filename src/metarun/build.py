@@ -13,7 +13,7 @@ from metarun.composition import Keys, Run, circumstances, identity, layouts_of, 
 from metarun.config import FEW_SHOT
 from metarun.data.class_bank import SplitBank
 from metarun.data.fitting import fitted, input_shape
-from metarun.errors import ConfigError, DataError, MetarunError, non_negative_int, positive_int
+from metarun.errors import ConfigError, DataError, MetarunError, positive_int, seed_of
 from metarun.experiment import few_shot
 from metarun.memory import available, parse_limit
 from metarun.processes import join
@@ -188,8 +188,8 @@ def _experiment(
         dataset,
         keys.call("optimizer"),
         layouts,
-        seed=non_negative_int("seed", keys["seed"]),
-        eval_seed=non_negative_int("eval_seed", keys["eval_seed"]),
+        seed=seed_of("seed", keys["seed"]),
+        eval_seed=seed_of("eval_seed", keys["eval_seed"]),
         meta_batch_size=meta_batch_size,
         protocol={
             **{key: sizes[key] for key in ("way", "shot") if key in sizes},

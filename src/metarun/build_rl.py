@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from metarun.backend import set_precision
 from metarun.composition import Keys, Run, circumstances, identity, layouts_of, selection_of, set_by_user, settings_of
 from metarun.config import RL
-from metarun.errors import non_negative_int, positive_int
+from metarun.errors import positive_int, seed_of
 from metarun.memory import available, parse_limit
 from metarun.processes import join
 from metarun.rl.experiment import meta_rl
@@ -50,8 +50,8 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         learners,
         environment,
         layouts,
-        seed=non_negative_int("seed", keys["seed"]),
-        eval_seed=non_negative_int("eval_seed", keys["eval_seed"]),
+        seed=seed_of("seed", keys["seed"]),
+        eval_seed=seed_of("eval_seed", keys["eval_seed"]),
         meta_batch_size=meta_batch_size,
         protocol={
             "environment": choices["env"],

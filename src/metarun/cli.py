@@ -234,6 +234,12 @@ def _told(entry: Callable[[], object], hint: str = "", part: str = FEW_SHOT) -> 
     except (HydraException, OmegaConfBaseException) as error:
         print(f"metarun: {_explained(error, part)}", file=sys.stderr)
         return _MISTAKE
+    except ValueError as error:  # those of Hydra's own code and of its plugins that are a user's mistake
+        message = _mistaken(str(error), part)
+        if message is None:
+            raise
+        print(f"metarun: {message}", file=sys.stderr)
+        return _MISTAKE
     except KeyboardInterrupt:
         print("metarun: interrupted; nothing was lost.", file=sys.stderr)
         return 130
@@ -252,11 +258,35 @@ def _explained(error: Exception, part: str) -> str:
     unknown = re.search(r"Could not override '([\w./]+)'", message)
     if unknown and ("not in" in message or "No match" in message):
         key = unknown.group(1)
+        if key in _groups(part):
+            return _no_option(part)
         near = difflib.get_close_matches(key, _known_keys(part), n=3)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         ways_out = f"`{COMMANDS[part]} --help` lists the main keys and `--cfg job` all."
         return f"{key}: there is no such key for this choice.{meant} {ways_out}"
     return message
+
+
+def _mistaken(message: str, part: str) -> str | None:
+    """What to tell a user of a `ValueError` by its message; None of one that is no mistake of theirs."""
+    if "Config group override must be" in message:
+        return _no_option(part)
+    if "study direction" in message:
+        return (
+            f"hydra.sweeper.direction: the study in hydra.sweeper.storage was begun with another ({message}) "
+            "Leave it as it was, or give hydra.sweeper.study_name another name."
+        )
+    return None
+
+
+def _groups(part: str) -> set[str]:
+    return {folder.name for folder in [*conf_dir(part).iterdir(), *conf_dir(COMMON).iterdir()] if folder.is_dir()}
+
+
+def _no_option(part: str) -> str:
+    """What is said of a value for a group that no option could be called."""
+    given = [argument for argument in sys.argv[1:] if argument.partition("=")[0].lstrip("+") in _groups(part)]
+    return f"{' '.join(given)}: expected the name of an option for each, as `{COMMANDS[part]} --help` lists them."
 
 
 def _known_keys(part: str) -> list[str]:

@@ -1,5 +1,6 @@
 """A composed configuration, read with care: factories called with their keys, and no key left unread."""
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,14 +112,10 @@ class Keys:
 
 def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
     """How long and how often; `trains`: whether the method has meta-parameters."""
-    # Where there are none, one step says all that training can say, and there is nothing to select.
-    steps, eval_every = keys["steps"], keys["eval_every"]
-    if not trains:
-        steps, eval_every = 1, 0
-    return RunSettings(
-        steps=steps,
+    settings = RunSettings(
+        steps=keys["steps"],
         steps_per_dispatch=keys["steps_per_dispatch"],
-        eval_every=eval_every,
+        eval_every=keys["eval_every"],
         val_tasks=keys["val_tasks"],
         eval_tasks=keys["eval_tasks"],
         checkpoint_every=keys["checkpoint_every"],
@@ -126,6 +123,8 @@ def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
         time_limit=keys["time_limit"],
         resume=keys["resume"],
     )
+    # Where there are none, one step says all that training can say, and there is nothing to select.
+    return settings if trains else dataclasses.replace(settings, steps=1, eval_every=0)
 
 
 def set_by_user(keys: Keys, part: str) -> list[str]:

@@ -65,7 +65,7 @@ class AnyRunConfig:
     log_every: int = MISSING
     steps_per_dispatch: int = MISSING
     time_limit: float | None = MISSING
-    resume: bool = MISSING
+    resume: Any = MISSING  # `RunSettings` checks it: as a bool, 2 would be true
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     method: Any = MISSING
     optimizer: Any = MISSING

@@ -1,7 +1,10 @@
 """What a user is told when an input is wrong, and the checks that say it."""
 
-import math
+import sys
 from collections.abc import Iterable, Sequence
+
+# A device counts in 32 bits: with signs what there is of a thing, without what a key of random numbers is made of.
+_MOST, _LAST_SEED = 2**31 - 1, 2**32 - 1
 
 
 class MetarunError(Exception):
@@ -31,21 +34,30 @@ class DataError(MetarunError):
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _whole(key: str, value: object, least: int, allowed: str, most: int = _MOST) -> int:
+    if not _real(value) or value != int(value) or value < least:
+        raise ConfigError(key, value, allowed)
+    if value > most:
+        raise ConfigError(key, value, f"a whole number from {least} to {most}")
+    return int(value)
 
 
 def positive_int(key: str, value: object) -> int:
     """Returns `value` if it is a whole number of at least 1; raises `ConfigError` otherwise."""
-    if not _real(value) or value != int(value) or value < 1:
-        raise ConfigError(key, value, "a whole number, 1 or more")
-    return int(value)
+    return _whole(key, value, 1, "a whole number, 1 or more")
 
 
 def non_negative_int(key: str, value: object) -> int:
     """Returns `value` if it is a whole number of at least 0; raises `ConfigError` otherwise."""
-    if not _real(value) or value != int(value) or value < 0:
-        raise ConfigError(key, value, "a whole number, 0 or more")
-    return int(value)
+    return _whole(key, value, 0, "a whole number, 0 or more")
+
+
+def seed_of(key: str, value: object) -> int:
+    """Returns `value` if it is a whole number of 32 bits: JAX drops all further ones, and so would repeat a run."""
+    return _whole(key, value, 0, f"a whole number from 0 to {_LAST_SEED}", _LAST_SEED)
 
 
 def positive_float(key: str, value: object) -> float:

@@ -25,6 +25,10 @@ def join(address: str | None, processes: int | None, process: int | None) -> Non
     Raises:
       ConfigError: for a value that is not allowed.
     """
+    if processes is not None:
+        positive_int("distributed.processes", processes)
+    if process is not None:
+        non_negative_int("distributed.process", process)
     if address is None and launched()[0] == 1:
         if processes is not None or process is not None:
             raise ConfigError("distributed.address", address, "host:port of the first process")
