@@ -9,10 +9,10 @@ smaller one, with 8 filters, shows what is not computation. Every form is measur
 The model of a step of N tasks on D devices that compute at once:
 
     seconds = fixed + ceil(N / D) * task + all_reduce(D)
-    all_reduce = messages * 2 log2(D) latency + 2 (D - 1) / D bytes / bandwidth
+    all_reduce = 2 log2(D) latency + 2 (D - 1) / D bytes / bandwidth
 
-A message is a parameter or a metric: on a CPU each is summed by itself. `fixed` and `task` are fitted to one device, `latency` and `bandwidth` to all-reduces alone between two processes. The
-steps of two devices and of two processes are then predicted, and held against what was measured.
+`fixed` and `task` are fitted to one device, `latency` and `bandwidth` to all-reduces alone. The steps of two devices and
+of two processes are then predicted, and held against what was measured.
 """
 
 import argparse
@@ -45,7 +45,6 @@ class Model(NamedTuple):
       latency: of one message between devices.
       bandwidth: bytes a second between them.
       gradient: bytes of the gradient.
-      messages: arrays that are summed over devices, one after the other.
     """
 
     fixed: float
@@ -53,13 +52,11 @@ class Model(NamedTuple):
     latency: float
     bandwidth: float
     gradient: int
-    messages: int = 1
 
     def all_reduce(self, devices: int) -> float:
         if devices == 1:
             return 0.0
-        latencies = self.messages * 2 * math.log2(devices)
-        return latencies * self.latency + 2 * (devices - 1) / devices * self.gradient / self.bandwidth
+        return 2 * math.log2(devices) * self.latency + 2 * (devices - 1) / devices * self.gradient / self.bandwidth
 
     def terms(self, num_tasks: int, devices: int) -> dict[str, float]:
         """Seconds of what a step consists of; "idle" is what devices wait where tasks do not divide evenly."""
@@ -75,12 +72,12 @@ class Model(NamedTuple):
         return sum(self.terms(num_tasks, devices).values())
 
 
-def fitted(steps: Mapping[int, float], reduced: Mapping[int, float], gradient: int, messages: int) -> Model:
+def fitted(steps: Mapping[int, float], reduced: Mapping[int, float], gradient: int) -> Model:
     """The model of measured seconds: of steps by number of tasks on one device, of all-reduces by bytes between two."""
     fixed, task = _line(steps)
     constant, slope = _line(reduced)
     # Between two: 2 latency + bytes / bandwidth.
-    return Model(fixed, task, constant / 2, 1 / slope, gradient, messages)
+    return Model(fixed, task, constant / 2, 1 / slope, gradient)
 
 
 def _line(points: Mapping[int, float]) -> tuple[float, float]:
@@ -123,7 +120,7 @@ def measured(rounds: int, seconds: float) -> dict[str, Any]:
         for size in GRADIENTS
         for values in [[each["reduced"][str(size)] for each in found if each["form"] == [processes, devices]]]
     ]
-    return {"steps": steps, "reduced": reduced, "gradient": found[0]["gradient"], "messages": found[0]["messages"]}
+    return {"steps": steps, "reduced": reduced, "gradient": found[0]["gradient"]}
 
 
 def _in_processes(processes: int, devices: int, seconds: float) -> dict[str, Any]:
@@ -188,8 +185,7 @@ def child(processes: int, number: int, address: str, seconds: float) -> dict[str
         program = jax.jit(summed)
         call = lambda x, n, program=program: program(x, placed(np.int32(n), layout.replicated))
         reduced[str(size)] = _seconds(call, placed(np.ones(size // 4, np.float32), layout.replicated), seconds / 4)
-    messages = len(jax.tree.leaves(trial.init().params)) + len(trial.step(trial.init(), 1)[1])
-    return {"steps": steps, "reduced": reduced, "gradient": gradient, "messages": messages}
+    return {"steps": steps, "reduced": reduced, "gradient": gradient}
 
 
 def _seconds(call: Any, state: Any, seconds: float) -> float:
@@ -250,7 +246,6 @@ def table(found: Mapping[str, Any]) -> str:
                 alone,
                 {e["bytes"]: e["seconds"] for e in found["reduced"] if (e["processes"], e["devices"]) == form},
                 gradient,
-                int(found["messages"]),
             )
             for form in ((1, 2), (2, 1))
         }

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from metarun.types import Array, Metrics, Params
@@ -140,7 +141,7 @@ def mean_gradient(
         _, metrics = jax.eval_shape(chunk_loss, params, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, metrics))
         sums, _ = lax.scan(add, zeros, (chunks, counted))
-        return jax.tree.map(lambda x: lax.psum(x, _AXIS) / num_tasks, sums)
+        return jax.tree.map(lambda x: x / num_tasks, _over_devices(sums) if layout.mesh.size > 1 else sums)
 
     return _sharded(on_device, layout, 2, stacked=False)(params, shared, chunks, counted)
 
@@ -150,6 +151,17 @@ def _each(fn, chunk):
     if jax.tree.leaves(chunk)[0].shape[0] > 1:
         return jax.vmap(fn)(chunk)
     return jax.tree.map(lambda x: x[None], fn(jax.tree.map(lambda x: x[0], chunk)))
+
+
+def _over_devices(sums):
+    """Sums over the devices, in one message for each dtype: between machines, every message costs its latency."""
+    leaves, structure = jax.tree.flatten(sums)
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        places = [place for place, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        joined, split = ravel_pytree([leaves[place] for place in places])
+        for place, leaf in zip(places, split(lax.psum(joined, _AXIS)), strict=True):
+            leaves[place] = leaf
+    return structure.unflatten(leaves)
 
 
 def _chunks(layout, tasks, padding=None):
