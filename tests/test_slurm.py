@@ -57,19 +57,31 @@ def begin(arguments, cwd, environment):
         )
 
 
-def hurry(job=None):
-    """Starts what waits because it was queued again, for which Slurm would take two minutes."""
+def hurry(job=None, wait=20, since={}):  # noqa: B006
+    """Starts what waits because it was queued again, for which Slurm would take two minutes.
+
+    Not at once: word that the first attempt has ended may reach Slurm late, and then ends the second.
+    """
     for line in slurm("squeue", "-h", "-t", "PENDING", "-o", "%i %r").splitlines():
         number, reason = line.split(maxsplit=1)
         if reason == "BeginTime" and job in (None, number.split("_")[0]):
-            subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=False)
+            if time.monotonic() - since.setdefault(number, time.monotonic()) > wait:
+                subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=False)
+        else:
+            since.pop(number, None)
+
+
+def state_of(job):
+    """What Slurm says of a job, for the message of a test that fails."""
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False)
+    return shown.stdout + shown.stderr
 
 
 def await_words(words, log, job, timeout=500):
     """Waits until the log of a job says `words`."""
     deadline = time.monotonic() + timeout
     while not (log.exists() and words in log.read_text()):
-        assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
+        assert time.monotonic() < deadline, state_of(job) + (log.read_text() if log.exists() else "no log")
         hurry(job)
         time.sleep(0.5)
 
