@@ -64,6 +64,7 @@ FLOORS = [
         "metarun.svm",
     ],
     [
+        "metarun.cell",
         "metarun.losses",
         "metarun.processes",
         "metarun.unify",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from metarun.cell import stated
 from metarun.config import conf_dir
 from metarun.errors import ConfigError, MetarunError
 from metarun.machine import device_name, versions
@@ -27,6 +28,7 @@ _MAY_CHANGE = (
     "resume",
     "distributed",
     "logger",
+    "cell",
     "dataset.source",
     "memory",
 )
@@ -142,6 +144,7 @@ def selection_of(settings: RunSettings) -> dict[str, Any]:
 def circumstances(keys: Keys, experiment: Experiment, devices: Sequence[Any]) -> dict[str, Any]:
     """The facts that close those of every run."""
     return {
+        **stated(keys["cell"]),
         "seed": keys["seed"],
         "sizes": experiment.sizes(),
         "device": device_name(devices),

@@ -67,6 +67,7 @@ class AnyRunConfig:
     time_limit: float | None = MISSING
     resume: Any = MISSING  # `RunSettings` checks it: as a bool, 2 would be true
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    cell: Any = MISSING  # `Cell` checks it
     method: Any = MISSING
     optimizer: Any = MISSING
     logger: Any = MISSING
