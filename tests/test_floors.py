@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 FLOORS = [
     ["metarun.cli"],
     ["metarun.sweep"],
-    ["metarun.evaluation", "metarun.prediction", "metarun.replay", "metarun.together"],
+    ["metarun.evaluation", "metarun.prediction", "metarun.replay", "metarun.reproduce", "metarun.together"],
     ["metarun.build", "metarun.build_rl", "metarun.data_sets", "metarun.saved_run"],
     ["metarun.composition", "metarun.report.rl_outcome"],
     [
@@ -65,6 +65,8 @@ FLOORS = [
     ],
     [
         "metarun.cell",
+        "metarun.equivalence",
+        "metarun.protocol",
         "metarun.losses",
         "metarun.processes",
         "metarun.unify",
@@ -102,7 +104,7 @@ KNOWN_TO = {
     "hydra": ["metarun.cli", "metarun.config", "metarun.saved_run", "metarun.sweep"],
     "omegaconf": [
         *("metarun.cli", "metarun.build*", "metarun.composition", "metarun.config", "metarun.saved_run"),
-        "metarun.sweep",
+        *("metarun.reproduce", "metarun.sweep"),
     ],
 }
 

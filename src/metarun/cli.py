@@ -90,6 +90,37 @@ def replay_main() -> None:
     )
 
 
+def reproduce_main() -> None:
+    """`metarun-reproduce`: runs a cell of a paper's table, and says whether its figure is reproduced."""
+    parser = argparse.ArgumentParser(
+        prog="metarun-reproduce",
+        usage="metarun-reproduce (--list | PAPER/CELL [seeds=N] [output=DIR] [KEY=VALUE ...])",
+        description="Runs, or resumes, a published experiment, and says by a test of equivalence whether it reproduces.",
+        epilog=_REPRODUCE_KEYS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--list", action="store_true", help="the cells, with their published figures and ours")
+    parser.add_argument("cell", nargs="?", metavar="PAPER/CELL", help="as --list names it")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    sys.exit(_told(lambda: _reproduce(arguments)))
+
+
+_REPRODUCE_KEYS = """\
+keys:
+  seeds      how many, from seed 0 on (default: 1); the verdict then covers how much seeds differ
+  output     directory that holds one for each seed (default: outputs/reproduce/CELL)
+  KEY        any key of the run, such as dataset.source=DIR or eval_tasks=5000
+
+The same command resumes, and adds seeds. A cell that ends in _quick is a short version for two CPU cores.
+
+verdict, by exit code: the difference from the published value, with its 95% interval over test tasks and seeds, lies
+  0  reproduced: within the margin that the experiment states
+  3  not reproduced: beyond it
+  4  undecided: across it; or a check has failed
+Other codes are those of the run: 1 the system refused something, 2 a mistake in a setting, 75 stopped, to be continued.
+"""
+
 _REPLAY_KEYS = """\
 keys:
   run        directory of a run that has ended because a number was not finite
@@ -182,6 +213,18 @@ def _replay(settings: list[str]) -> None:
 
     if not replay(directory, [setting for setting in settings if not setting.startswith("run=")], Console()):
         sys.exit(_FAILED)
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from metarun import reproduce
+
+    if arguments.list:
+        return reproduce.listed(Console())
+    code = reproduce.reproduce(arguments.cell, _pairs(arguments.settings), Console())
+    if code:
+        sys.exit(code)
 
 
 def _predict(settings: list[str]) -> None:

@@ -20,7 +20,7 @@ from metarun.types import Experiment
 
 # What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
 # how it is fitted to a device.
-_MAY_CHANGE = (
+MAY_DIFFER = (
     "steps",
     "eval_tasks",
     "checkpoint_every",
@@ -179,5 +179,5 @@ def identity(values: Mapping[str, Any], choices: Mapping[str, str], facts: Mappi
         else:
             flat[key] = value
     over_the_run = values["optimizer"].get("schedule") in OVER_THE_RUN
-    may_change = set(_MAY_CHANGE) - ({"steps"} if over_the_run else set())
+    may_change = set(MAY_DIFFER) - ({"steps"} if over_the_run else set())
     return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}

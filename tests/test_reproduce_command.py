@@ -1,0 +1,111 @@
+"""`metarun-reproduce`: the run, its verdict by exit code, what differs from the paper's settings, and what is refused."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from test_cli import metarun, refused
+
+from metarun.cell import Cell, Figure
+from metarun.config import FEW_SHOT
+from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from metarun.reproduce import Named, cells, differing, find, judged, said
+
+CELL = "finn2017/maml_omniglot_5w1s_quick"
+# Of a run that takes seconds, without Omniglot.
+SMALL = [
+    "dataset=glyphs",
+    "dataset.test_rotations=false",
+    "steps=2",
+    "eval_every=0",
+    "eval_tasks=20",
+    "model.filters=4",
+]
+
+
+def result(value, ci95=0.003, passed=True):
+    checks = {"query_order": {"passed": True}, "relabelling": {"passed": passed}}
+    return {"metric": "accuracy", "value": value, "ci95": ci95, "num_tasks": 600, "checks": checks}
+
+
+def named(**changes):
+    return find(CELL)._replace(**changes)
+
+
+@pytest.mark.parametrize("values, expected", [([0.9865], REPRODUCED), ([0.965], NOT_REPRODUCED), ([0.978], UNDECIDED)])
+def test_the_verdict_is_that_of_the_test_of_equivalence(values, expected):
+    assert judged(named(), [result(value) for value in values]).verdict.verdict == expected
+
+
+def test_nothing_is_reproduced_whose_checks_fail():
+    outcome = judged(named(), [result(0.987), result(0.987, passed=False)])
+    assert outcome.verdict.verdict == UNDECIDED and outcome.failed == ["relabelling"]
+    assert judged(named(), [result(0.9, passed=False)]).verdict.verdict == NOT_REPRODUCED
+
+
+def test_what_is_said_of_it():
+    stream = io.StringIO()
+    outcome = judged(named(), [result(value) for value in (0.972, 0.974, 0.979)])
+    said(named(), outcome, differing(named(), []), Console(file=stream, width=100))
+    words = " ".join(stream.getvalue().split())
+    assert "98.70% ± 0.40% Finn et al. 2017, table 1" in words
+    assert "600 tasks and 3 seeds (97.20%, 97.40%, 97.90%)" in words
+    assert "No number of test tasks would decide" in words and "difference -1.2 ±" in words
+    assert "steps: 16000, the paper's 60000" in words
+
+
+def test_what_differs_from_the_papers_settings_is_that_of_the_test_first():
+    found = differing(named(), ["shot=5", "outer_lr=0.5", "memory.chunk=2", "log_every=1", "dataset.source=x"])
+    keys = [difference.key for difference in found]
+    assert keys[:2] == ["shot", "eval_query_shot"] and {"outer_lr", "steps", "meta_batch_size"} <= {*keys[2:]}
+    assert not {"memory.chunk", "log_every", "dataset.source", "cell", "cell.quick_of", "experiment"} & {*keys}
+    assert next(each for each in found if each.key == "outer_lr")[1:] == (0.001, 0.5)
+    assert differing(find("finn2017/maml_omniglot_5w1s"), []) == []
+
+
+def test_every_cell_has_a_name_of_its_own():
+    names = [each.name for each in cells()]
+    assert len(names) == len({*names}) > 1 and CELL in names
+    for each in cells():
+        if each.cell.quick_of is not None:
+            assert find(f"{each.paper}/{each.cell.quick_of}").cell.quick_of is None
+
+
+def test_a_cell_runs_resumes_adds_seeds_and_exits_by_its_verdict(tmp_path):
+    one = metarun(CELL, *SMALL, "output=cell", cwd=tmp_path, command="metarun-reproduce")
+    assert one.returncode == 3, one.stderr
+    assert "NOT REPRODUCED" in one.stdout and "dataset: glyphs, the paper's omniglot" in one.stdout
+    value = json.loads((tmp_path / "cell" / "0" / "result.json").read_text())
+    assert value["published"]["finn2017"]["value"] == 0.987 and value["seed"] == 0
+    two = metarun(CELL, *SMALL, "output=cell", "seeds=2", cwd=tmp_path, command="metarun-reproduce")
+    assert two.returncode == 3 and "is complete: 2 steps" in two.stderr and "and 2 seeds" in two.stdout
+    assert json.loads((tmp_path / "cell" / "1" / "result.json").read_text())["seed"] == 1
+    assert json.loads((tmp_path / "cell" / "0" / "result.json").read_text()) == value
+
+
+def test_what_is_refused(tmp_path):
+    def command(*arguments):
+        return metarun(*arguments, cwd=tmp_path, command="metarun-reproduce")
+
+    refused(command("finn2017/maml_omniglot_5w2s"), "there is no such cell", "finn2017/maml_omniglot_5w1s", "--list")
+    refused(command(), "there is no such cell", "--list")
+    refused(command(CELL, "seeds=0"), "seeds=0", "1 or more")
+    refused(command(CELL, "seeds=many"), "seeds=many")
+    refused(command(CELL, "seed=3"), "seed=3", "seeds=N")
+    refused(command(CELL, "no_such_key=1"), "no_such_key")
+    assert not any(tmp_path.iterdir())
+    wrong = command(CELL, *SMALL, "method.inner_lr=abc", "output=cell")
+    assert wrong.returncode == 2 and "method.inner_lr" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_the_list_names_cells_with_their_figures(tmp_path):
+    done = metarun("--list", cwd=tmp_path, command="metarun-reproduce")
+    line = next(line for line in done.stdout.splitlines() if line.startswith(f"{CELL} "))
+    assert "98.70% ± 0.40%" in line and "97.41% ± 0.28%" in line and "table 1" in line
+
+
+def test_a_test_that_is_not_finite_has_no_verdict():
+    cell = Cell(published={"paper": Figure(0.5, None, "table 1")}, margin=0.1)
+    with pytest.raises(Exception, match="paper/x: a seed's test is not finite"):
+        judged(Named("paper/x", "paper", "x", FEW_SHOT, cell), [result(None)])
