@@ -5,10 +5,12 @@ import pickle
 import subprocess
 import time
 
+import numpy as np
 import pytest
 from test_cli import METARUN, SMALL, metarun, refused
 
 from metarun.errors import ConfigError
+from metarun.sweep import distribution_of
 
 POINT = ["method=protonet", *SMALL]
 
@@ -103,3 +105,31 @@ def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
 def test_a_user_mistake_comes_back_from_another_process():
     error = pickle.loads(pickle.dumps(ConfigError("way", 0, "a whole number, 1 or more")))
     assert (str(error), error.key) == ("way=0: expected a whole number, 1 or more.", "way")
+
+
+def test_seeds_are_trained_together_each_as_it_would_be_alone_and_their_distribution_is_said(tmp_path):
+    done = metarun(*POINT, "seeds=3", "seed=4", "hydra.run.dir=seeds", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 runs together" in done.stderr
+    found = json.loads((tmp_path / "seeds" / "seeds.json").read_text())
+    values = [results(tmp_path / "seeds")[name] for name in ("0", "1", "2")]
+    assert found["seeds"] == [4, 5, 6] and found["values"] == values
+    assert found["value"] == pytest.approx(np.mean(values)) and found["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert f"3 seeds: accuracy {100 * found['value']:.4g}% ± " in done.stdout
+    alone = metarun(*POINT, "seed=5", "hydra.run.dir=alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    result, single = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("seeds/1", "alone"))
+    assert (result["value"], result["ci95"]) == (single["value"], single["ci95"])
+    again = metarun(*POINT, "seeds=3", "seed=4", "hydra.run.dir=seeds", cwd=tmp_path)
+    assert again.returncode == 0 and again.stderr.count("is complete") >= 1
+
+
+@pytest.mark.parametrize("wrong", ["seeds=0", "seeds=few", "seeds=2 seed=x"])
+def test_wrong_seeds_are_refused(tmp_path, wrong):
+    refused(metarun(*POINT, *wrong.split(), cwd=tmp_path), wrong.split()[-1])
+
+
+def test_points_that_differ_in_more_than_seeds_have_no_distribution(tmp_path):
+    found = [{"point": str(k), "overrides": [f"seed={k}", f"shot={k}"], "value": 0.5} for k in (1, 2)]
+    assert distribution_of(tmp_path, found) is None
+    assert distribution_of(tmp_path, found[:1]) is None

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import COMMANDS, COMMON, FEW_SHOT, RL, SCHEMAS, composed, conf_dir, register
-from metarun.errors import ConfigError, MetarunError
+from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
 
 _FAILED = 1
 _MISTAKE = 2
@@ -166,8 +166,36 @@ def _of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoRetur
     """Ends in what `entry` does with the configuration that the command line composes from a part of `conf/`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
     register()
-    command = hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(entry)
+
+    def command() -> None:
+        sys.argv[1:] = _seeds_as_points(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(entry)()
+
     sys.exit(_told(command, hint="Is hydra.run.dir writable?", part=part))
+
+
+def _seeds_as_points(arguments: list[str]) -> list[str]:
+    """Has `seeds=N` be what it is short for: a sweep of N seeds, from `seed` on, that are trained together.
+
+    Raises:
+      ConfigError: `seeds` or, beside it, `seed` is no whole number.
+    """
+    given: dict[str, str] = {}
+    others = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in ("seeds", "seed"):
+            given[key] = value
+        else:
+            others.append(argument)
+    if "seeds" not in given:
+        return arguments
+    numbers = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
+    count, first = positive_int("seeds", numbers["seeds"]), seed_of("seed", numbers.get("seed", 0))
+    seeds = ",".join(str(seed_of("seed", first + number)) for number in range(count))
+    others = [re.sub("^hydra.run.dir=", "hydra.sweep.dir=", argument) for argument in others]
+    launcher = [] if any(argument.startswith("hydra/launcher=") for argument in others) else ["hydra/launcher=together"]
+    return [*([] if {"-m", "--multirun"} & {*others} else ["-m"]), *others, f"seed={seeds}", *launcher]
 
 
 def _of_settings(entry: Callable[[list[str]], None], prog: str, usage: str, description: str, epilog: str) -> NoReturn:

@@ -22,8 +22,9 @@ from metarun.errors import ConfigError
 OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
 # Launchers that JAX knows by their variables: how many processes there are, and which of them this one is.
 _LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK"}
-# In the directory of a sweep: the command that it is of; and what came of its points, once they are done.
-SWEEP_COMMAND, SWEEP_DONE = "command.json", "sweep.json"
+# In the directory of a sweep: the command that it is of; what came of its points, once they are done; and of
+# points that differ in their seeds alone, how the results are distributed.
+SWEEP_COMMAND, SWEEP_DONE, SWEEP_SEEDS = "command.json", "sweep.json", "seeds.json"
 # The folders of `conf/`: what each command composes from, besides what is common to both.
 FEW_SHOT, RL, COMMON = "few_shot", "rl", "common"
 COMMANDS = {FEW_SHOT: "metarun", RL: "metarun-rl"}

@@ -90,6 +90,11 @@ def verdict(
     return Verdict(found, value, spread.ours, difference, half, more_tasks, more_seeds)
 
 
+def over_seeds(ours: Ours) -> tuple[float, float]:
+    """Our value, the mean over seeds, and half the width of its 95% interval over tasks and seeds."""
+    return float(np.mean(ours.values)), _spread(ours, None, None, 1).ours
+
+
 class _Spread(NamedTuple):
     """Half the widths of 95% intervals: of the difference, and of our value alone."""
 

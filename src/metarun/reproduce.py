@@ -123,10 +123,10 @@ def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -
     overrides = [f"{key}={value}" for key, value in own.items()]
     found = differing(named, overrides)  # before anything is trained: it composes, and so finds mistakes
     results = []
+    code = _run(named, seeds, overrides, directory)
+    if code:
+        return code
     for seed in range(seeds):
-        code = _run(named, seed, overrides, directory / str(seed))
-        if code:
-            return code
         results.append(json.loads((directory / str(seed) / "result.json").read_text(encoding="utf-8")))
     outcome = judged(named, results)
     said(named, outcome, found, console)
@@ -241,11 +241,16 @@ def _why(outcome: Outcome, named: Named) -> str:
     return f"{where} No number of test tasks would decide: {limit}.{alone}"
 
 
-def _run(named: Named, seed: int, overrides: Sequence[str], directory: Path) -> int:
-    """The command of one seed, which resumes what its directory holds; returns its exit code."""
+def _run(named: Named, seeds: int, overrides: Sequence[str], directory: Path) -> int:
+    """The command of the seeds, which resumes what their directories hold; returns its exit code."""
     entry = {FEW_SHOT: "main", RL: "rl_main"}[named.part]
     program = f"import sys; from metarun.cli import {entry}; sys.argv[0] = {COMMANDS[named.part]!r}; {entry}()"
-    own = [f"experiment={named.experiment}", f"seed={seed}", f"hydra.run.dir={directory}"]
+    of_seeds = (
+        ["seed=0", f"hydra.run.dir={directory / '0'}"]
+        if seeds == 1
+        else [f"seeds={seeds}", f"hydra.run.dir={directory}"]
+    )
+    own = [f"experiment={named.experiment}", *of_seeds]
     process = subprocess.Popen([sys.executable, "-c", program, *own, *overrides])
     handed = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {signum: signal.signal(signum, lambda signum, _: process.send_signal(signum)) for signum in handed}

@@ -1,6 +1,7 @@
 """A sweep as a whole: its points trained together, and in the end what came of each of them."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from metarun.config import SWEEP_DONE
+from metarun.config import SWEEP_DONE, SWEEP_SEEDS
+from metarun.equivalence import Ours, over_seeds
 from metarun.files import write_json
 
 
@@ -25,6 +27,9 @@ class Outcome(Callback):
         write_json(directory / SWEEP_DONE, found)
         console = Console()
         console.print(table_of(found))
+        if (distribution := distribution_of(directory, found)) is not None:
+            write_json(directory / SWEEP_SEEDS, distribution)
+            console.print(_in_words(distribution), highlight=False, soft_wrap=True)
         console.print(f"{SWEEP_DONE} and a directory for each point in {directory}", highlight=False, soft_wrap=True)
 
 
@@ -94,6 +99,47 @@ def points(directory: Path) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def distribution_of(directory: Path, found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """How the results of points are distributed that differ in their seeds alone; None where there are no such.
+
+    Args:
+      directory: of the sweep.
+      found: from `points`.
+
+    Returns:
+      `value`, the mean over seeds; `ci95`, half the width of its 95% interval over tasks and seeds; `sd`, the standard
+      deviation over seeds; `values` by `seeds`; and metric, num_tasks and protocol_id, which they share.
+    """
+    others = [{each for each in point["overrides"] if not each.startswith("seed=")} for point in found]
+    if len(found) < 2 or any(other != others[0] for other in others) or any(point["value"] is None for point in found):
+        return None
+    paths = [directory / point["point"] / "result.json" for point in found]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    shared = {key: results[0][key] for key in ("metric", "num_tasks", "protocol_id")}
+    if any(result[key] != value for result in results for key, value in shared.items()):
+        return None
+    values = [result["value"] for result in results]
+    value, ci95 = over_seeds(Ours(values, max(result["ci95"] for result in results), shared["num_tasks"]))
+    seeds = [result["seed"] for result in results]
+    sd = statistics.stdev(values)
+    return {**shared, "value": value, "ci95": ci95, "sd": sd, "seeds": seeds, "values": values}
+
+
+def _in_words(distribution: dict[str, Any]) -> str:
+    scale, unit = (100, "%") if distribution["metric"] == "accuracy" else (1, "")
+    value, ci95, sd, low, high = (
+        f"{scale * number:.4g}{unit}"
+        for number in (
+            *(distribution[key] for key in ("value", "ci95", "sd")),
+            *(pick(distribution["values"]) for pick in (min, max)),
+        )
+    )
+    return (
+        f"{len(distribution['seeds'])} seeds: {distribution['metric']} {value} ± {ci95}, 95% interval over seeds and "
+        f"{distribution['num_tasks']} tasks; standard deviation over seeds {sd}, from {low} to {high}"
+    )
 
 
 def table_of(found: list[dict[str, Any]]) -> Table:
