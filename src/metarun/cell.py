@@ -57,17 +57,20 @@ class Cell(NamedTuple):
 
 
 def cell_of(node: Any) -> Cell:
-    """Reads the node `cell` of a composed configuration, a mapping with the attributes of `Cell` as keys.
+    """Reads the node `cell` of an experiment, a mapping with the attributes of `Cell` as keys.
+
+    There `published` is a list of figures, each with its `paper`: unlike a mapping, it takes the place of that of an
+    experiment from which this one inherits.
 
     Raises:
       ConfigError: an entry is missing, unknown, or of another kind.
     """
     keys = _checked("cell", node, Cell)
-    published = _checked("cell.published", keys["published"])
-    if not published:
-        raise ConfigError("cell.published", published, "paper: {value, ci95, source} for at least one paper")
+    figures = keys["published"]
+    if not isinstance(figures, list) or not figures:
+        raise ConfigError("cell.published", figures, "a list of {paper, value, ci95, source}, one or more")
     return Cell(
-        published={paper: _figure(f"cell.published.{paper}", figure) for paper, figure in published.items()},
+        published=dict(_figure(f"cell.published[{place}]", figure) for place, figure in enumerate(figures)),
         margin=_number("cell.margin", keys["margin"], positive=True),
         differs=tuple(keys.get("differs") or ()),
         quick_of=keys.get("quick_of"),
@@ -83,10 +86,12 @@ def stated(node: Any) -> dict[str, Any]:
     return {"published": {paper: figure._asdict() for paper, figure in cell.published.items()}}
 
 
-def _figure(key: str, node: Any) -> Figure:
-    keys = _checked(key, node, Figure)
+def _figure(key: str, node: Any) -> tuple[str, Figure]:
+    if not isinstance(node, Mapping) or "paper" not in node:
+        raise ConfigError(key, node, "{paper, value, ci95, source}")
+    keys = _checked(key, {name: value for name, value in node.items() if name != "paper"}, Figure)
     ci95 = keys.get("ci95")
-    return Figure(
+    return _text(f"{key}.paper", node["paper"]), Figure(
         value=_number(f"{key}.value", keys["value"]),
         ci95=None if ci95 is None else _number(f"{key}.ci95", ci95, positive=True),
         source=_text(f"{key}.source", keys["source"]),
@@ -100,15 +105,14 @@ def _measured(key: str, node: Any) -> Measured:
     return Measured(**numbers, machine=_text(f"{key}.machine", keys["machine"]))
 
 
-def _checked(key: str, node: Any, of: type | None = None) -> Mapping[str, Any]:
+def _checked(key: str, node: Any, of: type) -> Mapping[str, Any]:
     """`node` if it is a mapping with the fields of a NamedTuple, those without a default all there."""
     if not isinstance(node, Mapping):
         raise ConfigError(key, node, "a mapping")
-    if of is not None:
-        required = [name for name in of._fields if name not in of._field_defaults and name != "ci95" or of is Measured]
-        wrong = [name for name in node if name not in of._fields] + [name for name in required if name not in node]
-        if wrong:
-            raise ConfigError(f"{key}.{wrong[0]}", node.get(wrong[0]), f"{', '.join(of._fields)} as keys of {key}")
+    required = [name for name in of._fields if name not in of._field_defaults and name != "ci95" or of is Measured]
+    wrong = [name for name in node if name not in of._fields] + [name for name in required if name not in node]
+    if wrong:
+        raise ConfigError(f"{key}.{wrong[0]}", node.get(wrong[0]), f"{', '.join(of._fields)} as keys of {key}")
     return node
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,25 +202,26 @@ def said(named: Named, outcome: Outcome, found: Sequence[Difference], console: C
     )
     console.print(Text(named.name, "bold"))
     console.print(table)
+    say = partial(console.print, soft_wrap=True)
     colour = {REPRODUCED: "green", NOT_REPRODUCED: "red", UNDECIDED: "yellow"}[verdict.verdict]
-    console.print(Text.assemble("verdict: ", (verdict.verdict.upper(), f"bold {colour}"), ". ", _why(outcome, named)))
+    say(Text.assemble("verdict: ", (verdict.verdict.upper(), f"bold {colour}"), ". ", _why(outcome)))
     if cell.measured is not None:
         before = cell.measured
         words = f"{_with_ci95(before.value, before.ci95, accuracy)} in {before.minutes:.0f} minutes on {before.machine}"
-        console.print(Text(f"This command has given {words}."))
+        say(Text(f"This command has given {words}."))
     if not found and not cell.differs:
-        console.print("Settings: those of the paper, as far as they are known.")
+        say("Settings: those of the paper, as far as they are known.")
         return
-    console.print("Differs from the paper's settings:")
+    say("Differs from the paper's settings:")
     for text in cell.differs:
-        console.print(Text(f"  {text}"))
+        say(Text(f"  {text}"))
     for difference in found[:_SHOWN]:
-        console.print(Text(f"  {difference.key}: {difference.second}, the paper's {difference.first}"))
+        say(Text(f"  {difference.key}: {difference.second}, the paper's {difference.first}"))
     if len(found) > _SHOWN:
-        console.print(f"  and {len(found) - _SHOWN} more")
+        say(f"  and {len(found) - _SHOWN} more")
 
 
-def _why(outcome: Outcome, named: Named) -> str:
+def _why(outcome: Outcome) -> str:
     verdict, seeds = outcome.verdict, len(outcome.results)
     alone = " This is one seed's; seeds=5 covers how much seeds differ." if seeds == 1 else ""
     if outcome.failed:
@@ -272,7 +274,8 @@ def _options(choices: Mapping[str, str]) -> dict[str, str]:
 
 def _of_test(key: str) -> bool:
     group = key.split(".")[0]
-    return group in ("dataset", "env", "way", "shot") or "eval_" in key or key == "method.query_statistics"
+    named = key in ("way", "shot", "eval_query_shot", "eval_tasks", "eval_seed", "method.query_statistics")
+    return named or group in ("dataset", "env") or key.startswith("method.eval_")
 
 
 def _is_accuracy(named: Named) -> bool:

@@ -1,0 +1,113 @@
+"""The node `cell`: what it says, what of it is refused, and that the experiments' figures are those of the papers."""
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from metarun.cell import Cell, Figure, Measured, cell_of, stated
+from metarun.errors import ConfigError
+from metarun.reproduce import cells
+
+CONF = Path(__file__).parents[1] / "conf"
+EXPERIMENTS = sorted(CONF.glob("*/experiment/*.yaml"))
+FIGURE = {"paper": "finn2017", "value": 0.987, "ci95": 0.004, "source": "table 1"}
+MEASURED = {"value": 0.97, "ci95": 0.003, "minutes": 4, "machine": "two cores"}
+NODE = {"published": [FIGURE], "margin": 0.01}
+# Networks that no paper has a figure for.
+UNPUBLISHED = {"hypernetwork_omniglot_5w1s_quick", "rnn_omniglot_5w1s_quick", "conditional_omniglot_5w1s_quick"}
+# Omniglot 5-way 1-shot, 5-shot, 20-way 1-shot, 5-shot; miniImageNet 5-way 1-shot, 5-shot: as the papers' tables have them.
+COLUMNS = (
+    "omniglot_5w1s",
+    "omniglot_5w5s",
+    "omniglot_20w1s",
+    "omniglot_20w5s",
+    "mini_imagenet_5w1s",
+    "mini_imagenet_5w5s",
+)
+TABLE = {
+    "finn2017/maml": "98.7±0.4 99.9±0.1 95.8±0.3 98.9±0.2 48.70±1.84 63.11±0.92",
+    "raghu2020/maml": "- - 93.7±0.7 96.4±0.1 46.9±0.2 63.1±0.4",
+    "nichol2018/fomaml": "98.3 99.2 89.4 97.9 - -",
+    "finn2017/fomaml": "- - - - 48.07±1.75 63.15±0.91",
+    "nichol2018/reptile": "95.39 98.90 88.14 96.65 - -",
+    "raghu2020/anil": "- - 96.2±0.5 98.0±0.3 46.7±0.4 61.5±0.5",
+    "li2017/meta_sgd": "99.53±0.26 99.93±0.09 95.93±0.38 98.97±0.19 - -",
+    "antoniou2019/maml_plus_plus": "99.47 99.93 97.65±0.05 99.33 52.15±0.26 68.32±0.44",
+    "rajeswaran2019/imaml": "99.16 99.67 94.46 98.69 - -",
+    "snell2017/protonet": "98.8 99.7 96.0 98.9 49.42±0.78 68.20±0.66",
+    "vinyals2016/matching": "98.1 98.9 93.8 98.5 - -",
+    "sung2018/relation": "99.6 99.8 97.6 99.1 - -",
+    "mishra2018/snail": "99.07±0.16 99.78±0.09 97.64±0.30 99.36±0.18 - -",
+    "santoro2016/mann": "82.8 94.9 - - - -",
+}
+
+
+def test_it_is_read_as_it_stands():
+    figure = Figure(0.987, 0.004, "table 1")
+    assert cell_of(NODE) == Cell({"finn2017": figure}, 0.01)
+    whole = {**NODE, "differs": ["words"], "quick_of": "maml", "measured": MEASURED}
+    assert cell_of(whole) == Cell({"finn2017": figure}, 0.01, ("words",), "maml", Measured(**MEASURED))
+    assert stated(NODE) == {"published": {"finn2017": figure._asdict()}} and stated(None) == {}
+
+
+@pytest.mark.parametrize(
+    "node, key",
+    [
+        ("finn2017", "cell=finn2017"),
+        ({"margin": 0.01}, "cell.published=None"),
+        ({**NODE, "margin": -1}, "cell.margin=-1: expected a positive number"),
+        ({**NODE, "margin": True}, "cell.margin=True"),
+        ({**NODE, "margn": 1}, "cell.margn=1: expected published, margin, differs, quick_of, measured"),
+        ({**NODE, "published": []}, "cell.published="),
+        ({**NODE, "published": {"finn2017": FIGURE}}, "cell.published="),
+        ({**NODE, "published": [{"value": 1}]}, "cell.published[0]="),
+        ({**NODE, "published": [{"paper": "x", "value": 1}]}, "cell.published[0].source=None"),
+        ({**NODE, "published": [{**FIGURE, "value": "98%"}]}, "cell.published[0].value=98%: expected a number"),
+        ({**NODE, "published": [{**FIGURE, "ci95": 0}]}, "cell.published[0].ci95=0"),
+        ({**NODE, "measured": {"value": 0.97}}, "cell.measured.ci95=None"),
+        ({**NODE, "measured": {**MEASURED, "machine": 2}}, "cell.measured.machine=2: expected words"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(node, key):
+    with pytest.raises(ConfigError) as raised:
+        cell_of(node)
+    assert key in str(raised.value)
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_the_figures_are_those_of_the_papers(row):
+    paper, method = row.split("/")
+    known = {named.name: named.cell.published[paper] for named in cells() if named.paper == paper}
+    for column, entry in zip(COLUMNS, TABLE[row].split(), strict=True):
+        name = f"{paper}/{method}_{column}"
+        assert (entry != "-") == (name in known), name
+        if entry != "-":
+            value, _, ci95 = entry.partition("±")
+            assert known[name].value == pytest.approx(float(value) / 100), name
+            assert known[name].ci95 == (pytest.approx(float(ci95) / 100) if ci95 else None), name
+
+
+def test_every_experiment_has_a_cell_and_a_quick_one_that_of_the_whole():
+    without = {file.stem for file in EXPERIMENTS if OmegaConf.load(file).get("cell") is None}
+    assert without == UNPUBLISHED
+    named = {(each.paper, each.experiment): each.cell for each in cells()}
+    for (paper, experiment), cell in named.items():
+        assert experiment.endswith("_quick") == (cell.quick_of is not None), experiment
+        if cell.quick_of is not None:
+            assert cell.published == named[paper, cell.quick_of].published
+            assert cell.margin == named[paper, cell.quick_of].margin
+            assert experiment == f"{cell.quick_of}_quick" and cell.measured is not None
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_a_comment_says_the_figure_of_the_keys(file):
+    node = OmegaConf.to_container(OmegaConf.load(file)).get("cell")
+    head = " ".join(line.lstrip("# ") for line in file.read_text().split("\ndefaults")[0].splitlines())
+    said = re.search(r"Published: (\d+\.\d+)(?: ± (\d+\.\d+))?", head)
+    if node is None or said is None or "few_shot" not in str(file):
+        return
+    first = node["published"][0]
+    assert first["value"] == pytest.approx(float(said[1]) / 100)
+    assert first.get("ci95") == (pytest.approx(float(said[2]) / 100) if said[2] else None)
