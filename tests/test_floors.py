@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # From the top. A module stands where its name does or, without that, where the first pattern that fits it does.
 FLOORS = [
     ["metarun.cli"],
-    ["metarun.sweep"],
+    ["metarun.sweep", "metarun.comparison", "metarun.protocol_sweep"],
     ["metarun.evaluation", "metarun.prediction", "metarun.replay", "metarun.reproduce", "metarun.together"],
     ["metarun.build", "metarun.build_rl", "metarun.data_sets", "metarun.saved_run"],
     ["metarun.composition", "metarun.report.rl_outcome"],
@@ -101,10 +101,10 @@ FLOORS = [
 KNOWN_TO = {
     "flax": ["metarun.models.*"],
     "gymnax": ["metarun.rl.environments.from_gymnax"],
-    "hydra": ["metarun.cli", "metarun.config", "metarun.saved_run", "metarun.sweep"],
+    "hydra": ["metarun.cli", "metarun.config", "metarun.saved_run", "metarun.protocol_sweep", "metarun.sweep"],
     "omegaconf": [
         *("metarun.cli", "metarun.build*", "metarun.composition", "metarun.config", "metarun.saved_run"),
-        *("metarun.reproduce", "metarun.sweep"),
+        *("metarun.protocol_sweep", "metarun.reproduce", "metarun.sweep"),
     ],
 }
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import COMMANDS, COMMON, FEW_SHOT, RL, SCHEMAS, composed, conf_dir, register
-from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
+from metarun.errors import ConfigError, MetarunError, one_of, positive_int, seed_of
 
 _FAILED = 1
 _MISTAKE = 2
@@ -121,6 +121,28 @@ verdict, by exit code: the difference from the published value, with its 95% int
 Other codes are those of the run: 1 the system refused something, 2 a mistake in a setting, 75 stopped, to be continued.
 """
 
+
+def compare_main() -> None:
+    """`metarun-compare`: two trained learners on the same test tasks."""
+    _of_settings(
+        _compare,
+        "metarun-compare",
+        "run=DIR with=DIR [protocol=any] [KEY=VALUE ...]",
+        "Tests two runs on the same tasks, where a small difference shows that two separate tests would not tell apart.",
+        _COMPARE_KEYS,
+    )
+
+
+_COMPARE_KEYS = """\
+keys:
+  run, with  directories of the two runs, finished or interrupted
+  protocol   same (the default): different protocols are refused, naming the keys; any: compared all the same
+  KEY        what is to be another than in the runs' own tests, in both, as `metarun-eval --help` lists it: eval_tasks, ...
+
+Prints both values and their difference, second less first, with its 95% interval over the same tasks, and writes it to
+evaluations/ in the directory of the first. A convention that only one of the two methods knows is no difference.
+"""
+
 _REPLAY_KEYS = """\
 keys:
   run        directory of a run that has ended because a number was not finite
@@ -140,7 +162,10 @@ keys:
   eval_tasks, eval_seed      number of the test tasks, and what they are drawn by
   method.eval_inner_steps    inner steps, where the method has them; likewise other method.eval_KEY
   method.query_statistics    whose statistics normalise the queries: query (transductive) or support
+  method.inner_reduction     how the inner loss is summed, where the method has one: mean, sum or class_sum
   memory.KEY                 how tasks are computed on a device, such as memory.stream=true
+  protocol                   sweep: what the same parameters score under every convention of the literature, one at a
+                             time, with the difference to the run's own test; the other keys are those of all rows
 
 of a run of metarun-rl, besides eval_tasks, eval_seed, method.eval_KEY and memory.KEY:
   env                        another environment, whose observations and actions are of the same sizes
@@ -221,14 +246,21 @@ def _pairs(settings: list[str]) -> dict[str, str]:
 
 
 def _evaluate(settings: list[str]) -> None:
-    directory = _pairs(settings).get("run")
+    given = _pairs(settings)
+    protocol = one_of("protocol", given.get("protocol", "own"), ("own", "sweep"))
     _set_up()
 
     from rich.console import Console
 
-    from metarun.evaluation import evaluate
+    overrides = [setting for setting in settings if setting.split("=", 1)[0] not in ("run", "protocol")]
+    if protocol == "sweep":
+        from metarun.protocol_sweep import sweep
 
-    evaluate(directory, [setting for setting in settings if not setting.startswith("run=")], Console())
+        sweep(given.get("run"), overrides, Console())
+    else:
+        from metarun.evaluation import evaluate
+
+        evaluate(given.get("run"), overrides, Console())
 
 
 def _replay(settings: list[str]) -> None:
@@ -241,6 +273,20 @@ def _replay(settings: list[str]) -> None:
 
     if not replay(directory, [setting for setting in settings if not setting.startswith("run=")], Console()):
         sys.exit(_FAILED)
+
+
+def _compare(settings: list[str]) -> None:
+    given = _pairs(settings)
+    protocol = one_of("protocol", given.get("protocol", "same"), ("same", "any"))
+    _set_up()
+
+    from rich.console import Console
+
+    from metarun.comparison import compare
+
+    own = ("run", "with", "protocol")
+    overrides = [setting for setting in settings if setting.split("=", 1)[0] not in own]
+    compare(given.get("run"), given.get("with"), overrides, protocol == "any", Console())
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:

@@ -145,3 +145,10 @@ def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """
     difference = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     return float(difference.mean()), _NORMAL * float(difference.std(ddof=1) / math.sqrt(difference.size))
+
+
+def unpaired(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """The same over tasks of their own, `[n]` and `[m]`."""
+    first, second = (np.asarray(values, np.float64) for values in (first, second))
+    error = math.hypot(*(values.std(ddof=1) / math.sqrt(values.size) for values in (first, second)))
+    return float(second.mean() - first.mean()), _NORMAL * error

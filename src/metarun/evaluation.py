@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
@@ -14,10 +14,34 @@ from metarun.errors import MetarunError
 from metarun.files import plain, write_json
 from metarun.report import outcome, rl_outcome
 from metarun.runner import RunSettings
-from metarun.types import Experiment
+from metarun.types import Experiment, Params
 
 FOLDER = "evaluations"
 REPORTS = {FEW_SHOT: outcome, RL: rl_outcome}
+
+
+class Asked(NamedTuple):
+    """What a trained learner is asked.
+
+    Attributes:
+      experiment, settings, facts: of the test, as in `composition.Run`.
+      params: those that the run has selected.
+      changed: what of the run's own test is another.
+    """
+
+    experiment: Experiment
+    settings: RunSettings
+    facts: Mapping[str, Any]
+    params: Params
+    changed: saved_run.Changed
+
+
+def asked(run: saved_run.SavedRun, overrides: Sequence[str]) -> Asked:
+    """Makes the test of a run with what differs from its own; raises as `evaluate`."""
+    changed = saved_run.changed(run, overrides)
+    experiment, settings, facts = _built(run, changed, overrides)
+    params = runner.load_selected(run.checkpoint, jax.eval_shape(experiment.init).params)
+    return Asked(experiment, settings, facts, params, changed)
 
 
 def evaluate(directory: str | None, overrides: Sequence[str], console: Console) -> Mapping[str, Any]:
@@ -40,10 +64,8 @@ def evaluate(directory: str | None, overrides: Sequence[str], console: Console) 
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     run = saved_run.read(directory, say)
-    changed = saved_run.changed(run, overrides)
-    experiment, settings, facts = _built(run, changed, overrides)
+    experiment, settings, facts, params, changed = asked(run, overrides)
     report, trained_on = REPORTS[run.part], run.choices[saved_run.TASKS[run.part]]
-    params = runner.load_selected(run.checkpoint, jax.eval_shape(experiment.init).params)
     step = runner.selected_step(run.checkpoint)
     say(report.heading(facts, run.directory))
     say(f"Trained on {trained_on}, {run.checkpoint.step} steps; parameters of step {step}.")

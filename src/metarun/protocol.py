@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from metarun.errors import MetarunError
 
 ABSENT = "absent"
+# The keys, at the top of a protocol, that decide which tasks a test consists of.
+OF_TASKS = ("dataset", "env", "environment", "way", "shot", "query_shot", "eval_seed")
 
 
 class Difference(NamedTuple):

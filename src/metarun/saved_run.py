@@ -36,6 +36,7 @@ MAY_CHANGE = {
         "shot": "shot",
         "eval_query_shot": "eval_query_shot",
         "method.query_statistics": "method.query_statistics",
+        "method.inner_reduction": "method.inner_reduction",
         **_OF_ANY,
     },
     RL: {"env": "env=OTHER", "env.*": "env.KEY", **_OF_ANY},
@@ -76,13 +77,14 @@ class Changed(NamedTuple):
     learner: DictConfig
 
 
-def read(directory: str | None, say: Callable[[str], object], folder: str = CHECKPOINTS) -> SavedRun:
+def read(directory: str | None, say: Callable[[str], object], folder: str = CHECKPOINTS, key: str = "run") -> SavedRun:
     """Reads the run in `directory`, finished or not; as a run of one process, whatever it was.
 
     Args:
       directory: `run=` of the command line.
       say: told of damaged checkpoints that are passed over.
       folder: of its checkpoints.
+      key: of the command line that names it.
 
     Raises:
       ConfigError: it is no directory of a run.
@@ -91,7 +93,7 @@ def read(directory: str | None, say: Callable[[str], object], folder: str = CHEC
     root = Path(directory or "").expanduser()
     files = root / ".hydra" / "config.yaml", root / ".hydra" / "hydra.yaml"
     if not directory or not all(file.is_file() for file in files):
-        raise ConfigError("run", directory, "the directory of a run, such as outputs/DATE/TIME")
+        raise ConfigError(key, directory, "the directory of a run, such as outputs/DATE/TIME")
     try:
         config, of_hydra = (OmegaConf.load(file) for file in files)
         part = RL if TASKS[RL] in config else FEW_SHOT

@@ -1,0 +1,114 @@
+"""`metarun-compare` and `metarun-eval protocol=sweep`: the same tasks, of two learners and under other conventions."""
+
+import json
+
+import numpy as np
+import pytest
+from small_run import begun, call, refused
+
+from metarun import cli
+from metarun.evaluation import asked
+from metarun.saved_run import read
+
+SMALL = ["model=mlp", "model.hidden=[8]", "steps=4", "eval_tasks=12"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return begun(tmp_path / "protonet", "method=protonet", *SMALL)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A run of another method, whose queries are normalised otherwise."""
+    return begun(tmp_path / "maml", "method=maml", "method.inner_lr=0.01", *SMALL)
+
+
+@pytest.fixture
+def compare(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    return lambda *arguments: call(cli.compare_main, capsys, monkeypatch, *arguments)
+
+
+@pytest.fixture
+def evaluate(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    return lambda *arguments: call(cli.eval_main, capsys, monkeypatch, *arguments)
+
+
+def per_task_of(run, *overrides):
+    each = asked(read(str(run), print), overrides)
+    tested = each.experiment.evaluate(each.params, "test", each.settings.eval_tasks)
+    return np.asarray(tested.per_task, np.float64)
+
+
+def test_the_difference_is_that_over_the_same_tasks(run, other, compare):
+    settings = "eval_tasks=20", "method.query_statistics=query"
+    code, out, err = compare(f"run={run}", f"with={other}", *settings)
+    assert code == 0, err
+    found = json.loads((run / "evaluations" / "compared-with-maml.json").read_text())
+    first, second = per_task_of(run, *settings), per_task_of(other, *settings)
+    difference = second - first
+    assert found["difference"] == pytest.approx(difference.mean())
+    assert found["ci95"] == pytest.approx(1.96 * difference.std(ddof=1) / 20**0.5)
+    assert found["ci95_unpaired"] == pytest.approx(1.96 * np.hypot(first.std(ddof=1), second.std(ddof=1)) / 20**0.5)
+    assert found["paired"] and found["num_tasks"] == 20 and found["protocol_differences"] == {}
+    assert [each["method"] for each in found["runs"]] == ["protonet", "maml"]
+    assert f"second less first: {100 * difference.mean():+.3g} ± {100 * found['ci95']:.2g} points" in out
+
+
+def test_a_run_does_not_differ_from_itself(run, compare):
+    code, out, err = compare(f"run={run}", f"with={run}")
+    assert code == 0, err
+    assert "second less first: +0 ± 0 points" in out and "There is no difference." in out
+
+
+def test_other_protocols_are_refused_by_their_keys_unless_asked_for(run, other, compare, tmp_path):
+    refused(compare(f"run={run}", f"with={other}"), "method.query_statistics (support and query)", "protocol=any")
+    code, out, err = compare(f"run={run}", f"with={other}", "protocol=any")
+    assert code == 0, err
+    assert "Of different protocols: method.query_statistics" in out and "over the same tasks" in out
+    drawn = begun(tmp_path / "drawn", "method=protonet", *SMALL, "eval_seed=1")
+    refused(compare(f"run={run}", f"with={drawn}"), "differ in eval_seed (0 and 1)")
+    code, out, err = compare(f"run={run}", f"with={drawn}", "protocol=any")
+    assert code == 0 and "over different tasks" in out, err
+
+
+def test_what_is_refused(run, compare, tmp_path):
+    refused(compare(f"run={run}"), "with=None", "the directory of a run")
+    refused(compare(f"run={tmp_path / 'x'}", f"with={run}"), "run=", "the directory of a run")
+    refused(compare(f"run={run}", f"with={run}", "protocol=some"), "protocol=some", "same")
+    refused(compare(f"run={run}", f"with={run}", "outer_lr=1"), "outer_lr=1", "only these may be changed")
+
+
+def test_the_same_parameters_under_every_convention(other, evaluate):
+    code, out, err = evaluate(f"run={other}", "protocol=sweep", "eval_tasks=16")
+    assert code == 0, err
+    (file,) = (other / "evaluations").glob("sweep-*.json")
+    rows = {(row["key"], row["value"]): row for row in json.loads(file.read_text())}
+    own = per_task_of(other, "eval_tasks=16")
+    assert rows["", ""]["result"]["value"] == pytest.approx(own.mean(), rel=1e-6)
+    for key, value, same in [
+        ("method.query_statistics", "support", True),
+        ("method.inner_reduction", "class_sum", True),
+        ("method.eval_inner_steps", 10, True),
+        ("eval_query_shot", 1, False),
+        ("dataset.test_rotations", True, False),
+        ("eval_seed", 1, False),
+    ]:
+        row, per_task = rows[key, value], per_task_of(other, "eval_tasks=16", f"{key}={value}")
+        assert row["paired"] == same
+        assert row["result"]["value"] == pytest.approx(per_task.mean(), rel=1e-6)
+        difference = (per_task - own).std(ddof=1) if same else np.hypot(own.std(ddof=1), per_task.std(ddof=1))
+        assert row["ci95"] == pytest.approx(1.96 * difference / 4, rel=1e-5)
+        assert row["difference"] == pytest.approx(per_task.mean() - own.mean(), abs=1e-6)
+        assert row["result"]["protocol_id"] != rows["", ""]["result"]["protocol_id"]
+        assert key in out
+    assert len({row["result"]["protocol_id"] for row in rows.values()}) == len(rows)
+
+
+def test_a_method_without_inner_steps_has_no_such_convention(run, evaluate):
+    code, out, err = evaluate(f"run={run}", "protocol=sweep")
+    assert code == 0, err
+    assert "eval_inner_steps" not in out and "method.query_statistics" in out and "the run's own" in out
+    refused(evaluate(f"run={run}", "protocol=all"), "protocol=all", "own", "sweep")
