@@ -16,8 +16,8 @@ FLOORS = [
     ["metarun.cli"],
     ["metarun.sweep", "metarun.comparison", "metarun.protocol_sweep"],
     ["metarun.evaluation", "metarun.prediction", "metarun.replay", "metarun.reproduce", "metarun.together"],
-    ["metarun.build", "metarun.build_rl", "metarun.data_sets", "metarun.saved_run"],
-    ["metarun.composition", "metarun.report.rl_outcome"],
+    ["metarun.build", "metarun.build_rl", "metarun.data_sets", "metarun.saved_run", "metarun.report.page"],
+    ["metarun.composition", "metarun.report.rl_outcome", "metarun.report.tables"],
     [
         "metarun.runner",
         "metarun.experiment",

@@ -133,6 +133,20 @@ def compare_main() -> None:
     )
 
 
+def report_main() -> None:
+    """`metarun-report`: one page over any set of runs."""
+    parser = argparse.ArgumentParser(
+        prog="metarun-report",
+        description="Writes one HTML page over all runs at or below some directories, those of sweeps and job arrays too.",
+    )
+    parser.add_argument("directories", nargs="+", metavar="DIR", help="of runs, such as outputs")
+    parser.add_argument("--output", default="report.html", metavar="FILE", help="the page (default: report.html)")
+    for name in ("markdown", "csv", "latex"):
+        parser.add_argument(f"--{name}", metavar="FILE", help=f"the table besides, as {name}")
+    arguments = parser.parse_args()
+    sys.exit(_told(lambda: _report(arguments)))
+
+
 _COMPARE_KEYS = """\
 keys:
   run, with  directories of the two runs, finished or interrupted
@@ -287,6 +301,25 @@ def _compare(settings: list[str]) -> None:
     own = ("run", "with", "protocol")
     overrides = [setting for setting in settings if setting.split("=", 1)[0] not in own]
     compare(given.get("run"), given.get("with"), overrides, protocol == "any", Console())
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from metarun.files import write_bytes
+    from metarun.report import tables
+    from metarun.report.collection import collect
+    from metarun.report.page import page
+
+    records, faults = collect(arguments.directories)
+    for fault in faults:
+        print(f"metarun: {fault}", file=sys.stderr)
+    forms = {"markdown": tables.markdown, "csv": tables.comma_separated, "latex": tables.latex}
+    texts = {name: form(records) for name, form in forms.items() if getattr(arguments, name) is not None}
+    for name, text in {"output": page(records, faults), **texts}.items():
+        path = Path(getattr(arguments, name)).expanduser()
+        write_bytes(path, text.encode())
+        print(f"{len(records)} results in {path}")
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:

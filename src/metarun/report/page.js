@@ -1,0 +1,200 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const make = (tag, attributes = {}, ...children) => {
+  const svg = ["svg", "path", "line", "circle", "text", "g", "title"].includes(tag);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children.filter((child) => child !== null));
+  return node;
+};
+const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#767676"];
+const runs = data.runs;
+const scaled = (run, value) => (run.metric === "accuracy" ? 100 * value : value);
+const shown = (run, value, ci95) => {
+  if (value === null || value === undefined) return "not finite";
+  const unit = run.metric === "accuracy" ? "%" : "";
+  const number = run.metric === "accuracy" ? scaled(run, value).toFixed(2) : Number(value.toPrecision(4)).toString();
+  return number + unit + (ci95 ? " ± " + Number(scaled(run, ci95).toPrecision(2)) + unit : "");
+};
+
+// ---- The table: what a column shows and what it is sorted by.
+const COLUMNS = [
+  { name: "method", of: (run) => run.method },
+  { name: "setting", of: (run) => run.setting },
+  { name: "result", number: true, of: (run) => run.value, show: (run) => (run.finished ? shown(run, run.value, run.ci95) : "not finished") },
+  { name: "published", number: true, of: (run) => (run.published.length ? run.published[0].value : null),
+    show: (run) => run.published.map((figure) => `${shown(run, figure.value, figure.ci95)} (${figure.source})`).join("; ") },
+  { name: "difference", number: true, of: (run) => (run.published.length && run.value !== null ? run.value - run.published[0].value : null),
+    show: (run, value) => (value === null ? "" : (value > 0 ? "+" : "") + scaled(run, value).toFixed(2)) },
+  { name: "seed", number: true, of: (run) => run.seed },
+  { name: "tasks", number: true, of: (run) => run.tasks },
+  { name: "checks", of: (run) => run.checks },
+  { name: "steps", number: true, of: (run) => run.steps },
+  { name: "seconds", number: true, of: (run) => run.seconds, show: (run, value) => (value === null ? "" : value.toFixed(0)) },
+  { name: "device", of: (run) => run.device },
+  { name: "protocol", of: (run) => run.protocol },
+  { name: "run", of: (run) => run.name },
+  { name: "command", of: (run) => run.command },
+];
+const sorting = { column: null, ascending: true };
+const chosen = () => {
+  const words = $("text").value.toLowerCase().split(/\s+/).filter(Boolean);
+  return runs.filter((run) => ["method", "setting", "kind"].every((key) => !$(key).value || run[key] === $(key).value)
+    && words.every((word) => run.searched.includes(word)));
+};
+const sorted = (list) => {
+  const column = COLUMNS.find((each) => each.name === sorting.column);
+  if (!column) return list;
+  const sign = sorting.ascending ? 1 : -1;
+  const empty = (value) => value === null || value === undefined || value === "";
+  return [...list].sort((a, b) => {
+    const [x, y] = [column.of(a), column.of(b)];
+    if (empty(x) || empty(y)) return empty(x) - empty(y);
+    return sign * (column.number ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true }));
+  });
+};
+const cell = (run, column) => {
+  const value = column.of(run) ?? null;
+  const text = column.show ? column.show(run, value) : value === null ? "" : String(value);
+  if (column.name === "command") {
+    if (!text) return make("td");
+    const copy = make("button", { type: "button", title: "Copy this command" }, "copy");
+    copy.addEventListener("click", () => navigator.clipboard?.writeText(text).then(() => { copy.textContent = "copied"; }));
+    return make("td", {}, copy, " ", make("code", {}, text));
+  }
+  if (column.name === "protocol") {
+    return make("td", {}, ...run.marks.map((mark) => make("span", { class: "mark" }, mark)), make("code", {}, text));
+  }
+  const classes = [column.number ? "number" : "", text.startsWith("FAILED") || text === "not finite" ? "bad" : "",
+    text === "passed" ? "good" : ""];
+  return make("td", { class: classes.join(" ").trim() }, text);
+};
+const fill = () => {
+  const list = sorted(chosen());
+  $("rows").replaceChildren(...list.map((run) => make("tr", {}, ...COLUMNS.map((column) => cell(run, column)))));
+  $("count").textContent = `${list.length} of ${runs.length}`;
+  for (const head of document.querySelectorAll("thead th")) {
+    const own = head.dataset.column === sorting.column;
+    head.setAttribute("aria-sort", own ? (sorting.ascending ? "ascending" : "descending") : "none");
+  }
+  draw(list);
+};
+
+// ---- Charts.
+const ticks = (low, high) => {
+  const step = 10 ** Math.floor(Math.log10((high - low) / 4 || 1));
+  const size = [1, 2, 5, 10].map((k) => k * step).find((k) => (high - low) / k <= 5) || step;
+  const found = [];
+  for (let value = Math.ceil(low / size) * size; value <= high + size / 1e6; value += size) found.push(Number(value.toPrecision(10)));
+  return found;
+};
+const chart = (holder, title, across, series) => {
+  const box = { width: 460, height: 260, left: 48, right: 10, top: 10, bottom: 34 };
+  const points = series.flatMap((each) => each.points);
+  if (!points.length) return;
+  const range = (values) => {
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const pad = (high - low) * 0.04 || Math.abs(high) * 0.1 || 1;
+    return [low - pad, high + pad];
+  };
+  const [x0, x1] = range(points.map((point) => point[0]));
+  const [y0, y1] = range(points.flatMap((point) => [point[1] - (point[2] || 0), point[1] + (point[2] || 0)]));
+  const x = (value) => box.left + ((value - x0) / (x1 - x0)) * (box.width - box.left - box.right);
+  const y = (value) => box.height - box.bottom - ((value - y0) / (y1 - y0)) * (box.height - box.top - box.bottom);
+  const svg = make("svg", { viewBox: `0 0 ${box.width} ${box.height}`, role: "img", "aria-label": title });
+  for (const value of ticks(y0, y1)) {
+    svg.append(make("line", { class: "axis", x1: box.left, x2: box.width - box.right, y1: y(value), y2: y(value) }));
+    svg.append(make("text", { x: box.left - 5, y: y(value) + 4, "text-anchor": "end" }, String(value)));
+  }
+  for (const value of ticks(x0, x1)) svg.append(make("text", { x: x(value), y: box.height - 18, "text-anchor": "middle" }, value.toLocaleString("en")));
+  svg.append(make("text", { x: (box.left + box.width) / 2, y: box.height - 3, "text-anchor": "middle" }, across));
+  series.forEach((each) => {
+    const group = make("g", { stroke: each.colour, fill: "none", "stroke-width": 1.5 }, make("title", {}, each.name));
+    const line = each.points.map((point, k) => `${k ? "L" : "M"}${x(point[0]).toFixed(1)} ${y(point[1]).toFixed(1)}`).join("");
+    group.append(make("path", { d: line, "stroke-opacity": each.dots ? 0.5 : 0.85 }));
+    if (each.dots) for (const [a, b, half] of each.points) {
+      group.append(make("circle", { cx: x(a), cy: y(b), r: 2.5, fill: each.colour }));
+      if (half) group.append(make("line", { x1: x(a), x2: x(a), y1: y(b - half), y2: y(b + half) }));
+    }
+    svg.append(group);
+  });
+  const names = new Map(series.map((each) => [each.legend, each.colour]));
+  const key = [...names].slice(0, 16).map(([name, colour]) => {
+    const bar = make("i");
+    bar.style.background = colour;
+    return make("span", {}, bar, name);
+  });
+  holder.append(make("figure", {}, make("h3", {}, title), svg, make("div", { class: "key" }, ...key)));
+};
+const coloured = (names) => new Map([...new Set(names)].map((name, k) => [name, COLOURS[k % COLOURS.length]]));
+const grouped = (list, at) => {
+  const groups = new Map();
+  for (const run of list) {
+    const where = at(run);
+    if (where === null || where === undefined || run.value === null || !run.finished) continue;
+    const name = `${run.method}, ${run.setting_but(at.key)}`;
+    const group = `${name}\n${run.alike[at.key]}`;
+    if (!groups.has(group)) groups.set(group, []);
+    groups.get(group).push([where, scaled(run, run.value), scaled(run, run.ci95 || 0)]);
+  }
+  const several = [...groups].map(([group, points]) => [group.split("\n")[0], points])
+    .filter(([, points]) => new Set(points.map((point) => point[0])).size > 1);
+  const colours = coloured(several.map(([name]) => name));
+  return several.map(([name, points]) => ({ name, legend: name, colour: colours.get(name), dots: true, points: points.sort((a, b) => a[0] - b[0]) }));
+};
+const draw = (list) => {
+  const holder = $("charts");
+  holder.replaceChildren();
+  const drawn = list.slice(0, 60);
+  const colours = coloured(list.map((run) => run.method));
+  for (const metric of new Set(drawn.map((run) => run.metric || "accuracy"))) {
+    for (const part of ["val", "train"]) {
+      const series = drawn.filter((run) => (run.metric || "accuracy") === metric && run.curve[part]?.length > 1).map((run) => ({
+        name: run.name, legend: run.method || "not finished", colour: colours.get(run.method),
+        points: run.curve[part].map(([step, value]) => [step, metric === "accuracy" ? 100 * value : value]) }));
+      chart(holder, `${part === "val" ? "Validation" : "Training"} ${metric}${metric === "accuracy" ? ", %" : ""}`, "outer step", series);
+    }
+  }
+  for (const [key, title] of [["inner_steps", "against inner steps"], ["way", "against way"], ["shot", "against shot"]]) {
+    const at = (run) => run[key];
+    at.key = key;
+    chart(holder, `Result ${title}`, title.replace("against ", ""), grouped(list, at));
+  }
+  const within = drawn.filter((run) => run.within.length > 1).map((run) => ({ name: run.name, legend: run.method,
+    colour: colours.get(run.method), points: run.within.map((value, k) => [k + run.within_from, value]) }));
+  chart(holder, "Reward within a trial", data.within || "episode", within);
+  if (!holder.children.length) holder.append(make("p", {}, "Nothing to draw of these."));
+};
+
+// ---- Once.
+for (const run of runs) {
+  run.kind = run.evaluation ? "evaluation" : "run";
+  run.searched = [run.method, run.setting, run.name, run.command, run.checks, run.protocol, ...run.marks].join(" ").toLowerCase();
+  run.setting_but = (key) => (key === "way" ? run.setting.replace(/\d+-way /, "") : key === "shot" ? run.setting.replace(/\d+-shot/, "") : run.setting);
+}
+for (const key of ["method", "setting", "kind"]) {
+  const values = [...new Set(runs.map((run) => run[key]))].filter(Boolean).sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+  $(key).append(...values.map((value) => make("option", { value }, value)));
+}
+$("heads").append(...COLUMNS.map((column) => {
+  const button = make("button", { type: "button" }, column.name);
+  button.addEventListener("click", () => {
+    sorting.ascending = sorting.column === column.name ? !sorting.ascending : !column.number;
+    sorting.column = column.name;
+    fill();
+  });
+  return make("th", { scope: "col", "data-column": column.name, "aria-sort": "none" }, button);
+}));
+$("filter").addEventListener("input", fill);
+$("filter").addEventListener("submit", (event) => event.preventDefault());
+$("filter").addEventListener("reset", () => setTimeout(fill));
+for (const [name, type] of [["md", "text/markdown"], ["csv", "text/csv"], ["tex", "application/x-tex"]]) {
+  $(name).addEventListener("click", () => {
+    const link = make("a", { href: URL.createObjectURL(new Blob([data.tables[name]], { type })), download: `report.${name}` });
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+}
+fill();
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,155 @@
+"""A report as one HTML page that needs no network: records in, text out. What moves in it is `page.js`."""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from metarun.protocol import flattened
+from metarun.report import tables
+from metarun.report.collection import Record, differing_keys, setting_of
+
+PICTURE_BYTES = 5_000_000  # of all pictures together, so that a page of many runs stays light
+# What a chart has across -> its key in a protocol.
+_VARIED = {"inner_steps": "method.eval_inner_steps", "way": "way", "shot": "shot"}
+_POINTS = 120  # of a curve: more than a chart has room for
+_WITHIN = {"inner step": 0}  # where a curve within a trial begins; an episode is the first
+
+
+def page(records: Sequence[Record], faults: Sequence[str]) -> str:
+    """The page over some runs.
+
+    Args:
+      records: from `collection.collect`.
+      faults: what could not be read, a sentence each.
+    """
+    keys = differing_keys(records)
+    here = Path(__file__).parent
+    script = (here / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    overs = [record.result["curves"].get("over") for record in records if record.result and "curves" in record.result]
+    data = {
+        "runs": [_plain(record, keys) for record in records],
+        "tables": {
+            "md": tables.markdown(records),
+            "csv": tables.comma_separated(records),
+            "tex": tables.latex(records),
+        },
+        "within": next((over for over in overs if over), "episode"),
+    }
+    runs = sum(not record.evaluation for record in records)
+    count = f"{runs} run{'s' * (runs != 1)}"
+    if len(records) > runs:
+        count += f", {len(records) - runs} evaluation{'s' * (len(records) - runs != 1)}"
+    return string.Template((here / "page.html").read_text(encoding="utf-8")).substitute(
+        HASH=f"sha256-{digest}",
+        CSS=(here / "page.css").read_text(encoding="utf-8"),
+        COUNT=count,
+        WARNINGS="".join(f'<p class="warning">{html.escape(fault)}</p>' for fault in faults),
+        DIFFERENCES=_differences(keys),
+        GALLERY=_gallery(records),
+        DATA=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),  # so that no text ends the script
+        SCRIPT=script,
+    )
+
+
+def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
+    result = record.result or {}
+    protocol = dict(flattened(result.get("protocol", {})))
+    within = result.get("curves", {})
+    return {
+        "name": record.name,
+        "command": record.command,
+        "evaluation": record.evaluation,
+        "finished": record.result is not None,
+        "method": result.get("method", ""),
+        "setting": setting_of(result) if result else "",
+        "metric": result.get("metric"),
+        **{key: result.get(key) for key in ("value", "ci95", "seed", "steps", "seconds", "way", "shot")},
+        "device": result.get("device", ""),
+        "tasks": result.get("num_tasks"),
+        "published": list((result.get("published") or {}).values()),
+        "checks": tables.row(record)[tables.COLUMNS.index("checks")],
+        "protocol": result.get("protocol_id", ""),
+        "marks": [f"{key.removeprefix('method.')}={protocol[key]}" for key in keys if key in protocol],
+        "inner_steps": protocol.get("method.eval_inner_steps"),
+        "alike": {name: _alike(protocol, key) for name, key in _VARIED.items()},
+        "curve": {part: _thinned(_curve_of(record, part)) for part in ("val", "train")},
+        "within": [value for value in within.get("learner", []) if value is not None][:500],
+        "within_from": _WITHIN.get(within.get("over", ""), 1),
+    }
+
+
+def _alike(protocol: Mapping[str, Any], key: str) -> str:
+    """Equal for protocols that differ in `key` alone, whose results make one line of a chart."""
+    rest = sorted((name, str(value)) for name, value in protocol.items() if name != key)
+    return hashlib.sha256(repr(rest).encode()).hexdigest()[:8]
+
+
+def _curve_of(record: Record, part: str) -> Sequence[tuple[int, float]]:
+    metric = record.result["metric"] if record.result else None
+    names = [f"{part}/query/{metric}", f"{part}/{metric}"]
+    if metric is None:  # which a run that has not ended does not say
+        names = [f"{part}/{between}{name}" for name in ("accuracy", "reward") for between in ("query/", "")]
+    return next((record.curve[name] for name in names if name in record.curve), [])
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:
+    """At most `_POINTS` of them, the last always, as means of equal numbers."""
+    size = -(-len(points) // _POINTS) or 1
+    blocks = [points[at : at + size] for at in range(0, len(points), size)]
+    return [[block[-1][0], float(f"{sum(value for _, value in block) / len(block):.4g}")] for block in blocks]
+
+
+def _differences(keys: Mapping[str, Sequence[Any]]) -> str:
+    if not keys:
+        return "<h2>Protocols</h2><p>Results of the same data, way and shot are of one protocol.</p>"
+    rows = "".join(
+        f"<tr><td><code>{html.escape(key)}</code></td><td>{html.escape(', '.join(map(str, values)))}</td></tr>"
+        for key, values in keys.items()
+    )
+    return (
+        "<h2>Protocols differ</h2><p>Results of the same data, way and shot differ in these keys, which the table marks: "
+        f'their numbers do not compare.</p><div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _gallery(records: Sequence[Record]) -> str:
+    pictures = [(record, path) for record in records for path in record.pictures]
+    if not pictures:
+        return ""
+    width = 900 if len(pictures) <= 12 else 560 if len(pictures) <= 60 else 320
+    spent, figures, left_out = 0, [], 0
+    for record, path in pictures:
+        image = _encoded(path, width)
+        if image is None or spent + len(image) > PICTURE_BYTES:
+            left_out += 1
+            continue
+        spent += len(image)
+        name = html.escape(f"{record.name}, {path.stem}")
+        source = f"data:image/webp;base64,{image}"
+        figures.append(
+            f'<figure><img loading="lazy" alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'
+        )
+    said = f"<p>{left_out} more are left out, to keep the page light.</p>" if left_out else ""
+    return f'<h2>Tasks</h2>{said}<div class="gallery">{"".join(figures)}</div>'
+
+
+def _encoded(path: Path, width: int) -> str | None:
+    """A picture, no wider than `width` pixels, as WebP in base 64; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            image.thumbnail((width, 10 * width))
+            stream = io.BytesIO()
+            image.save(stream, "WEBP", quality=60)
+    except (OSError, ValueError):
+        return None
+    return base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,91 @@
+"""Directories of runs as the runner leaves them, for reports: written in a moment, nothing is trained.
+
+python tests/report/many_runs.py DIR 200    # to look at
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+METHODS = ("maml", "protonet", "snail", "reptile", "anil")
+
+
+def write_run(directory, *, method="maml", way=5, shot=1, seed=0, value=0.9, overrides=(), inner_steps=3, **result):
+    """Writes a finished run; `result` changes what its result.json says."""
+    (directory / ".hydra").mkdir(parents=True)
+    (directory / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"dataset": {}, "method": {}}))
+    own = [f"method={method}", f"way={way}", f"shot={shot}", f"seed={seed}", *overrides]
+    (directory / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(own))
+    draw = np.random.default_rng(seed)
+    lines = [
+        {
+            "step": step,
+            "train/loss": 1 / step,
+            "train/query/accuracy": value - 0.1 / step + 0.01 * draw.standard_normal(),
+            **({"val/accuracy": value - 10 / step, "val/ci95": 0.01} if step % 500 == 0 else {}),
+        }
+        for step in range(10, 3010, 10)
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    protocol = {
+        "dataset": {"name": "omniglot", "split": "maml", "rotations": {"test": True}},
+        "method": {"query_statistics": "query", "eval_inner_steps": inner_steps},
+        "eval_seed": 0,
+        "way": way,
+        "shot": shot,
+        "query_shot": 15,
+        "eval_tasks": 600,
+    }
+    (directory / "result.json").write_text(
+        json.dumps(
+            {
+                "metric": "accuracy",
+                "value": value,
+                "ci95": 0.003,
+                "num_tasks": 600,
+                "method": method,
+                "dataset": "omniglot",
+                "way": way,
+                "shot": shot,
+                "query_shot": 15,
+                "published": {"finn2017": {"value": 0.987, "ci95": 0.004, "source": "table 1", "note": ""}},
+                "seed": seed,
+                "device": "2 x AMD EPYC",
+                "protocol": protocol,
+                "protocol_id": f"{inner_steps:016x}",
+                "checks": {"query_order": {"passed": True, "value": 0.0}},
+                "steps": 3000,
+                "seconds": 100.0 + seed,
+                **result,
+            }
+        )
+    )
+    (directory / "plots").mkdir()
+    noise = draw.integers(0, 255, (60, 90, 3), np.uint8)
+    Image.fromarray(noise).resize((1800, 1200), Image.BICUBIC).save(
+        directory / "plots" / "gallery.png", compress_level=1
+    )
+    return directory
+
+
+def write_runs(root, number):
+    """Writes a sweep of `number` runs of several methods, settings and seeds."""
+    for k in range(number):
+        write_run(
+            root / "multirun" / str(k),
+            method=METHODS[k % 5],
+            way=(5, 20)[k // 5 % 2],
+            shot=(1, 5)[k // 10 % 2],
+            seed=k,
+            value=0.6 + 0.39 * ((37 * k) % number) / number,
+            inner_steps=(1, 3, 5)[k // 20 % 3],
+        )
+    return root
+
+
+if __name__ == "__main__":
+    write_runs(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,208 @@
+"""A report: what it collects, its tables, and its page in a real browser."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import time
+
+import pytest
+from many_runs import METHODS, write_run, write_runs
+from test_cli import metarun, refused
+
+from metarun.errors import ConfigError
+from metarun.report import tables
+from metarun.report.collection import collect, differing_keys
+from metarun.report.page import page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def report(*arguments, cwd):
+    return metarun(*map(str, arguments), cwd=cwd, command="metarun-report")
+
+
+def test_runs_are_found_at_and_below_a_directory_with_their_evaluations(tmp_path):
+    first = write_run(tmp_path / "a", overrides=["hydra.run.dir=a b"])
+    write_run(tmp_path / "sweep" / "0", method="protonet", seed=3)
+    result = json.loads((first / "result.json").read_text())
+    (first / "evaluations").mkdir()
+    (first / "evaluations" / "omniglot-5way-5shot-1.json").write_text(json.dumps({**result, "shot": 5}))
+    rows = [{"key": "", "value": "", "result": result}, {"key": "eval_seed", "value": 1, "result": result}]
+    (first / "evaluations" / "sweep-1.json").write_text(json.dumps(rows))
+    (first / "evaluations" / "compared-with-b.json").write_text("{}")
+    records, faults = collect([str(tmp_path)])
+    assert faults == []
+    assert [(record.name, record.evaluation) for record in records] == [
+        ("a", False),
+        ("a: omniglot-5way-5shot-1", True),
+        ("a: eval_seed=1", True),
+        ("sweep/0", False),
+    ]
+    assert records[0].command == "metarun method=maml way=5 shot=1 seed=0 'hydra.run.dir=a b'"
+    assert len(records[0].curve["train/loss"]) == 300 and records[0].pictures
+    assert collect([str(first)])[0][0].name == "a"
+    assert len(collect([str(tmp_path), str(tmp_path)])[0]) == 4
+
+
+def test_what_is_unfinished_or_damaged_is_said_and_costs_no_other(tmp_path):
+    write_run(tmp_path / "whole")
+    (write_run(tmp_path / "unfinished") / "result.json").unlink()
+    (write_run(tmp_path / "damaged") / "result.json").write_text("{")
+    (write_run(tmp_path / "foreign") / "result.json").write_text('{"value": 1}')
+    (write_run(tmp_path / "broken") / "metrics.jsonl").write_text("nothing\n")
+    done = report(tmp_path, cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    for said in (
+        "damaged/result.json cannot be read",
+        "foreign/result.json is no result",
+        "broken/metrics.jsonl, line 1",
+    ):
+        assert said in done.stderr
+    text = (tmp_path / "report.html").read_text()
+    assert text.count('class="warning"') == 3 and "Report of 5 runs" in text
+    refused(report(tmp_path / "none", cwd=tmp_path), "DIR=", "a directory of runs")
+    with pytest.raises(ConfigError, match="with runs of metarun"):
+        collect([str(tmp_path / "whole" / "plots")])
+
+
+def test_the_keys_in_which_protocols_differ_are_named(tmp_path):
+    for k, steps in enumerate((3, 5, 3)):
+        write_run(tmp_path / str(k), inner_steps=steps)
+    write_run(tmp_path / "other", shot=5, inner_steps=7)  # another setting, which nobody compares with these
+    records, _ = collect([str(tmp_path)])
+    assert differing_keys(records) == {"method.eval_inner_steps": [3, 5]}
+    assert "<code>method.eval_inner_steps</code></td><td>3, 5<" in page(records, [])
+
+
+def test_the_table_in_other_forms(tmp_path):
+    write_run(tmp_path / "a_b", value=0.98765)
+    write_run(tmp_path / "c|d", checks={"query_order": {"passed": False}}, published={})
+    names = {"markdown": "t.md", "csv": "t.csv", "latex": "t.tex"}
+    done = report(tmp_path, *(f"--{form}={name}" for form, name in names.items()), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "t.md").read_text().splitlines()
+    assert lines[2].startswith(
+        "| maml | omniglot, 5-way 1-shot | 98.77% ± 0.3% | 98.70% ± 0.4% (table 1) | 0 | 600 | passed"
+    )
+    assert "c\\|d" in lines[3] and "FAILED: query order" in lines[3]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    assert [(row["run"], row["value"]) for row in rows] == [("a_b", "0.98765"), ("c|d", "0.9")]
+    latex = (tmp_path / "t.tex").read_text()
+    assert r"98.77\% $\pm$ 0.3\%" in latex and r"a\_b" in latex and latex.count(r"\\") == 3
+
+
+def test_words_of_a_run_are_no_part_of_the_page(tmp_path):
+    hostile = "</script><img src=x onerror=alert(1)>"
+    write_run(tmp_path / "a", method=hostile, overrides=[hostile])
+    text = page(*collect([str(tmp_path)]))
+    assert "<img src=x" not in text and text.count("</script>") == 2
+    assert "<script>alert" not in page(collect([str(tmp_path)])[0], ["<script>alert(1)</script>"])
+
+
+# ---- In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = next((found for found in map(shutil.which, BROWSERS) if found), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The page over 200 runs."""
+    root = tmp_path_factory.mktemp("large")
+    write_runs(root, 200)
+    file = root / "report.html"
+    file.write_text(page(*collect([str(root)])), encoding="utf-8")
+    return file
+
+
+def opened(browser, file, width=1366, height=768, scheme="light"):
+    """A page that has loaded, and what its console has said."""
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    tab, said = context.new_page(), []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on(
+        "request",
+        lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:", "blob:")) else 0,
+    )
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("html[data-ready=yes]", state="attached")
+    return tab, said
+
+
+def column(tab, name):
+    place = tab.locator("thead th").all_inner_texts().index(name)
+    return tab.locator(f"tbody#rows tr td:nth-child({place + 1})").all_inner_texts()
+
+
+def test_two_hundred_runs_open_fast_and_say_nothing_on_the_console(browser, large):
+    assert large.stat().st_size < 10e6
+    opened(browser, large)[0].close()  # once, for the browser to start
+    began = time.monotonic()
+    tab, said = opened(browser, large)
+    seconds = time.monotonic() - began
+    assert said == [] and len(column(tab, "method")) == 200
+    assert seconds < 2 * 3  # 2 s alone; here beside other tests
+    print(f"{seconds:.2f} s, {large.stat().st_size / 1e6:.1f} MB")
+
+
+def test_it_sorts(browser, large):
+    tab, said = opened(browser, large)
+    head = tab.locator("thead th", has_text="result")
+
+    def values():
+        return [float(re.match(r"[\d.]+", text)[0]) for text in column(tab, "result")]
+
+    head.locator("button").click()
+    assert values() == sorted(values(), reverse=True) and head.get_attribute("aria-sort") == "descending"
+    head.locator("button").press("Enter")
+    assert values() == sorted(values()) and head.get_attribute("aria-sort") == "ascending"
+    tab.locator("thead th button", has_text="method").click()
+    assert column(tab, "method") == sorted(column(tab, "method"))
+    assert said == []
+
+
+def test_it_filters(browser, large):
+    tab, said = opened(browser, large)
+    tab.select_option("#method", "snail")
+    assert {*column(tab, "method")} == {"snail"} and len(column(tab, "method")) == 200 / len(METHODS)
+    tab.fill("#text", "20-way 5-shot")
+    assert {*column(tab, "setting")} == {"omniglot, 20-way 5-shot"}
+    assert tab.locator("#count").inner_text() == f"{len(column(tab, 'method'))} of 200"
+    tab.click("button[type=reset]")
+    tab.wait_for_function("document.querySelectorAll('#rows tr').length === 200")
+    tab.fill("#text", "no such words")
+    assert column(tab, "method") == [] and said == []
+
+
+@pytest.mark.parametrize("width, height", [(1366, 768), (390, 844)])
+@pytest.mark.parametrize("scheme", ("light", "dark"))
+def test_it_fits_a_laptop_and_a_phone(browser, large, width, height, scheme):
+    tab, said = opened(browser, large, width, height, scheme)
+    overflow = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow <= 0 and said == []
+    titles = tab.locator("#charts h3").all_inner_texts()
+    assert {"Validation accuracy, %", "Training accuracy, %"} <= {*titles}
+    assert any("against inner steps" in title for title in titles) and tab.locator("#charts path").count() > 10
+    assert tab.locator(".gallery img").count() > 10
+
+
+def test_the_tables_are_downloaded(browser, large, tmp_path):
+    tab, _ = opened(browser, large)
+    for button, form in (("#md", tables.markdown), ("#csv", tables.comma_separated), ("#tex", tables.latex)):
+        with tab.expect_download() as download:
+            tab.click(button)
+        download.value.save_as(tmp_path / "table")
+        text = (tmp_path / "table").read_bytes().decode()
+        assert text == form(collect([str(large.parent)])[0])
