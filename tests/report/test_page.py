@@ -181,7 +181,7 @@ def test_it_filters(browser, large):
     assert {*column(tab, "setting")} == {"omniglot, 20-way 5-shot"}
     assert tab.locator("#count").inner_text() == f"{len(column(tab, 'method'))} of 200"
     tab.click("button[type=reset]")
-    tab.wait_for_function("document.querySelectorAll('#rows tr').length === 200")
+    tab.locator("#count", has_text="200 of 200").wait_for()
     tab.fill("#text", "no such words")
     assert column(tab, "method") == [] and said == []
 

@@ -161,9 +161,12 @@ const draw = (list) => {
     at.key = key;
     chart(holder, `Result ${title}`, title.replace("against ", ""), grouped(list, at));
   }
-  const within = drawn.filter((run) => run.within.length > 1).map((run) => ({ name: run.name, legend: run.method,
-    colour: colours.get(run.method), points: run.within.map((value, k) => [k + run.within_from, value]) }));
-  chart(holder, "Reward within a trial", data.within || "episode", within);
+  const curved = drawn.filter((run) => run.within.length > 1);
+  for (const over of new Set(curved.map((run) => run.within_over))) {
+    const within = curved.filter((run) => run.within_over === over).map((run) => ({ name: run.name, legend: run.method,
+      colour: colours.get(run.method), points: run.within.map((value, k) => [k + run.within_from, value]) }));
+    chart(holder, `Reward by ${over}`, over, within);
+  }
   if (!holder.children.length) holder.append(make("p", {}, "Nothing to draw of these."));
 };
 

@@ -34,7 +34,6 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
     here = Path(__file__).parent
     script = (here / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    overs = [record.result["curves"].get("over") for record in records if record.result and "curves" in record.result]
     data = {
         "runs": [_plain(record, keys) for record in records],
         "tables": {
@@ -42,7 +41,6 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
             "csv": tables.comma_separated(records),
             "tex": tables.latex(records),
         },
-        "within": next((over for over in overs if over), "episode"),
     }
     runs = sum(not record.evaluation for record in records)
     count = f"{runs} run{'s' * (runs != 1)}"
@@ -71,7 +69,7 @@ def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
         "finished": record.result is not None,
         "method": result.get("method", ""),
         "setting": setting_of(result) if result else "",
-        "metric": result.get("metric"),
+        "metric": result.get("metric") or ("reward" if any("reward" in name for name in record.curve) else "accuracy"),
         **{key: result.get(key) for key in ("value", "ci95", "seed", "steps", "seconds", "way", "shot")},
         "device": result.get("device", ""),
         "tasks": result.get("num_tasks"),
@@ -83,6 +81,7 @@ def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
         "alike": {name: _alike(protocol, key) for name, key in _VARIED.items()},
         "curve": {part: _thinned(_curve_of(record, part)) for part in ("val", "train")},
         "within": [value for value in within.get("learner", []) if value is not None][:500],
+        "within_over": within.get("over"),
         "within_from": _WITHIN.get(within.get("over", ""), 1),
     }
 
