@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import random
+import resource
 import time
 import types
 import typing
@@ -95,13 +96,20 @@ def drawn(count=COUNT, seed=SEED):
     return found
 
 
+def clocks():
+    """Seconds: on the wall, and of processors in commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic(), used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize(
     "part, settings, named", drawn(), ids=lambda value: "+".join(value) if isinstance(value, list) else ""
 )
 def test_it_ends_at_once_in_a_message(part, settings, named, tmp_path):
-    began = time.monotonic()
+    began = clocks()
     done = metarun(*settings, "hydra.run.dir=run", cwd=tmp_path, command=COMMANDS[part], timeout=60)
-    took = time.monotonic() - began
+    # The time it took, or had of a processor where other work kept it waiting.
+    took = min(now - then for now, then in zip(clocks(), began, strict=True))
     said = done.stdout + done.stderr
     assert done.returncode not in (0, 75) and "Traceback" not in said, said
     assert [line.startswith("metarun: ") for line in done.stderr.splitlines()].count(True) == 1, said
