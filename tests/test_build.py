@@ -120,7 +120,7 @@ def test_a_method_without_meta_parameters_takes_one_step_and_is_tested(tmp_path)
     run = built("method=from_scratch", "steps=7", "eval_every=3", "optimizer.clip_norm=1", *small)
     arguments = {"facts": run.facts, "identity": run.identity, "draw": pictures(run.experiment)}
     result = runner.run(run.experiment, run.settings, tmp_path, **arguments)
-    assert (result["steps"], result["selected_step"], result["val"]) == (1, 1, None)
+    assert (result["steps"], result["selected_steps"], result["val"]) == (1, [1], None)
     assert np.isfinite(result["value"]) and result["sizes"] == {"meta_params": 0}
     assert runner.load_selected(checkpoint.newest(tmp_path / "checkpoints", print), {}) == {}
     # Its checkpoint is continued as any other: here there is nothing left but to test.

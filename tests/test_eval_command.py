@@ -57,13 +57,38 @@ def test_the_test_of_the_run_is_reproduced_to_the_last_bit(run, evaluate):
     assert (run / "result.json").read_bytes() == before
     ours, found = json.loads(before), evaluation_of(run, f"glyphs-5way-1shot-{json.loads(before)['protocol_id']}")
     shared = set(ours) & set(found) - {"seconds"}
-    assert {"value", "ci95", "num_tasks", "protocol", "checks", "method", "dataset", "selected_step"} <= shared
+    assert {"value", "ci95", "num_tasks", "protocol", "checks", "method", "dataset", "selected_steps"} <= shared
     assert {key: found[key] for key in shared} == {key: ours[key] for key in shared}
     assert (found["run"], found["trained_on"]) == (str(run), "glyphs")
     assert f"protonet on glyphs, 5-way 1-shot, seed 0, on {ours['device']}" in out
-    assert f"Trained on glyphs, 4 steps; parameters of step {ours['selected_step']}." in out
+    assert f"Trained on glyphs, 4 steps; parameters of step {ours['selected_steps'][0]}." in out
     assert f"test accuracy {100 * ours['value']:.2f}% ±" in out and "relabelling" in out
     assert f"Written to {run}/evaluations/glyphs-5way-1shot-" in out
+
+
+def test_an_ensemble_is_asked_together_or_its_best_alone(evaluate, capsys, monkeypatch, tmp_path):
+    own = f"hydra.run.dir={tmp_path / 'run'}"
+    code, _, err = call(cli.main, capsys, monkeypatch, "method=protonet", *SMALL, "ensemble=2", own)
+    assert code == 0, err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    steps = result["selected_steps"]
+    assert result["protocol"]["ensemble"] == 2 and sorted(steps) == [2, 4]
+    code, out, err = evaluate(f"run={tmp_path / 'run'}")
+    assert code == 0, err
+    assert f"an ensemble of the parameters of steps {steps[0]}, {steps[1]}." in out
+    assert evaluation_of(tmp_path / "run", f"*{result['protocol_id']}")["value"] == result["value"]
+    code, out, err = evaluate(f"run={tmp_path / 'run'}", "protocol=sweep")
+    assert code == 0, err
+    rows = {(row["key"], row["value"]): row["result"] for row in evaluation_of(tmp_path / "run", "sweep-*")}
+    assert rows["ensemble", 1]["protocol"]["ensemble"] == 1 and rows["", ""]["value"] == result["value"]
+    code, out, err = evaluate(f"run={tmp_path / 'run'}", "ensemble=1")
+    assert code == 0 and f"parameters of step {steps[0]}." in out, err
+    alone = evaluation_of(tmp_path / "run", f"*{rows['ensemble', 1]['protocol_id']}")
+    assert alone["value"] == rows["ensemble", 1]["value"] and alone["selected_steps"] == steps[:1]
+
+
+def test_a_larger_ensemble_than_was_kept_is_refused(run, evaluate):
+    refused(evaluate(f"run={run}", "ensemble=2"), "ensemble=2: expected 1 or less", "has the run kept the parameters")
 
 
 def test_the_task_may_be_another(run, evaluate):

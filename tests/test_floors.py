@@ -65,6 +65,7 @@ FLOORS = [
     ],
     [
         "metarun.cell",
+        "metarun.ensemble",
         "metarun.equivalence",
         "metarun.protocol",
         "metarun.losses",

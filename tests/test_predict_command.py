@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,8 +12,10 @@ from small_run import begun, call, draw, draw_classes, refused
 from metarun import checkpoint, cli, prediction
 from metarun.build import build_learner, recorded, shapes_of
 from metarun.config import conf_dir
+from metarun.ensemble import Ensemble
 from metarun.runner import load_selected
 from metarun.saved_run import read
+from metarun.types import Split
 
 METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
 NAMES = ("ant", "bee", "cat")
@@ -222,6 +225,29 @@ def test_answers_that_are_not_finite_are_an_error(runs, folders, predict, tmp_pa
     checkpoint.save(run / "checkpoints", 1, {"selected": params}, saved.metadata)
     answer = predict(f"run={run}", f"support={folders / 'support'}", f"query={folders / 'query'}")
     refused(answer, "Adaptation to these pictures diverges")
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_outputs(runs, folders, predict, tmp_path):
+    run = shutil.copytree(runs("protonet"), tmp_path / "run")
+    saved, given = checkpoint.newest(run / "checkpoints", print), read(str(run), print)
+    data = recorded(saved.metadata["identity"])
+    method = build_learner(given.config, given.choices, data)
+    first = load_selected(saved, shapes_of(method, data))
+    second = jax.tree.map(lambda leaf: leaf + 0.3, first)
+    metadata = dict(saved.metadata)
+    metadata["ledger"] = {**metadata["ledger"], "best": [{"step": 7, "value": 1, "ci95": 0}] * 2}
+    checkpoint.save(run / "checkpoints", 9, {"selected": Ensemble((first, second))}, metadata)
+    settings = [f"support={folders / 'support'}", f"query={folders / 'query'}", f"output={tmp_path}"]
+    code, out, err = predict(f"run={run}", *settings)
+    assert code == 0 and "an ensemble of the parameters of steps 7, 7." in out, err
+    shown = prediction._read_support(folders / "support", (8, 8, 1), print)
+    asked = prediction._read_query(folders / "query", (8, 8, 1), print)
+    support, query = Split(shown.images.astype(np.float32) / 255, shown.labels), asked.images.astype(np.float32) / 255
+    outputs = [prediction.answers(method, params, support, query, together=False) for params in (first, second)]
+    expected = prediction.softmax((outputs[0] + outputs[1]) / 2)
+    found = np.array([probabilities for _, probabilities in rows_of(tmp_path)[1].values()])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(prediction.softmax(outputs[0]) - expected).max() > 1e-3
 
 
 def test_pictures_in_colour_become_the_greys_that_the_run_knows(runs, folders, predict, tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import math
@@ -20,6 +21,7 @@ from small_disk import fill, needs_root, small_disk
 from toy_experiment import FACTS, PLAN, toy_experiment
 
 from metarun import checkpoint, files, metrics, runner
+from metarun.ensemble import members_of
 from metarun.errors import ConfigError, MetarunError
 from metarun.runner import REQUEUE, Interrupted, RunSettings, load_selected, protocol_id
 
@@ -106,7 +108,7 @@ def test_result(uninterrupted):
     assert {key: result[key] for key in FACTS} == FACTS
     assert (result["metric"], result["num_tasks"], result["steps"]) == ("mse", 50, 60)
     assert (result["value"], result["ci95"]) == (tested.value, tested.ci95)
-    assert (result["selected_step"], result["val"]) == (selected, validated[selected])
+    assert (result["selected_steps"], result["val"]) == ([selected], validated[selected])
     assert result["protocol"] == toy_experiment().protocol
     assert result["protocol_id"] == protocol_id({"features": 5, "split": "test"})
     assert result["checks"] == {"above_noise": {"passed": True, "value": result["value"]}}
@@ -152,7 +154,7 @@ def test_without_validation_the_last_parameters_are_tested(tmp_path):
     splits = []
     result = run(tmp_path, experiment=toy_experiment(evaluated=splits.append), steps=12, eval_every=0)
     assert splits == ["test"]
-    assert (result["selected_step"], result["val"]) == (12, None)
+    assert (result["selected_steps"], result["val"]) == ([12], None)
     params = load_selected(newest(tmp_path), toy_experiment().init().params)
     assert result["value"] == toy_experiment().evaluate(params, "test", 50).value
 
@@ -171,8 +173,50 @@ def test_the_best_validation_is_selected_and_the_earlier_of_equals(tmp_path, max
         return found._replace(value=next(values))
 
     result = run(tmp_path, experiment=toy._replace(evaluate=evaluate, maximize=maximize))
-    assert (result["selected_step"], result["val"]) == (selected, 0.9 if maximize else 0.1)
+    assert (result["selected_steps"], result["val"]) == ([selected], 0.9 if maximize else 0.1)
     assert tested[0].tobytes() == validated[selected // 10 - 1].tobytes() != validated[5].tobytes()
+
+
+def test_an_ensemble_is_of_the_best_validations_and_survives_interruptions(tmp_path):
+    values = {10: 0.5, 20: math.nan, 30: 0.9, 40: 0.2, 50: 0.9, 60: 0.6}
+
+    def run_to_its_end(directory, stops=()):
+        validated, tested = {}, []
+        for stop_at in (*stops, None):
+            toy = signals_during(stop_at) if stop_at else toy_experiment()
+
+            def evaluate(params, split, num_tasks, checks=False, toy=toy):
+                if split == "test":
+                    tested.extend(np.array(member["w"]).tobytes() for member in members_of(params))
+                    return toy.evaluate(members_of(params)[0], split, num_tasks, checks)
+                step = min(set(values) - set(validated))
+                validated[step] = np.array(params["w"]).tobytes()
+                return toy.evaluate(params, split, num_tasks)._replace(value=values[step])
+
+            with pytest.raises(Interrupted) if stop_at else contextlib.nullcontext():
+                run(directory, experiment=toy._replace(evaluate=evaluate, maximize=True), ensemble=3)
+        return validated, tested
+
+    validated, tested = run_to_its_end(tmp_path / "whole")
+    result = result_of(tmp_path / "whole")
+    assert (result["selected_steps"], result["val"]) == ([30, 50, 60], 0.9)
+    assert tested == [validated[step] for step in (30, 50, 60)] and len(set(tested)) == 3
+    saved = newest(tmp_path / "whole")
+    kept = members_of(load_selected(saved, toy_experiment().init().params))
+    assert [np.asarray(member["w"]).tobytes() for member in kept] == tested
+    # Once with none validated, once with one, and once with two of them.
+    assert run_to_its_end(tmp_path / "cut", [4, 18, 38]) == (validated, tested)
+    assert result_of(tmp_path / "cut") == result
+
+
+def test_an_ensemble_needs_as_many_validations():
+    with pytest.raises(
+        ConfigError, match="ensemble=4: expected 3 or less: with steps=25 and eval_every=10 there are no"
+    ):
+        RunSettings(steps=25, eval_every=10, ensemble=4)
+    with pytest.raises(ConfigError, match="ensemble=2: expected 1 or less: with steps=25 and eval_every=0"):
+        RunSettings(steps=25, eval_every=0, ensemble=2)
+    RunSettings(steps=25, eval_every=10, ensemble=3)
 
 
 def test_a_complete_run_is_not_run_again(uninterrupted):
@@ -200,7 +244,7 @@ def test_steps_may_grow_but_not_shrink(uninterrupted, tmp_path):
         run(tmp_path, steps=40)
 
 
-@pytest.mark.parametrize("key", ["steps", "steps_per_dispatch", "val_tasks", "eval_tasks", "log_every"])
+@pytest.mark.parametrize("key", ["steps", "steps_per_dispatch", "val_tasks", "eval_tasks", "ensemble", "log_every"])
 def test_settings_are_checked(key):
     with pytest.raises(ConfigError, match=f"{key}=0: expected a whole number, 1 or more"):
         RunSettings(**{"steps": 1, key: 0})

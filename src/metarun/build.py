@@ -195,6 +195,7 @@ def _experiment(
             **{key: sizes[key] for key in ("way", "shot") if key in sizes},
             "query_shot": eval_query_shot,
             **selection_of(settings),
+            "ensemble": settings.ensemble,
         },
         bytes_available=bytes_available,
         stream=_streams(keys["memory"]["stream"], dataset, bytes_available, choices),

@@ -63,12 +63,12 @@ def compare(
         "runs": [
             {
                 "run": str(run.directory.resolve()),
-                "method": each["method"],
-                "selected_step": runner.selected_step(run.checkpoint),
+                "method": told["method"],
+                "selected_steps": runner.selected_steps(run.checkpoint)[: each.settings.ensemble],
                 "value": test.value,
                 "ci95": test.ci95,
             }
-            for run, each, test in zip(runs, stated, tested, strict=True)
+            for run, each, told, test in zip(runs, asked, stated, tested, strict=True)
         ],
         "metric": stated[0]["metric"],
         "difference": difference,

@@ -120,6 +120,7 @@ def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
         eval_every=keys["eval_every"],
         val_tasks=keys["val_tasks"],
         eval_tasks=keys["eval_tasks"],
+        ensemble=keys["ensemble"] if "ensemble" in keys.values else 1,
         checkpoint_every=keys["checkpoint_every"],
         log_every=keys["log_every"],
         time_limit=keys["time_limit"],

@@ -82,6 +82,7 @@ class RunConfig(AnyRunConfig):
     shot: int = MISSING
     query_shot: int = MISSING
     eval_query_shot: int | None = MISSING
+    ensemble: int = MISSING
     train_way: int | None = MISSING
     train_shot: int | None = MISSING
     memory: MemoryConfig = field(default_factory=MemoryConfig)

@@ -10,7 +10,8 @@ from rich.console import Console
 from metarun import build_rl, runner, saved_run
 from metarun.build import build_evaluation, recorded
 from metarun.config import FEW_SHOT, RL
-from metarun.errors import MetarunError
+from metarun.ensemble import Ensemble, members_of, together
+from metarun.errors import ConfigError, MetarunError
 from metarun.files import plain, write_json
 from metarun.report import outcome, rl_outcome
 from metarun.runner import RunSettings
@@ -25,14 +26,14 @@ class Asked(NamedTuple):
 
     Attributes:
       experiment, settings, facts: of the test, as in `composition.Run`.
-      params: those that the run has selected.
+      params: those that the run has selected, which may be several.
       changed: what of the run's own test is another.
     """
 
     experiment: Experiment
     settings: RunSettings
     facts: Mapping[str, Any]
-    params: Params
+    params: Params | Ensemble
     changed: saved_run.Changed
 
 
@@ -40,7 +41,11 @@ def asked(run: saved_run.SavedRun, overrides: Sequence[str]) -> Asked:
     """Makes the test of a run with what differs from its own; raises as `evaluate`."""
     changed = saved_run.changed(run, overrides)
     experiment, settings, facts = _built(run, changed, overrides)
-    params = runner.load_selected(run.checkpoint, jax.eval_shape(experiment.init).params)
+    kept = members_of(runner.load_selected(run.checkpoint, jax.eval_shape(experiment.init).params))
+    if settings.ensemble > len(kept):
+        allowed = f"{len(kept)} or less: of no more validations has the run kept the parameters"
+        raise ConfigError("ensemble", settings.ensemble, allowed)
+    params = together(kept[: settings.ensemble])
     if overrides:  # another test than the one that the published figure is of
         facts = {key: fact for key, fact in facts.items() if key != "published"}
     return Asked(experiment, settings, facts, params, changed)
@@ -68,9 +73,9 @@ def evaluate(directory: str | None, overrides: Sequence[str], console: Console) 
     run = saved_run.read(directory, say)
     experiment, settings, facts, params, changed = asked(run, overrides)
     report, trained_on = REPORTS[run.part], run.choices[saved_run.TASKS[run.part]]
-    step = runner.selected_step(run.checkpoint)
+    steps = runner.selected_steps(run.checkpoint)[: settings.ensemble]
     say(report.heading(facts, run.directory))
-    say(f"Trained on {trained_on}, {run.checkpoint.step} steps; parameters of step {step}.")
+    say(f"Trained on {trained_on}, {run.checkpoint.step} steps; {outcome.parameters_of(steps)}.")
     if fitted := experiment.protocol.get("dataset", {}).get("fitted"):
         say(f"Images of {changed.choices['dataset']} are {outcome.fitted_in_words(fitted)}.")
     say(f"Testing on {settings.eval_tasks} tasks, with checks.")
@@ -82,7 +87,7 @@ def evaluate(directory: str | None, overrides: Sequence[str], console: Console) 
         "run": str(run.directory.resolve()),
         "trained_on": trained_on,
         "steps": run.checkpoint.step,
-        "selected_step": step,
+        "selected_steps": steps,
         "seconds": time.monotonic() - began,
     }
     path = run.directory / FOLDER / f"{_name(result, saved_run.TASKS[run.part])}.json"

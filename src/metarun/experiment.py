@@ -12,6 +12,7 @@ from jax import lax
 
 from metarun import checks as check
 from metarun import leaks
+from metarun.ensemble import answered
 from metarun.losses import OBJECTIVES
 from metarun.memory import fastest_that_fits
 from metarun.outer_loop import plan_of, several, shapes_on, updated
@@ -211,7 +212,7 @@ def few_shot(
                 map_tasks(one, layout, (params, key), (tasks, indices)), layout.replicated
             )
 
-        return lambda params, tasks, key: over_tasks(eval_layout, params, tasks, key)
+        return lambda params, tasks, key: answered(params, lambda each: over_tasks(eval_layout, each, tasks, key))
 
     def alone(params, task, key):
         adapted = method.adapt(params, task.support, key)

@@ -12,8 +12,10 @@ from metarun import runner, saved_run
 from metarun.build import DataFacts, build_learner, recorded, shapes_of, takes_way
 from metarun.config import COMMANDS, FEW_SHOT
 from metarun.data.pictures import RESIZE, border_level, in_folder, left_out_in_words, read_all, read_classes
+from metarun.ensemble import Ensemble, answered
 from metarun.errors import ConfigError, DataError, MetarunError, one_of
 from metarun.report import predictions
+from metarun.report.outcome import parameters_of
 from metarun.report.predictions import Predictions
 from metarun.types import Method, Params, Split
 
@@ -82,7 +84,7 @@ def predict(
     method, params = _learner(saved, trained_on, shown)
 
     method_name, data_name = saved.choices["method"], saved.choices["dataset"]
-    say(f"{method_name} trained on {data_name}, parameters of step {runner.selected_step(saved.checkpoint)}.")
+    say(f"{method_name} trained on {data_name}, {parameters_of(runner.selected_steps(saved.checkpoint))}.")
     say(f"{len(shown.images)} pictures of {len(shown.names)} classes, {len(asked.images)} queries.")
     say(f"Pictures are brought to {'x'.join(map(str, trained_on.input_shape))}: {RESIZE}.")
     shown, asked = (_with_polarity(pictures, trained_on.ground, invert, say) for pictures in (shown, asked))
@@ -91,7 +93,8 @@ def predict(
         say("The queries are answered together, and an answer may depend on the others (query_statistics=query).")
 
     support_x, query_x = (pictures.images.astype(np.float32) / 255 for pictures in (shown, asked))
-    outputs = answers(method, params, Split(support_x, shown.labels), query_x, together=transductive)
+    support = Split(support_x, shown.labels)
+    outputs = answered(params, lambda each: answers(method, each, support, query_x, together=transductive))
     found = Predictions(shown.names, support_x, shown.labels, asked.names, query_x, softmax(outputs))
     console.print(predictions.table(found))
     folder = Path(output).expanduser() if output else saved.directory / FOLDER / folders["query"].resolve().name
@@ -140,7 +143,7 @@ def _check_images(data: DataFacts, run: saved_run.SavedRun) -> None:
         raise ConfigError("run", run.directory, f"a run on images in classes; it is on {run.choices['dataset']}")
 
 
-def _learner(run: saved_run.SavedRun, data: DataFacts, support: Pictures) -> tuple[Method, Params]:
+def _learner(run: saved_run.SavedRun, data: DataFacts, support: Pictures) -> tuple[Method, Params | Ensemble]:
     """The method for the classes of `support`, and its selected parameters."""
     way = len(support.names)
     if not takes_way(run.config, run.choices, data, way):

@@ -25,6 +25,7 @@ from metarun.types import TrainState
 SELECTION = "selection"
 # Key -> the values that papers use; the run's own is among the rows wherever it is not.
 _AXES = {
+    "ensemble": (1,),
     "method.query_statistics": ("query", "support"),
     "method.inner_reduction": ("mean", "class_sum", "sum"),
     "method.eval_inner_steps": (1, 3, 5, 10),
@@ -73,7 +74,7 @@ def sweep(directory: str | None, overrides: Sequence[str], console: Console) -> 
 
     run = saved_run.read(directory, say)
     own = evaluation.asked(run, overrides)
-    axes = list(_axes(own.changed.config, runner.selected_step(run.checkpoint) != run.checkpoint.step))
+    axes = list(_axes(own.changed.config, runner.selected_steps(run.checkpoint) != [run.checkpoint.step]))
     say(f"Testing on {own.settings.eval_tasks} tasks under {1 + len(axes)} conventions, without checks.")
     base, base_tasks = _tested(own)
     rows = [Row("", "", base, 0.0, 0.0, True)]

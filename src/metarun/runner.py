@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import numpy as np
 from rich.console import Console
 
 from metarun import checkpoint, metrics, processes
+from metarun.ensemble import Ensemble, members_of, together
 from metarun.errors import (
     ConfigError,
     MetarunError,
@@ -60,6 +61,7 @@ class RunSettings:
         the last parameters are tested.
       val_tasks: tasks of a validation.
       eval_tasks: tasks of the final test.
+      ensemble: how many parameters are tested together, those that validated best.
       checkpoint_every: outer steps from one checkpoint to the next, at the end of a dispatch; 0 for one at the end.
       log_every: outer steps from one line of metrics to the next, at the end of a dispatch.
       time_limit: minutes after which this process saves and ends, to be continued; None for no limit.
@@ -71,19 +73,26 @@ class RunSettings:
     eval_every: int = 0
     val_tasks: int = 100
     eval_tasks: int = 600
+    ensemble: int = 1
     checkpoint_every: int = 100
     log_every: int = 10
     time_limit: float | None = None
     resume: bool = True
 
     def __post_init__(self):
-        for key in ("steps", "steps_per_dispatch", "val_tasks", "eval_tasks", "log_every"):
+        for key in ("steps", "steps_per_dispatch", "val_tasks", "eval_tasks", "ensemble", "log_every"):
             positive_int(key, getattr(self, key))
         for key in ("eval_every", "checkpoint_every"):
             non_negative_int(key, getattr(self, key))
         if self.time_limit is not None:
             positive_float("time_limit", self.time_limit)
         true_or_false("resume", self.resume)
+        validations = -(-self.steps // self.eval_every) if self.eval_every else 1
+        if self.ensemble > validations:
+            allowed = (
+                f"{validations} or less: with steps={self.steps} and eval_every={self.eval_every} there are no more"
+            )
+            raise ConfigError("ensemble", self.ensemble, f"{allowed} validations to choose from")
 
 
 class RunState(NamedTuple):
@@ -91,11 +100,12 @@ class RunState(NamedTuple):
 
     Attributes:
       train: what `Experiment.step` takes and returns.
-      selected: the parameters that validated best so far, or the latest where none have been validated.
+      selected: the parameters that validated best so far, an `Ensemble` if there are several; or the latest where none
+        have been validated.
     """
 
     train: TrainState
-    selected: Params
+    selected: Params | Ensemble
 
 
 @dataclasses.dataclass
@@ -106,17 +116,17 @@ class Ledger:
       seconds: spent in dispatches, less the first of each process, which compiles.
       timed_steps: outer steps of those dispatches.
       compile_seconds: spent in preparing and in the first dispatch of each process, with its steps.
-      best: {step, value, ci95} of the best validation; the earlier of equals.
+      best: {step, value, ci95} of the best validations, as many as are tested together; the earlier of equals first.
     """
 
     seconds: float = 0.0
     timed_steps: int = 0
     compile_seconds: float = 0.0
-    best: dict[str, Any] | None = None
+    best: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def selected_step(self, step: int) -> int:
-        """The step whose parameters are selected at `step`: that of the best validation, or the last."""
-        return self.best["step"] if self.best else step
+    def selected_steps(self, step: int) -> list[int]:
+        """The steps whose parameters are selected at `step`: those of the best validations, or the last."""
+        return [each["step"] for each in self.best] or [step]
 
 
 class Interrupted(SystemExit):
@@ -195,8 +205,8 @@ def run(
         raise stopped
 
 
-def load_selected(saved: checkpoint.Saved, template: Params) -> Params:
-    """Returns the parameters that a run had selected when it saved: at its end, the tested ones.
+def load_selected(saved: checkpoint.Saved, template: Params) -> Params | Ensemble:
+    """Returns the parameters that a run had selected when it saved: at its end, the tested ones, which may be several.
 
     Args:
       saved: a checkpoint of a run.
@@ -205,12 +215,13 @@ def load_selected(saved: checkpoint.Saved, template: Params) -> Params:
     Raises:
       MetarunError: the checkpoint is of another architecture.
     """
-    return checkpoint.load(saved, RunState(train=None, selected=template), partial=True).selected
+    selected = together([template] * len(selected_steps(saved)))
+    return checkpoint.load(saved, RunState(train=None, selected=selected), partial=True).selected
 
 
-def selected_step(saved: checkpoint.Saved) -> int:
-    """Returns the step whose parameters `load_selected` returns."""
-    return Ledger(**saved.metadata["ledger"]).selected_step(saved.step)
+def selected_steps(saved: checkpoint.Saved) -> list[int]:
+    """Returns the steps whose parameters `load_selected` returns, the best first."""
+    return Ledger(**saved.metadata["ledger"]).selected_steps(saved.step)
 
 
 def reported(tested: Evaluation, facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,7 +276,7 @@ def _run(
             say(f"The run in {directory} is complete: {step} steps. Nothing to do.")
             return result
         say(f"Resuming at step {step} of {settings.steps}.")
-    train, selected = _restored(experiment, saved, begun is not None)
+    train, selected = _restored(experiment, saved, 0 if begun is None else len(ledger.selected_steps(step)))
 
     # ---- Compile the step in the form that fits the memory.
     plan = experiment.prepare()
@@ -306,9 +317,13 @@ def _run(
             if settings.eval_every and (last or step % settings.eval_every == 0):
                 found = experiment.evaluate(train.params, "val", settings.val_tasks)
                 val = {f"val/{found.metric}": found.value, "val/ci95": found.ci95}
-                if _better(found.value, ledger.best, experiment.maximize):
-                    ledger.best = {"step": step, "value": found.value, "ci95": found.ci95}
-                    selected = _copy(train.params)
+                place = _place(found.value, ledger.best, experiment.maximize)
+                if place < settings.ensemble:
+                    kept = list(members_of(selected))[: len(ledger.best)]  # none before the first validation
+                    ledger.best.insert(place, {"step": step, "value": found.value, "ci95": found.ci95})
+                    kept.insert(place, _copy(train.params))
+                    del ledger.best[settings.ensemble :], kept[settings.ensemble :]
+                    selected = together(kept)
 
             # ---- Log.
             rate = _tasks_per_second(experiment, ledger, line_start)
@@ -325,7 +340,7 @@ def _run(
             if stopping or last or _crosses(settings.checkpoint_every, previous, step):
                 if not _are_finite(train.params):
                     raise _diverged(experiment, "A parameter is not finite", step, directory, identity)
-                if ledger.best is None:
+                if not ledger.best:
                     selected = train.params
                 metadata = {"identity": identity, "ledger": dataclasses.asdict(ledger), "form": _form(plan)}
                 if first:
@@ -344,12 +359,12 @@ def _run(
     with _memory_named(plan):
         tested = experiment.evaluate(selected, "test", settings.eval_tasks, checks=True)
     if draw is not None:
-        draw(directory if first else None, selected, ledger.best["step"] if ledger.best else None, tested)
+        draw(directory if first else None, selected, ledger.best[0]["step"] if ledger.best else None, tested)
     result = {
         **reported(tested, facts, experiment.protocol),
         "steps": step,
-        "selected_step": ledger.selected_step(step),
-        "val": ledger.best["value"] if ledger.best else None,
+        "selected_steps": ledger.selected_steps(step),
+        "val": ledger.best[0]["value"] if ledger.best else None,
         "seconds": ledger.seconds,
         "compile_seconds": ledger.compile_seconds,
         "plan": plan._asdict(),
@@ -361,11 +376,12 @@ def _run(
     return plain(result)
 
 
-def _restored(experiment: Experiment, saved: checkpoint.Saved | None, begun: bool) -> RunState:
-    """The state of a checkpoint, which the first process alone can read; or where nothing was begun, the initial one."""
+def _restored(experiment: Experiment, saved: checkpoint.Saved | None, selected: int) -> RunState:
+    """The state of a checkpoint, which the first process alone can read, and which has selected so many parameters; or
+    where nothing was begun, and so none are selected, the initial one."""
     train = experiment.init()
-    state = RunState(train, _copy(train.params))
-    if not begun:
+    state = RunState(train, together([_copy(train.params) for _ in range(max(1, selected))]))
+    if not selected:
         return state
     return processes.arrays_from_first(checkpoint.load(saved, state) if saved is not None else state)
 
@@ -421,10 +437,11 @@ def _crosses(period: int, previous: int, step: int) -> bool:
     return period > 0 and step // period > previous // period
 
 
-def _better(value: float, best: Mapping[str, Any] | None, maximize: bool) -> bool:
-    if best is None:
-        return math.isfinite(value)
-    return value > best["value"] if maximize else value < best["value"]
+def _place(value: float, best: Sequence[Mapping[str, Any]], maximize: bool) -> float:
+    """Where a validation stands among the best, which are sorted, after its equals; one that is not finite, nowhere."""
+    if not math.isfinite(value):
+        return math.inf
+    return sum(each["value"] >= value if maximize else each["value"] <= value for each in best)
 
 
 def _tasks_per_second(experiment: Experiment, now: Ledger, since: Ledger) -> float | None:
@@ -434,7 +451,11 @@ def _tasks_per_second(experiment: Experiment, now: Ledger, since: Ledger) -> flo
 
 
 def _summary(
-    experiment: Experiment, rate: float | None, train: Metrics, val: Mapping[str, float], best: Mapping[str, Any] | None
+    experiment: Experiment,
+    rate: float | None,
+    train: Metrics,
+    val: Mapping[str, float],
+    best: Sequence[Mapping[str, Any]],
 ) -> str:
     """Returns the numbers of a step in one line."""
     parts = [] if rate is None else [f"{rate:.0f} tasks/s"]
@@ -446,7 +467,7 @@ def _summary(
     if val:
         parts.append(f"val {val[f'val/{experiment.metric}']:.4g} ± {val['val/ci95']:.2g}")
     if best:
-        parts.append(f"best val {best['value']:.4g} at {best['step']}")
+        parts.append(f"best val {best[0]['value']:.4g} at {best[0]['step']}")
     return "  ".join(parts)
 
 
@@ -491,10 +512,10 @@ def _diverged(
     """
     say, checkpoints, first = (lambda text: None), directory / "checkpoints", processes.is_first()
     saved = checkpoint.newest(checkpoints, say) if first else None
-    kept = processes.from_first(saved and saved.step)
-    state, step = _restored(experiment, saved, kept is not None).train, kept or 0
+    step, selected = processes.from_first([saved.step, len(selected_steps(saved))] if saved else [0, 0])
+    state = _restored(experiment, saved, selected).train
     since = f"{what} between steps {step + 1} and {last} of the run in {directory}"
-    kept = "nothing was saved" if kept is None else f"the checkpoint of step {kept} is kept"
+    kept = f"the checkpoint of step {step} is kept" if selected else "nothing was saved"
     advice = "Lower outer_lr or method.inner_lr, or clip gradients, in a new directory (hydra.run.dir=DIR)."
     finite = True
     while finite and step < last:

@@ -35,6 +35,7 @@ MAY_CHANGE = {
         "way": "way",
         "shot": "shot",
         "eval_query_shot": "eval_query_shot",
+        "ensemble": "ensemble",
         "method.query_statistics": "method.query_statistics",
         "method.inner_reduction": "method.inner_reduction",
         **_OF_ANY,

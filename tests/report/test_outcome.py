@@ -18,7 +18,7 @@ CHECKS = {
     "support_apart_from_query": {"passed": True, "value": 0.0004},
     "test_apart_from_train": {"passed": False, "value": 0.15, "images": 0.1512, "val": 0.0},
 }
-RESULT = {"metric": "accuracy", "value": 0.9512, "ci95": 0.0031, "num_tasks": 600, "selected_step": 900}
+RESULT = {"metric": "accuracy", "value": 0.9512, "ci95": 0.0031, "num_tasks": 600, "selected_steps": [900]}
 RESULT |= {"tasks_per_second": 101.4, "checks": CHECKS}
 
 

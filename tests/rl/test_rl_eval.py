@@ -55,7 +55,7 @@ def test_the_test_of_the_run_is_reproduced_to_the_last_bit(run, evaluate):
     assert {key: found[key] for key in shared} == {key: ours[key] for key in shared}
     assert (found["run"], found["trained_on"], found["steps"]) == (str(run), "bernoulli_bandit", 4)
     assert f"rl2 on bernoulli_bandit, 4 pulls, seed 0, on {ours['device']}" in out
-    assert f"Trained on bernoulli_bandit, 4 steps; parameters of step {ours['selected_step']}." in out
+    assert f"Trained on bernoulli_bandit, 4 steps; parameters of step {ours['selected_steps'][0]}." in out
     for words in (f"test reward {ours['value']:.4g} ±", "gittins", "regret", "chance without reward", "Written to"):
         assert words in out
 

@@ -165,7 +165,7 @@ def test_the_checks_find_a_learner_that_is_told_the_task():
 def test_validation_selects_where_it_is_asked_for(tmp_path):
     run = built(*TINY, "eval_every=2")
     result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
-    assert result["protocol"]["selection"] == "best validation" and result["selected_step"] in (2, 4)
+    assert result["protocol"]["selection"] == "best validation" and result["selected_steps"] in ([2], [4])
 
 
 @pytest.mark.parametrize(

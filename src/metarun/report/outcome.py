@@ -1,6 +1,6 @@
 """What a person sees of one run: its heading, its result with the checks, its pictures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,15 @@ def check_table(checks: Mapping[str, Mapping[str, Any]], number: Callable[[float
 
 def tested_on(result: Mapping[str, Any]) -> str:
     """On how many tasks a result was found, with which parameters, and how fast they were trained."""
-    how = f"95% interval over {result['num_tasks']} tasks; parameters of step {result['selected_step']}"
+    how = f"95% interval over {result['num_tasks']} tasks; {parameters_of(result['selected_steps'])}"
     return how + (f"; {result['tasks_per_second']:.0f} tasks/s" if "tasks_per_second" in result else "")
+
+
+def parameters_of(steps: Sequence[int]) -> str:
+    """Which parameters are tested, by the steps that they are of."""
+    if len(steps) == 1:
+        return f"parameters of step {steps[0]}"
+    return f"an ensemble of the parameters of steps {', '.join(map(str, steps))}"
 
 
 def _check_value(name: str, check: Mapping[str, Any], number: Callable[[float], str]) -> str:
