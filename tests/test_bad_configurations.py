@@ -128,6 +128,7 @@ def test_it_ends_at_once_in_a_message(part, settings, named, tmp_path):
         (["method=from_scratch", "steps=-1"], "steps=-1"),
         (["distributed.processes=0"], "distributed.processes=0"),
         (["method={a: 1}"], "method={a: 1}"),
+        (["memory.limit=11KB"], "11 KB are available"),  # and nothing is compiled to find out
     ],
 )
 def test_what_would_have_been_taken_for_something_else_is_refused(settings, named, tmp_path):

@@ -147,6 +147,12 @@ def test_the_refusal_has_the_numbers_and_the_keys():
         assert words in str(error.value)
 
 
+def test_nothing_is_compiled_where_not_even_the_arguments_fit():
+    arguments = {"w": jax.ShapeDtypeStruct((10, 5), jnp.float32), "key": jax.eval_shape(lambda: jax.random.key(0))}
+    with pytest.raises(MetarunError, match="alone take 208 bytes of a device, and 207 bytes are available"):
+        fastest_that_fits(None, ["kept"], [1], 207, arguments)
+
+
 def test_prediction_is_of_the_compiled_program_on_one_device():
     x = jax.ShapeDtypeStruct((1000, 250), jnp.float32)
     compiled = jax.jit(lambda x: jnp.sin(jnp.cos(x) @ jnp.cos(x).T).sum(0)).lower(x).compile()

@@ -153,7 +153,7 @@ def few_shot(
             run = one_step if stream else several(one_step)
             return jax.jit(run, donate_argnums=0).lower(*arguments, last).compile()
 
-        return fastest_that_fits(compile_fn, list(variants), list(chunks), bytes_available)
+        return fastest_that_fits(compile_fn, list(variants), list(chunks), bytes_available, arguments)
 
     def prepare():
         nonlocal eval_layout

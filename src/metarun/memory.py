@@ -87,7 +87,11 @@ def predicted(program: Any) -> tuple[int, int]:
 
 
 def fastest_that_fits(
-    compile_fn: Callable[[str, int], Any], variants: Sequence[str], chunks: Sequence[int], bytes_available: int | None
+    compile_fn: Callable[[str, int], Any],
+    variants: Sequence[str],
+    chunks: Sequence[int],
+    bytes_available: int | None,
+    arguments: Any = (),
 ) -> Fit:
     """Compiles candidates from the fastest to the most frugal, until one fits.
 
@@ -99,11 +103,19 @@ def fastest_that_fits(
       variants: fastest first.
       chunks: sizes, largest first.
       bytes_available: on a device; None: everything fits.
+      arguments: shapes of what every program is called with; where these alone do not fit, nothing is compiled.
 
     Raises:
       MetarunError: nothing fits.
     """
     began, smallest = time.perf_counter(), None
+    called_with = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments))
+    if bytes_available is not None and called_with > bytes_available:
+        raise MetarunError(
+            f"A training step does not fit in memory: its parameters, the optimiser's state and the data alone take "
+            f"{in_words(called_with)} of a device, and {in_words(bytes_available)} are available. Raise memory.limit if "
+            f"it is what binds; or lower the size of the model, or give memory.stream=true for large images."
+        )
     for variant in variants:
         left = list(chunks)
         while left:

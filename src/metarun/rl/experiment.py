@@ -83,7 +83,7 @@ def meta_rl(
             run = several(partial(outer_step, learners[chunk]))
             return jax.jit(run, donate_argnums=0).lower(*arguments).compile()
 
-        return fastest_that_fits(compile_fn, [""], list(learners), bytes_available)
+        return fastest_that_fits(compile_fn, [""], list(learners), bytes_available, arguments)
 
     def step(state, num_steps):
         state, count = placed((state, jnp.int32(num_steps)), layout.replicated)
