@@ -18,7 +18,7 @@ from small_omniglot import write_archives
 
 from metarun import checkpoint, runner
 from metarun.build import build
-from metarun.config import conf_dir, register, run_dir
+from metarun.config import conf_dir, groups, register, run_dir
 from metarun.data.class_split import PUBLISHED
 from metarun.data.mini_imagenet import CLASSES
 from metarun.errors import ConfigError, MetarunError
@@ -163,7 +163,7 @@ def data_overrides(config, request):
 def test_every_experiment_starts(experiment, request):
     config = composed(f"experiment={experiment}")
     run = built(f"experiment={experiment}", *data_overrides(config, request))
-    assert jax.tree.leaves(run.experiment.init().params)
+    assert jax.tree.leaves(jax.eval_shape(run.experiment.init).params)
     method, way, shot = re.match(r"(\w+?)_(?:sinusoid|(?:omniglot|mini_imagenet)_(\d+)w(\d+)s)", experiment).groups()
     assert run.facts["method"] == method
     assert way is None or (config.way, config.shot) == (int(way), int(shot))
@@ -184,8 +184,15 @@ def test_every_experiment_begins_with_its_command(experiment):
     assert text.startswith("# @package _global_\n") and f"metarun experiment={experiment}" in text
 
 
+def test_help_lists_the_choices_and_counts_the_experiments():
+    lines = dict(line.split(": ", 1) for line in groups("few_shot").splitlines())
+    assert lines["logger"] == "jsonl, tensorboard" and lines["method"].split(", ") == choices_of("method")
+    assert lines["experiment"].startswith(f"{len(choices_of('experiment'))} published cells")
+    assert set(lines) == {"dataset", "logger", "method", "model", "optimizer", "experiment"}
+
+
 def test_an_experiment_has_the_last_word_but_for_the_command_line():
-    assert built("experiment=maml_sinusoid").settings.steps == 10000
+    assert built("experiment=maml_sinusoid").settings.steps == 70000
     assert built("experiment=maml_sinusoid", "steps=7").settings.steps == 7
 
 

@@ -89,7 +89,7 @@ def test_what_is_refused(tmp_path):
         return metarun(*arguments, cwd=tmp_path, command="metarun-reproduce")
 
     refused(command("finn2017/maml_omniglot_5w2s"), "there is no such cell", "finn2017/maml_omniglot_5w1s", "--list")
-    refused(command(), "there is no such cell", "--list")
+    refused(command(), "Which cell", "--list")
     refused(command(CELL, "seeds=0"), "seeds=0", "1 or more")
     refused(command(CELL, "seeds=many"), "seeds=many")
     refused(command(CELL, "seed=3"), "seed=3", "seeds=N")

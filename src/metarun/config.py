@@ -147,6 +147,7 @@ def register() -> None:
         plugins.register(_CommonGroups)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("hydra_dir", hydra_dir, replace=True)
+    OmegaConf.register_new_resolver("groups", groups, replace=True)
     # Kept once found: a point of a sweep is in the sweep's directory wherever it runs.
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
 
@@ -175,6 +176,15 @@ def hydra_dir(process: int | None) -> str | None:
       process: which of several this is, where it has been told.
     """
     return None if process or launched()[1] else ".hydra"
+
+
+def groups(part: str) -> str:
+    """Returns the groups of a command with their options, a line each, for its `--help`; of experiments, how many."""
+    folders = [folder for each in (part, COMMON) for folder in conf_dir(each).iterdir() if folder.is_dir()]
+    found = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    number = len(found.pop("experiment"))
+    lines = [f"{name}: {', '.join(options)}" for name, options in sorted(found.items()) if options]
+    return "\n".join([*lines, f"experiment: {number} published cells and short versions; metarun-reproduce --list"])
 
 
 def run_dir(overrides: list[str], process: int | None = None) -> str:

@@ -3,6 +3,7 @@
 The run itself is the command that anybody can type, in a process of its own.
 """
 
+import difflib
 import json
 import signal
 import subprocess
@@ -92,10 +93,11 @@ def listed(console: Console) -> None:
 def find(name: str | None) -> Named:
     """The cell of a name; raises `MetarunError`, naming near ones, where there is none."""
     known = {named.name: named for named in cells()}
+    if name is None:
+        raise MetarunError("Which cell? Give one as PAPER/CELL; `metarun-reproduce --list` names all.")
     if name in known:
         return known[name]
-    parts = (name or "").replace("/", " ").replace("_", " ").split()
-    near = sorted(known, key=lambda other: -sum(part in other for part in parts))[:4]
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0)
     raise MetarunError(
         f"{name}: there is no such cell. Near it: {', '.join(near)}. `metarun-reproduce --list` names all."
     )
