@@ -192,11 +192,3 @@ def test_the_schedule_ends_with_the_last_gradient_of_the_run():
     jax.tree.map(np.testing.assert_array_equal, after.params, at_the_end)
     before, _ = run.experiment.step(run.experiment.init(), 3)
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (before.params, at_the_end)), strict=True))
-
-
-@pytest.mark.parametrize("experiment", choices_of("experiment"))
-def test_every_experiment_is_what_its_name_says_and_begins_with_its_command(experiment):
-    run = build(*composed([f"experiment={experiment}"], RL))
-    assert run.facts["method"] == experiment.partition("_")[0] and run.experiment.init().params
-    text = (conf_dir(RL) / "experiment" / f"{experiment}.yaml").read_text()
-    assert text.startswith("# @package _global_\n") and f"metarun-rl experiment={experiment}" in text

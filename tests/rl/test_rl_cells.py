@@ -1,0 +1,111 @@
+"""The experiments of reinforcement learning: their figures are those of the papers, and each is what its name says."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from metarun.build_rl import build
+from metarun.config import RL, composed, conf_dir
+from metarun.reproduce import cells
+
+# Pulls and arms: mean total reward of the yardsticks and RL2 (Duan et al. 2016, table 1) and SNAIL (Mishra et al. 2018, table 3).
+OF_BANDITS = ("random", "gittins", "ucb1", "thompson", "rl2", "snail")
+BANDITS = {
+    (10, 5): "5.0 6.6 6.7 5.7 6.7 6.6",
+    (10, 10): "5.0 6.6 6.7 5.5 6.7 6.7",
+    (10, 50): "5.1 6.5 6.6 5.2 6.8 6.7",
+    (100, 5): "49.9 78.3 78.0 74.7 78.7 79.1",
+    (100, 10): "49.9 82.8 82.4 76.7 83.5 83.5",
+    (100, 50): "49.8 85.2 84.3 64.5 84.9 85.1",
+    (500, 5): "249.8 405.8 405.8 402.0 401.6 408.1",
+}
+# Episodes: the same of Duan et al. 2016, table 2; last what SNAIL and RL2 earn as fractions of value iteration, in Mishra et
+# al. 2018, by which their SNAIL is put on the scale of the rest.
+OF_MDPS = ("random", "psrl", "opsrl", "rl2")
+MDPS = {
+    10: "100.1 138.1 144.1 156.2 .766 .752",
+    25: "250.2 408.8 425.2 445.7 .862 .859",
+    50: "499.7 904.4 930.7 936.1 .908 .902",
+    75: "749.9 1417.1 1449.2 1428.8 .930 .918",
+    100: "999.4 1939.5 1973.9 1913.7 .941 .922",
+}
+# Returns after three gradient steps, and the differences that do not matter.
+MAML = {
+    "maml_point_navigation": (-3.23, 1.0),
+    "maml_point_navigation_as_published": (-3.23, 1.0),
+    "maml_cheetah_velocity": (-60.8, 1.2),
+    "maml_cheetah_direction": (315.7, 6.3),
+}
+LEARNT = ("rl2", "snail", "maml")
+FILES = sorted((conf_dir(RL) / "experiment").glob("*.yaml"))
+NAMES = [file.stem for file in FILES]
+
+
+def published():
+    """Name of a cell -> its figure."""
+    found = {f"finn2017/{name}": value for name, (value, _) in MAML.items()}
+    for (pulls, arms), row in BANDITS.items():
+        for method, value in zip(OF_BANDITS, row.split(), strict=True):
+            paper = "mishra2018" if method == "snail" else "duan2016"
+            found[f"{paper}/{method}_bandit_{arms}_{pulls}"] = float(value)
+    for episodes, row in MDPS.items():
+        *values, snail, rl2 = map(float, row.split())
+        found |= {f"duan2016/{method}_mdp_{episodes}": value for method, value in zip(OF_MDPS, values, strict=True)}
+        found[f"mishra2018/snail_mdp_{episodes}"] = snail / rl2 * values[-1]
+    return found
+
+
+def of_name(experiment):
+    """Method, environment, and the keys of it that a name like `rl2_bandit_5_100` or `psrl_mdp_25` tells."""
+    method, kind, *sizes = experiment.split("_")
+    if kind == "bandit":
+        return method, "bernoulli_bandit", {"arms": int(sizes[0]), "episodes": int(sizes[1])}
+    if kind == "mdp":
+        return method, "tabular_mdp", {"episodes": int(sizes[0])}
+    return method, "_".join([kind, sizes[0]]), {}
+
+
+def test_the_figures_are_those_of_the_papers():
+    known = [named for named in cells() if named.part == RL]
+    assert {named.name: named.cell.published[named.paper].value for named in known} == {
+        name: pytest.approx(value, abs=0.05 if "snail_mdp" in name else 0) for name, value in published().items()
+    }
+    for named in known:
+        _, margin = MAML.get(named.experiment, (None, pytest.approx(0.02 * published()[named.name], rel=0.05)))
+        assert named.cell.margin == margin, named.name
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_a_comment_says_the_figure_and_the_command(file):
+    head = file.read_text().split("\ndefaults:")[0].splitlines()
+    assert head[0] == "# @package _global_" and f"#   metarun-rl experiment={file.stem}" in head
+    cell = OmegaConf.load(file).cell
+    said = " ".join(line.lstrip("# ") for line in head).partition("Published: ")[2]
+    assert str(cell.published[0].value) in said
+    assert ("Ours: " in said) or cell.get("measured") is None
+
+
+@pytest.mark.parametrize("experiment", [name for name in NAMES if name.startswith(LEARNT)])
+def test_what_learns_is_built_and_what_its_name_says(experiment):
+    method, env, keys = of_name(experiment)
+    config, choices = composed([f"experiment={experiment}"], RL)
+    assert (choices["method"], choices["env"]) == (method, env)
+    assert {key: config.env[key] for key in keys} == keys
+    if "cheetah" not in env:  # which needs an extra
+        assert build(config, choices).experiment.tasks_per_step == config.meta_batch_size
+
+
+def test_the_yardsticks_are_what_their_names_say():
+    composes = set()
+    for file in FILES:
+        method, env, keys = of_name(file.stem)
+        if method in LEARNT:
+            continue
+        node = OmegaConf.to_container(OmegaConf.load(file))
+        assert node.pop("cell") and node == {
+            "defaults": [{"override /env": env}, {"override /method": method}, "_self_"],
+            "env": keys,
+        }
+        if (method, env) not in composes:  # the others differ from it in numbers alone
+            composes.add((method, env))
+            assert build(*composed([f"experiment={file.stem}"], RL)).facts["method"] == method
+    assert len(composes) == 7
