@@ -18,6 +18,7 @@ FLOORS = [
     ["metarun.evaluation", "metarun.prediction", "metarun.replay", "metarun.reproduce", "metarun.together"],
     ["metarun.build", "metarun.build_rl", "metarun.data_sets", "metarun.saved_run", "metarun.report.page"],
     ["metarun.composition", "metarun.report.rl_outcome", "metarun.report.tables"],
+    ["metarun.report.replicates"],
     [
         "metarun.runner",
         "metarun.experiment",

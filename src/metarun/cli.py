@@ -174,6 +174,7 @@ keys:
   way, shot                  classes of a task, support examples of each class; not every method can have another way
   eval_query_shot            query examples of each class
   eval_tasks, eval_seed      number of the test tasks, and what they are drawn by
+  ensemble                   how many of the parameters that the run has kept are tested together, the best ones
   method.eval_inner_steps    inner steps, where the method has them; likewise other method.eval_KEY
   method.query_statistics    whose statistics normalise the queries: query (transductive) or support
   method.inner_reduction     how the inner loss is summed, where the method has one: mean, sum or class_sum

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.cell import stated
-from metarun.config import conf_dir
+from metarun.config import CIRCUMSTANCES, conf_dir
 from metarun.errors import ConfigError, MetarunError
 from metarun.machine import device_name, versions
 from metarun.optimizers import OVER_THE_RUN
@@ -18,20 +18,8 @@ from metarun.runner import RunSettings
 from metarun.task_map import Layout, default_layout, frugal_layouts
 from metarun.types import Experiment
 
-# What may differ between the pieces of one run: where its data lie, how much is tested, how often things are written,
-# how it is fitted to a device.
-MAY_DIFFER = (
-    "steps",
-    "eval_tasks",
-    "checkpoint_every",
-    "time_limit",
-    "resume",
-    "distributed",
-    "logger",
-    "cell",
-    "dataset.source",
-    "memory",
-)
+# What may differ between the pieces of one run: besides the circumstances how far it goes, and how much is tested.
+MAY_DIFFER = ("steps", "eval_tasks", *CIRCUMSTANCES)
 
 
 class Run(NamedTuple):

@@ -25,6 +25,17 @@ _LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "O
 # In the directory of a sweep: the command that it is of; what came of its points, once they are done; and of
 # points that differ in their seeds alone, how the results are distributed.
 SWEEP_COMMAND, SWEEP_DONE, SWEEP_SEEDS = "command.json", "sweep.json", "seeds.json"
+# Keys that move no number: where data lie, how often things are written, how a run is fitted to a device.
+CIRCUMSTANCES = (
+    "checkpoint_every",
+    "time_limit",
+    "resume",
+    "distributed",
+    "logger",
+    "cell",
+    "dataset.source",
+    "memory",
+)
 # The folders of `conf/`: what each command composes from, besides what is common to both.
 FEW_SHOT, RL, COMMON = "few_shot", "rl", "common"
 COMMANDS = {FEW_SHOT: "metarun", RL: "metarun-rl"}

@@ -19,8 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun.cell import Cell, cell_of
-from metarun.composition import MAY_DIFFER
-from metarun.config import COMMANDS, FEW_SHOT, RL, composed, conf_dir
+from metarun.config import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, composed, conf_dir
 from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, Verdict, verdict
 from metarun.errors import MetarunError, positive_int
 from metarun.protocol import ABSENT, Difference, flattened
@@ -30,7 +29,7 @@ EXIT = {REPRODUCED: 0, NOT_REPRODUCED: 3, UNDECIDED: 4}
 OUTPUT = Path("outputs") / "reproduce"
 _SHOWN = 12  # differing settings that are listed
 # What differs between runs without moving a number.
-_CIRCUMSTANCES = {*MAY_DIFFER, "log_every", "steps_per_dispatch", "cell"} - {"steps", "eval_tasks"}
+_CIRCUMSTANCES = {*CIRCUMSTANCES, "log_every", "steps_per_dispatch"}
 
 
 class Named(NamedTuple):

@@ -3,8 +3,10 @@
 python tests/report/many_runs.py DIR 200    # to look at
 """
 
+import io
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,24 @@ from PIL import Image
 METHODS = ("maml", "protonet", "snail", "reptile", "anil")
 
 
-def write_run(directory, *, method="maml", way=5, shot=1, seed=0, value=0.9, overrides=(), inner_steps=3, **result):
-    """Writes a finished run; `result` changes what its result.json says."""
+def write_run(
+    directory,
+    *,
+    method="maml",
+    way=5,
+    shot=1,
+    seed=0,
+    value=0.9,
+    overrides=(),
+    inner_steps=3,
+    settings=None,
+    **result,
+):
+    """Writes a finished run; `settings` are further keys of it, and `result` changes what its result.json says."""
     (directory / ".hydra").mkdir(parents=True)
-    (directory / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"dataset": {}, "method": {}}))
+    config = {"dataset": {"source": str(directory)}, "method": {"name": method, "eval_inner_steps": inner_steps}}
+    config |= {"way": way, "shot": shot, "seed": seed, **(settings or {})}
+    (directory / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     own = [f"method={method}", f"way={way}", f"shot={shot}", f"seed={seed}", *overrides]
     (directory / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(own))
     draw = np.random.default_rng(seed)
@@ -65,11 +81,16 @@ def write_run(directory, *, method="maml", way=5, shot=1, seed=0, value=0.9, ove
         )
     )
     (directory / "plots").mkdir()
-    noise = draw.integers(0, 255, (60, 90, 3), np.uint8)
-    Image.fromarray(noise).resize((1800, 1200), Image.BICUBIC).save(
-        directory / "plots" / "gallery.png", compress_level=1
-    )
+    (directory / "plots" / "gallery.png").write_bytes(picture(seed % 8))
     return directory
+
+
+@cache
+def picture(seed):
+    """A PNG as large as a gallery."""
+    noise, stream = np.random.default_rng(seed).integers(0, 255, (60, 90, 3), np.uint8), io.BytesIO()
+    Image.fromarray(noise).resize((1800, 1200), Image.BICUBIC).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
 
 
 def write_runs(root, number):

@@ -3,19 +3,25 @@
 import csv
 import io
 import json
+import math
 import re
 import shutil
 import time
 
+import numpy as np
 import pytest
 from many_runs import METHODS, write_run, write_runs
 from test_cli import metarun, refused
 
+from metarun.equivalence import Ours, over_seeds
 from metarun.errors import ConfigError
 from metarun.report import tables
 from metarun.report.collection import collect, differing_keys
 from metarun.report.page import page
+from metarun.report.replicates import together
 
+# The result of several seeds, as the page has it.
+OF_SEEDS = r"([\d.]+)% ± ([\d.]+)%\n(\d+) seeds, ([\d.]+) to ([\d.]+)"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -76,9 +82,31 @@ def test_the_keys_in_which_protocols_differ_are_named(tmp_path):
     assert "<code>method.eval_inner_steps</code></td><td>3, 5<" in page(records, [])
 
 
+def test_only_runs_that_differ_in_nothing_but_the_seed_are_taken_together(tmp_path):
+    for seed, value in ((2, 0.92), (0, 0.9), (1, 0.97)):
+        write_run(tmp_path / "same" / str(seed), seed=seed, value=value, settings={"resume": seed > 0})
+    write_run(tmp_path / "same" / "again", seed=1, value=0.97)
+    write_run(tmp_path / "other settings", seed=3, settings={"outer_lr": 0.1})
+    write_run(tmp_path / "other protocol", seed=4, inner_steps=5)
+    write_run(tmp_path / "other tasks", seed=5, num_tasks=1000)
+    diverged = write_run(tmp_path / "not finite", seed=6) / "result.json"
+    diverged.write_text(json.dumps({**json.loads(diverged.read_text()), "value": None}))
+    (write_run(tmp_path / "unfinished", seed=7) / "result.json").unlink()
+    groups = together(collect([str(tmp_path)])[0])
+    seeds = [[record.result["seed"] for record in group.records if record.result] for group in groups]
+    assert sorted(seeds) == [[], [0, 1, 2], [1], [3], [4], [5], [6]]
+    (group,) = [group for group in groups if len(group.records) == 3]
+    assert group.value == pytest.approx(0.93)
+    # The tasks' variance, which the seeds share, and that of the mean of three seeds; their degrees of freedom apart.
+    assert (group.value, group.ci95) == over_seeds(Ours([0.9, 0.97, 0.92], 0.003, 600))
+    assert group.ci95 > 1.96 * math.hypot(0.003 / 1.96, np.std([0.9, 0.97, 0.92], ddof=1) / 3**0.5)
+    cells = dict(zip(tables.COLUMNS, tables.row(group), strict=True))
+    assert (cells["seed"], cells["run"]) == ("0, 1, 2", "same/0 and 2 more") and cells["result"].startswith("93.00% ±")
+
+
 def test_the_table_in_other_forms(tmp_path):
     write_run(tmp_path / "a_b", value=0.98765)
-    write_run(tmp_path / "c|d", checks={"query_order": {"passed": False}}, published={})
+    write_run(tmp_path / "c|d", checks={"query_order": {"passed": False}}, published={}, settings={"outer_lr": 1})
     names = {"markdown": "t.md", "csv": "t.csv", "latex": "t.tex"}
     done = report(tmp_path, *(f"--{form}={name}" for form, name in names.items()), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -141,6 +169,12 @@ def opened(browser, file, width=1366, height=768, scheme="light"):
     return tab, said
 
 
+def each_run(tab):
+    """Has the table show every run, and not seeds together."""
+    tab.uncheck("#together")
+    return tab
+
+
 def column(tab, name):
     place = tab.locator("thead th").all_inner_texts().index(name)
     return tab.locator(f"tbody#rows tr td:nth-child({place + 1})").all_inner_texts()
@@ -152,13 +186,14 @@ def test_two_hundred_runs_open_fast_and_say_nothing_on_the_console(browser, larg
     began = time.monotonic()
     tab, said = opened(browser, large)
     seconds = time.monotonic() - began
-    assert said == [] and len(column(tab, "method")) == 200
+    assert said == [] and len(column(tab, "method")) == 60
     assert seconds < 2 * 3  # 2 s alone; here beside other tests
     print(f"{seconds:.2f} s, {large.stat().st_size / 1e6:.1f} MB")
 
 
 def test_it_sorts(browser, large):
     tab, said = opened(browser, large)
+    each_run(tab)
     head = tab.locator("thead th", has_text="result")
 
     def values():
@@ -175,15 +210,41 @@ def test_it_sorts(browser, large):
 
 def test_it_filters(browser, large):
     tab, said = opened(browser, large)
+    each_run(tab)
     tab.select_option("#method", "snail")
     assert {*column(tab, "method")} == {"snail"} and len(column(tab, "method")) == 200 / len(METHODS)
     tab.fill("#text", "20-way 5-shot")
     assert {*column(tab, "setting")} == {"omniglot, 20-way 5-shot"}
     assert tab.locator("#count").inner_text() == f"{len(column(tab, 'method'))} of 200"
     tab.click("button[type=reset]")
-    tab.locator("#count", has_text="200 of 200").wait_for()
+    tab.locator("#count", has_text="60 of 60").wait_for()
     tab.fill("#text", "no such words")
     assert column(tab, "method") == [] and said == []
+
+
+def test_seeds_are_together_or_apart(browser, large):
+    groups = {group.records[0].name: group for group in together(collect([str(large.parent)])[0])}
+    tab, said = opened(browser, large)
+    assert tab.locator("#count").inner_text() == "60 of 60" and tab.is_visible("#together")
+    for name, seeds, result in zip(*(column(tab, name) for name in ("run", "seed", "result")), strict=True):
+        group = groups[name.partition(" and ")[0]]
+        values = [record.result["value"] for record in group.records]
+        assert seeds == ", ".join(str(record.result["seed"]) for record in group.records)
+        mean, ci95, number, low, high = map(float, re.fullmatch(OF_SEEDS, result).groups())
+        assert number == len(values)
+        for shown, value in ((mean, np.mean(values)), (low, min(values)), (high, max(values))):
+            assert shown == pytest.approx(100 * value, abs=0.0051)
+        assert ci95 == pytest.approx(100 * group.ci95, rel=0.06)
+    tab.locator("thead th button", has_text="result").click()
+    means = [float(text.partition("%")[0]) for text in column(tab, "result")]
+    assert means == sorted(means, reverse=True)
+    seed = column(tab, "seed")[0].split(", ")[-1]
+    tab.fill("#text", f"seed={seed}")  # finds the row that it is in
+    assert any(seed in each.split(", ") for each in column(tab, "seed"))
+    tab.fill("#text", "")
+    each_run(tab)
+    assert tab.locator("#count").inner_text() == "200 of 200" and len(column(tab, "seed")) == 200
+    assert said == []
 
 
 @pytest.mark.parametrize("width, height", [(1366, 768), (390, 844)])

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from metarun.config import CIRCUMSTANCES
 from metarun.errors import ConfigError, DataError
+from metarun.files import canonical_json
 from metarun.protocol import flattened
 from metarun.report.curves import read_metrics
 
@@ -27,6 +29,7 @@ class Record(NamedTuple):
       evaluation: whether it is an evaluation, by `metarun-eval`.
       curve: `{name: [(step, value), ...]}` from `metrics.jsonl`; empty for an evaluation.
       pictures: paths of its pictures of tasks.
+      settings: equal for runs whose settings differ in the seed, and in what moves no number, alone; "" if unknown.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Record(NamedTuple):
     evaluation: bool
     curve: Mapping[str, Sequence[tuple[int, float]]]
     pictures: Sequence[Path]
+    settings: str
 
 
 def collect(directories: Sequence[str]) -> tuple[list[Record], list[str]]:
@@ -62,10 +66,10 @@ def collect(directories: Sequence[str]) -> tuple[list[Record], list[str]]:
 
 def _records(root: Path, directory: Path, faults: list[str]) -> Iterator[Record]:
     name = str(directory.relative_to(root)) if directory != root else directory.resolve().name
-    command = _command(directory, faults)
+    command, settings = _command(directory, faults)
     result = _result(directory / "result.json", faults)
     pictures = [path for path in (directory / "plots" / picture for picture in PICTURES) if path.is_file()]
-    yield Record(name, directory, command, result, False, _curve(directory, faults), pictures)
+    yield Record(name, directory, command, result, False, _curve(directory, faults), pictures, settings)
     for file in sorted(directory.glob("evaluations/*.json")):
         if file.name.startswith("compared-with-"):
             continue
@@ -76,19 +80,25 @@ def _records(root: Path, directory: Path, faults: list[str]) -> Iterator[Record]
             result = _result(file, faults)
             found = [] if result is None else [(file.stem, result)]
         for what, result in found:
-            yield Record(f"{name}: {what}", directory, f"metarun-eval run={directory}", result, True, {}, [])
+            yield Record(f"{name}: {what}", directory, f"metarun-eval run={directory}", result, True, {}, [], settings)
 
 
-def _command(directory: Path, faults: list[str]) -> str:
+def _command(directory: Path, faults: list[str]) -> tuple[str, str]:
+    """What was typed, and the settings that it made, see `Record`."""
     try:
         config = yaml.safe_load((directory / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
         path = directory / ".hydra" / "overrides.yaml"
         overrides = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []
         program = "metarun-rl" if "env" in config else "metarun"
-        return shlex.join([program, *map(str, overrides or [])])
+        matter = {
+            key: value
+            for key, value in flattened(config)
+            if key != "seed" and key not in CIRCUMSTANCES and key.split(".")[0] not in CIRCUMSTANCES
+        }
+        return shlex.join([program, *map(str, overrides or [])]), canonical_json(matter)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         faults.append(f"{directory}: its configuration cannot be read ({str(error).splitlines()[0]}).")
-        return ""
+        return "", ""
 
 
 def _read(file: Path, faults: list[str]) -> Any:

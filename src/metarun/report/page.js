@@ -18,6 +18,13 @@ const shown = (run, value, ci95) => {
   return number + unit + (ci95 ? " ± " + Number(scaled(run, ci95).toPrecision(2)) + unit : "");
 };
 
+const several = (run) => run.members.length > 1;
+const range_of = (run) => {
+  const values = run.members.map((each) => scaled(run, each.value));
+  const digits = (value) => (run.metric === "accuracy" ? value.toFixed(2) : Number(value.toPrecision(4)).toString());
+  return `${values.length} seeds, ${digits(Math.min(...values))} to ${digits(Math.max(...values))}`;
+};
+
 // ---- The table: what a column shows and what it is sorted by.
 const COLUMNS = [
   { name: "method", of: (run) => run.method },
@@ -27,7 +34,7 @@ const COLUMNS = [
     show: (run) => run.published.map((figure) => `${shown(run, figure.value, figure.ci95)} (${figure.source})`).join("; ") },
   { name: "difference", number: true, of: (run) => (run.published.length && run.value !== null ? run.value - run.published[0].value : null),
     show: (run, value) => (value === null ? "" : (value > 0 ? "+" : "") + scaled(run, value).toFixed(2)) },
-  { name: "seed", number: true, of: (run) => run.seed },
+  { name: "seed", number: true, of: (run) => run.seed, show: (run, value) => (several(run) ? run.members.map((each) => each.seed).join(", ") : String(value ?? "")) },
   { name: "tasks", number: true, of: (run) => run.tasks },
   { name: "checks", of: (run) => run.checks },
   { name: "steps", number: true, of: (run) => run.steps },
@@ -38,9 +45,10 @@ const COLUMNS = [
   { name: "command", of: (run) => run.command },
 ];
 const sorting = { column: null, ascending: true };
+const rows = () => ($("together").checked ? groups : runs);
 const chosen = () => {
   const words = $("text").value.toLowerCase().split(/\s+/).filter(Boolean);
-  return runs.filter((run) => ["method", "setting", "kind"].every((key) => !$(key).value || run[key] === $(key).value)
+  return rows().filter((run) => ["method", "setting", "kind"].every((key) => !$(key).value || run[key] === $(key).value)
     && words.every((word) => run.searched.includes(word)));
 };
 const sorted = (list) => {
@@ -66,6 +74,10 @@ const cell = (run, column) => {
   if (column.name === "protocol") {
     return make("td", {}, ...run.marks.map((mark) => make("span", { class: "mark" }, mark)), make("code", {}, text));
   }
+  if (column.name === "result" && several(run)) {
+    const each = run.members.map((member) => `seed ${member.seed}: ${shown(member, member.value, member.ci95)}`).join("\n");
+    return make("td", { class: "number", title: each }, text, make("div", { class: "seeds" }, range_of(run)));
+  }
   const classes = [column.number ? "number" : "", text.startsWith("FAILED") || text === "not finite" ? "bad" : "",
     text === "passed" ? "good" : ""];
   return make("td", { class: classes.join(" ").trim() }, text);
@@ -73,7 +85,7 @@ const cell = (run, column) => {
 const fill = () => {
   const list = sorted(chosen());
   $("rows").replaceChildren(...list.map((run) => make("tr", {}, ...COLUMNS.map((column) => cell(run, column)))));
-  $("count").textContent = `${list.length} of ${runs.length}`;
+  $("count").textContent = `${list.length} of ${rows().length}`;
   for (const head of document.querySelectorAll("thead th")) {
     const own = head.dataset.column === sorting.column;
     head.setAttribute("aria-sort", own ? (sorting.ascending ? "ascending" : "descending") : "none");
@@ -146,7 +158,7 @@ const grouped = (list, at) => {
 const draw = (list) => {
   const holder = $("charts");
   holder.replaceChildren();
-  const drawn = list.slice(0, 60);
+  const drawn = list.flatMap((row) => row.members).slice(0, 60);
   const colours = coloured(list.map((run) => run.method));
   for (const metric of new Set(drawn.map((run) => run.metric || "accuracy"))) {
     for (const part of ["val", "train"]) {
@@ -176,6 +188,17 @@ for (const run of runs) {
   run.searched = [run.method, run.setting, run.name, run.command, run.checks, run.protocol, ...run.marks].join(" ").toLowerCase();
   run.setting_but = (key) => (key === "way" ? run.setting.replace(/\d+-way /, "") : key === "shot" ? run.setting.replace(/\d+-shot/, "") : run.setting);
 }
+for (const run of runs) run.members = [run];
+// A row of replicates is the first of them, with what is of all of them in its place.
+const groups = data.groups.map(({ members, value, ci95 }) => {
+  const own = members.map((number) => runs[number]);
+  if (own.length === 1) return own[0];
+  const failed = [...new Set(own.map((run) => run.checks).filter((checks) => checks.startsWith("FAILED")))];
+  return { ...own[0], members: own, value, ci95, checks: failed.join("; ") || own[0].checks,
+    name: `${own[0].name} and ${own.length - 1} more`, searched: own.map((run) => run.searched).join(" "),
+    seconds: own.some((run) => run.seconds === null) ? null : own.reduce((sum, run) => sum + run.seconds, 0) };
+});
+$("together").parentElement.hidden = groups.length === runs.length;
 for (const key of ["method", "setting", "kind"]) {
   const values = [...new Set(runs.map((run) => run[key]))].filter(Boolean).sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
   $(key).append(...values.map((value) => make("option", { value }, value)));

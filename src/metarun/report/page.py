@@ -15,6 +15,7 @@ from PIL import Image
 from metarun.protocol import flattened
 from metarun.report import tables
 from metarun.report.collection import Record, differing_keys, setting_of
+from metarun.report.replicates import together
 
 PICTURE_BYTES = 5_000_000  # of all pictures together, so that a page of many runs stays light
 # What a chart has across -> its key in a protocol.
@@ -34,8 +35,13 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
     here = Path(__file__).parent
     script = (here / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    place = {id(record): number for number, record in enumerate(records)}
     data = {
         "runs": [_plain(record, keys) for record in records],
+        "groups": [
+            {"members": [place[id(each)] for each in group.records], "value": group.value, "ci95": group.ci95}
+            for group in together(records)
+        ],
         "tables": {
             "md": tables.markdown(records),
             "csv": tables.comma_separated(records),
@@ -74,7 +80,7 @@ def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
         "device": result.get("device", ""),
         "tasks": result.get("num_tasks"),
         "published": list((result.get("published") or {}).values()),
-        "checks": tables.row(record)[tables.COLUMNS.index("checks")],
+        "checks": tables.checks_of([record]) if record.result else "",
         "protocol": result.get("protocol_id", ""),
         "marks": [f"{key.removeprefix('method.')}={protocol[key]}" for key in keys if key in protocol],
         "inner_steps": protocol.get("method.eval_inner_steps"),
