@@ -18,7 +18,7 @@ METARUN = Path(sys.executable).with_name("metarun")
 SMALL = ["model.filters=4", "steps=4", "steps_per_dispatch=2", "eval_every=2", "val_tasks=4", "eval_tasks=4"]
 
 
-def metarun(*arguments, cwd, timeout=300, command="metarun", **environment):
+def metarun(*arguments, cwd, timeout=900, command="metarun", **environment):
     # A cache of their own must not cost every test a compilation.
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled"), **environment}
     command = METARUN.with_name(command)

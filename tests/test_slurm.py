@@ -77,7 +77,7 @@ def state_of(job):
     return shown.stdout + shown.stderr
 
 
-def await_words(words, log, job, timeout=500):
+def await_words(words, log, job, timeout=900):
     """Waits until the log of a job says `words`."""
     deadline = time.monotonic() + timeout
     while not (log.exists() and words in log.read_text()):
@@ -86,7 +86,7 @@ def await_words(words, log, job, timeout=500):
         time.sleep(0.5)
 
 
-def await_end(job, timeout=500):
+def await_end(job, timeout=900):
     """Waits until a job has left the queue. One that is being queued again looks, for a moment, as if it had."""
     deadline = time.monotonic() + timeout
     states = ["PENDING"]
@@ -153,7 +153,7 @@ def test_the_template_of_a_job_has_it_queued_again(tmp_path, environment):
     points = [*ARGUMENTS, "steps=400"]
     job = submit("job.sbatch", *points, cwd=tmp_path, environment=environment)
     directory = tmp_path / "outputs" / f"slurm-{job}"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not (directory / "metrics.jsonl").exists():
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -171,7 +171,7 @@ def test_the_template_of_an_array_and_what_is_cancelled_stays_so(tmp_path, envir
     points = [*ARGUMENTS, "steps=100000"]
     job = submit("array.sbatch", *points, cwd=tmp_path, environment=environment, options=["--array=0-1"])
     for seed in ("0", "1"):
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not (tmp_path / "outputs" / f"slurm-{job}" / seed / "metrics.jsonl").exists():
             assert time.monotonic() < deadline
             time.sleep(0.2)
