@@ -87,9 +87,9 @@ def write_run(
 
 @cache
 def picture(seed):
-    """A PNG as large as a gallery."""
+    """A PNG of half a gallery's width, which is read four times as fast and on the page is as large."""
     noise, stream = np.random.default_rng(seed).integers(0, 255, (60, 90, 3), np.uint8), io.BytesIO()
-    Image.fromarray(noise).resize((1800, 1200), Image.BICUBIC).save(stream, "PNG", compress_level=1)
+    Image.fromarray(noise).resize((900, 600), Image.BICUBIC).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 

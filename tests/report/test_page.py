@@ -10,18 +10,19 @@ import time
 
 import numpy as np
 import pytest
+import scipy.stats
 from many_runs import METHODS, write_run, write_runs
 from test_cli import metarun, refused
 
-from metarun.equivalence import Ours, over_seeds
 from metarun.errors import ConfigError
 from metarun.report import tables
 from metarun.report.collection import collect, differing_keys
 from metarun.report.page import page
 from metarun.report.replicates import together
+from metarun.sweep import distribution_of, points
 
 # The result of several seeds, as the page has it.
-OF_SEEDS = r"([\d.]+)% ± ([\d.]+)%\n(\d+) seeds, ([\d.]+) to ([\d.]+)"
+OF_SEEDS = r"([\d.]+)% ± ([\d.]+)%\n(\d+) seeds, from ([\d.]+)% to ([\d.]+)%"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -49,7 +50,8 @@ def test_runs_are_found_at_and_below_a_directory_with_their_evaluations(tmp_path
     assert records[0].command == "metarun method=maml way=5 shot=1 seed=0 'hydra.run.dir=a b'"
     assert len(records[0].curve["train/loss"]) == 300 and records[0].pictures
     assert collect([str(first)])[0][0].name == "a"
-    assert len(collect([str(tmp_path), str(tmp_path)])[0]) == 4
+    again, _ = collect([str(tmp_path), str(tmp_path / "sweep")])  # below both
+    assert [record.name for record in again] == [record.name for record in records]
 
 
 def test_what_is_unfinished_or_damaged_is_said_and_costs_no_other(tmp_path):
@@ -82,26 +84,102 @@ def test_the_keys_in_which_protocols_differ_are_named(tmp_path):
     assert "<code>method.eval_inner_steps</code></td><td>3, 5<" in page(records, [])
 
 
-def test_only_runs_that_differ_in_nothing_but_the_seed_are_taken_together(tmp_path):
-    for seed, value in ((2, 0.92), (0, 0.9), (1, 0.97)):
-        write_run(tmp_path / "same" / str(seed), seed=seed, value=value, settings={"resume": seed > 0})
-    write_run(tmp_path / "same" / "again", seed=1, value=0.97)
-    write_run(tmp_path / "other settings", seed=3, settings={"outer_lr": 0.1})
-    write_run(tmp_path / "other protocol", seed=4, inner_steps=5)
-    write_run(tmp_path / "other tasks", seed=5, num_tasks=1000)
-    diverged = write_run(tmp_path / "not finite", seed=6) / "result.json"
-    diverged.write_text(json.dumps({**json.loads(diverged.read_text()), "value": None}))
-    (write_run(tmp_path / "unfinished", seed=7) / "result.json").unlink()
+def altered(directory, **changed):
+    """Has the result of a run say something else."""
+    file = directory / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    return directory
+
+
+def seeds_together(root):
+    """The seeds of each row, in order; of what has not ended none."""
+    groups = together(collect([str(root)])[0])
+    return sorted([record.result["seed"] for record in group.records if record.result] for group in groups)
+
+
+def test_runs_that_differ_in_nothing_but_the_seed_are_taken_together(tmp_path):
+    values = (0.9, 0.97, 0.92)
+    for seed in (2, 0, 1):  # what moves no number may differ, as their dataset.source does
+        own = {"resume": seed > 0, "log_every": 10 + seed, "memory": {"chunk": seed}, "logger": {"name": str(seed)}}
+        write_run(tmp_path / str(seed), seed=seed, value=values[seed], settings=own, ci95=0.003 + 0.01 * (seed == 1))
+    (group,) = together(collect([str(tmp_path)])[0])
+    assert [record.result["seed"] for record in group.records] == [0, 1, 2]
+    # The variance over tasks, which the seeds share, the widest; and of the mean of three seeds, with two degrees of freedom.
+    tasks, seeds = (0.013 / 1.96) ** 2, np.var(values, ddof=1) / 3
+    freedom = (tasks + seeds) ** 2 / (seeds**2 / 2)
+    half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(tasks + seeds)
+    assert (group.value, group.ci95, group.sd) == pytest.approx((0.93, half, np.std(values, ddof=1)))
+    # And as the sweep that they are says it.
+    said = distribution_of(tmp_path, points(tmp_path))
+    assert (group.value, group.ci95, group.sd) == pytest.approx((said["value"], said["ci95"], said["sd"]))
+
+
+def test_runs_that_are_no_replicates_are_apart(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / "same" / str(seed), seed=seed, versions={"metarun": "0.1.0", "jax": str(seed)})
+    write_run(tmp_path / "again", seed=1, versions={"metarun": "0.1.0"})
+    write_run(tmp_path / "other version", seed=2, versions={"metarun": "0.2.0"})
+    write_run(tmp_path / "other settings", seed=3, versions={"metarun": "0.1.0"}, settings={"outer_lr": 0.1})
+    write_run(tmp_path / "other method", seed=4, versions={"metarun": "0.1.0"}, method="protonet")
+    write_run(tmp_path / "other shot", seed=5, versions={"metarun": "0.1.0"}, shot=5)
+    # What a result says although the settings are as they were: of other data, of an earlier piece, of another test.
+    write_run(tmp_path / "other protocol", seed=6, versions={"metarun": "0.1.0"}, protocol_id="0")
+    write_run(tmp_path / "other steps", seed=7, versions={"metarun": "0.1.0"}, steps=1000)
+    write_run(tmp_path / "other tasks", seed=8, versions={"metarun": "0.1.0"}, num_tasks=1000)
+    altered(write_run(tmp_path / "not finite", seed=9, versions={"metarun": "0.1.0"}), value=None, ci95=None)
+    altered(write_run(tmp_path / "no interval", seed=10, versions={"metarun": "0.1.0"}), ci95=None)
+    (write_run(tmp_path / "unfinished", seed=11) / "result.json").unlink()
+    (write_run(tmp_path / "unknown", seed=12) / ".hydra" / "config.yaml").write_text("[")
+    assert seeds_together(tmp_path) == [[], [0, 1], *([seed] for seed in (1, *range(2, 11), 12))]
+    page(*collect([str(tmp_path)]))
+
+
+def test_evaluations_of_replicates_are_taken_together_where_the_same_was_asked(tmp_path):
+    def evaluate(run, seed, *, last=False):
+        result = json.loads((run / "result.json").read_text()) | {"protocol_id": "3", "seed": seed}
+        (run / "evaluations").mkdir(exist_ok=True)
+        # The last parameters are tested under the protocol of the best.
+        rows = [{"key": "selection", "value": "last", "result": result}]
+        name, text = ("sweep-3", rows) if last else ("omniglot-3", result)
+        (run / "evaluations" / f"{name}.json").write_text(json.dumps(text))
+        return run
+
+    for seed in range(3):
+        evaluate(write_run(tmp_path / str(seed), seed=seed), seed, last=seed == 2)
+    evaluate(write_run(tmp_path / "other data", seed=3, protocol_id="0"), 3)
+    (evaluate(write_run(tmp_path / "unfinished", seed=4), 4) / "result.json").unlink()
     groups = together(collect([str(tmp_path)])[0])
-    seeds = [[record.result["seed"] for record in group.records if record.result] for group in groups]
-    assert sorted(seeds) == [[], [0, 1, 2], [1], [3], [4], [5], [6]]
-    (group,) = [group for group in groups if len(group.records) == 3]
-    assert group.value == pytest.approx(0.93)
-    # The tasks' variance, which the seeds share, and that of the mean of three seeds; their degrees of freedom apart.
-    assert (group.value, group.ci95) == over_seeds(Ours([0.9, 0.97, 0.92], 0.003, 600))
-    assert group.ci95 > 1.96 * math.hypot(0.003 / 1.96, np.std([0.9, 0.97, 0.92], ddof=1) / 3**0.5)
-    cells = dict(zip(tables.COLUMNS, tables.row(group), strict=True))
-    assert (cells["seed"], cells["run"]) == ("0, 1, 2", "same/0 and 2 more") and cells["result"].startswith("93.00% ±")
+    found = sorted([record.name for record in group.records] for group in groups if group.records[0].evaluation)
+    assert found == [
+        ["0: omniglot-3", "1: omniglot-3"],
+        ["2: selection=last"],
+        ["other data: omniglot-3"],
+        ["unfinished: omniglot-3"],
+    ]
+
+
+def test_the_tables_say_how_seeds_are_distributed(tmp_path):
+    for seed, value in ((0, 0.9), (1, 0.97), (2, 0.92), (7, 0.93)):
+        write_run(tmp_path / "a" / str(seed), seed=seed, value=value, checks={"query_order": {"passed": seed != 2}})
+    for seed, value in ((0, -1.5), (1, 2.25)):
+        write_run(tmp_path / "b" / str(seed), seed=seed, value=value, metric="reward", env="point", episodes=2)
+    write_run(tmp_path / "c", method="protonet")
+    records, _ = collect([str(tmp_path)])
+    accuracy, reward, alone = (tables.row(group) for group in together(records))
+    assert accuracy["result"].startswith("93.00% ± ") and accuracy["run"] == "a/0 and 3 more"
+    assert accuracy["over seeds"] == "4 seeds, standard deviation 2.9%, from 90.00% to 97.00%"
+    assert (accuracy["seed"], accuracy["checks"]) == ("0 to 2, 7", "FAILED: query order")
+    assert (reward["over seeds"], reward["seed"]) == ("2 seeds, standard deviation 2.7, from -1.5 to 2.25", "0, 1")
+    assert (alone["over seeds"], alone["seed"]) == ("", "0")
+    assert tables.markdown(records).count("\n") == 2 + 3 and tables.latex(records).count(r"\\") == 1 + 3
+    assert r"standard deviation 2.9\%, from 90.00\% to 97.00\%" in tables.latex(records)
+    # Comma-separated every run is a line, which says what is of its row besides.
+    rows = list(csv.DictReader(io.StringIO(tables.comma_separated(records))))
+    assert [(row["row"], row["seed"]) for row in rows] == [*zip("1111223", "0127010", strict=True)]
+    assert [float(row["value"]) for row in rows[:4]] == [0.9, 0.97, 0.92, 0.93]
+    assert [row["result"] for row in rows[:2]] == ["90.00% ± 0.3%", "97.00% ± 0.3%"]
+    group = together(records)[0]
+    assert all((float(row["mean"]), float(row["mean_ci95"])) == (group.value, group.ci95) for row in rows[:4])
 
 
 def test_the_table_in_other_forms(tmp_path):
@@ -112,7 +190,7 @@ def test_the_table_in_other_forms(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "t.md").read_text().splitlines()
     assert lines[2].startswith(
-        "| maml | omniglot, 5-way 1-shot | 98.77% ± 0.3% | 98.70% ± 0.4% (table 1) | 0 | 600 | passed"
+        "| maml | omniglot, 5-way 1-shot | 98.77% ± 0.3% |  | 98.70% ± 0.4% (table 1) | 0 | 600 | passed"
     )
     assert "c\\|d" in lines[3] and "FAILED: query order" in lines[3]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
@@ -145,12 +223,16 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """The page over 200 runs."""
-    root = tmp_path_factory.mktemp("large")
-    write_runs(root, 200)
-    file = root / "report.html"
-    file.write_text(page(*collect([str(root)])), encoding="utf-8")
+def records(tmp_path_factory):
+    """Those of 200 runs."""
+    return collect([str(write_runs(tmp_path_factory.mktemp("large"), 200))])[0]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, records):
+    """The page over them."""
+    file = tmp_path_factory.mktemp("page") / "report.html"
+    file.write_text(page(records, []), encoding="utf-8")
     return file
 
 
@@ -171,13 +253,13 @@ def opened(browser, file, width=1366, height=768, scheme="light"):
 
 def each_run(tab):
     """Has the table show every run, and not seeds together."""
-    tab.uncheck("#together")
+    tab.select_option("#rows", "each")
     return tab
 
 
 def column(tab, name):
     place = tab.locator("thead th").all_inner_texts().index(name)
-    return tab.locator(f"tbody#rows tr td:nth-child({place + 1})").all_inner_texts()
+    return tab.locator(f"tbody#body tr td:nth-child({place + 1})").all_inner_texts()
 
 
 def test_two_hundred_runs_open_fast_and_say_nothing_on_the_console(browser, large):
@@ -210,8 +292,9 @@ def test_it_sorts(browser, large):
 
 def test_it_filters(browser, large):
     tab, said = opened(browser, large)
-    each_run(tab)
     tab.select_option("#method", "snail")
+    assert column(tab, "method") == ["snail"] * (60 // len(METHODS))
+    each_run(tab)
     assert {*column(tab, "method")} == {"snail"} and len(column(tab, "method")) == 200 / len(METHODS)
     tab.fill("#text", "20-way 5-shot")
     assert {*column(tab, "setting")} == {"omniglot, 20-way 5-shot"}
@@ -222,10 +305,10 @@ def test_it_filters(browser, large):
     assert column(tab, "method") == [] and said == []
 
 
-def test_seeds_are_together_or_apart(browser, large):
-    groups = {group.records[0].name: group for group in together(collect([str(large.parent)])[0])}
+def test_seeds_are_together_or_apart(browser, large, records):
+    groups = {group.records[0].name: group for group in together(records)}
     tab, said = opened(browser, large)
-    assert tab.locator("#count").inner_text() == "60 of 60" and tab.is_visible("#together")
+    assert tab.locator("#count").inner_text() == "60 of 60" and tab.is_visible("#rows")
     for name, seeds, result in zip(*(column(tab, name) for name in ("run", "seed", "result")), strict=True):
         group = groups[name.partition(" and ")[0]]
         values = [record.result["value"] for record in group.records]
@@ -238,13 +321,39 @@ def test_seeds_are_together_or_apart(browser, large):
     tab.locator("thead th button", has_text="result").click()
     means = [float(text.partition("%")[0]) for text in column(tab, "result")]
     assert means == sorted(means, reverse=True)
-    seed = column(tab, "seed")[0].split(", ")[-1]
-    tab.fill("#text", f"seed={seed}")  # finds the row that it is in
-    assert any(seed in each.split(", ") for each in column(tab, "seed"))
+    # Unfolded, every seed has its value.
+    group = groups[column(tab, "run")[0].partition(" and ")[0]]
+    tab.locator("#body summary").first.click()
+    said_of_each = tab.locator("#body details").first.locator("li").all_inner_texts()
+    assert said_of_each[1:] == [
+        f"seed {record.result['seed']}: {100 * record.result['value']:.2f}% ± 0.3%" for record in group.records
+    ]
+    assert float(re.fullmatch(r"standard deviation ([\d.]+)%", said_of_each[0])[1]) == pytest.approx(
+        100 * group.sd, rel=0.06
+    )
+    # A row is found by each of its seeds, and not by words of two of them.
+    first, last = (group.records[place].result["seed"] for place in (0, -1))
+    tab.fill("#text", f"seed={last} {group.records[0].result['method']}")
+    assert any(str(last) in each.split(", ") for each in column(tab, "seed"))
+    tab.fill("#text", f"multirun/{first} seed={last}")
+    assert column(tab, "seed") == []
     tab.fill("#text", "")
     each_run(tab)
     assert tab.locator("#count").inner_text() == "200 of 200" and len(column(tab, "seed")) == 200
-    assert said == []
+    values = [float(text.partition("%")[0]) for text in column(tab, "result")]
+    assert values == sorted(values, reverse=True)  # sorted as before
+    assert tab.locator("#body details").count() == 0
+    tab.select_option("#rows", "together")
+    assert [float(text.partition("%")[0]) for text in column(tab, "result")] == means and said == []
+
+
+def test_without_replicates_there_is_nothing_to_take_together(browser, tmp_path):
+    write_run(tmp_path / "a", method="maml")
+    write_run(tmp_path / "b", method="protonet")
+    (tmp_path / "report.html").write_text(page(*collect([str(tmp_path)])), encoding="utf-8")
+    tab, said = opened(browser, tmp_path / "report.html")
+    assert tab.is_hidden("#rows") and tab.locator("#count").inner_text() == "2 of 2"
+    assert column(tab, "result") == ["90.00% ± 0.3%"] * 2 and said == []
 
 
 @pytest.mark.parametrize("width, height", [(1366, 768), (390, 844)])
@@ -259,11 +368,11 @@ def test_it_fits_a_laptop_and_a_phone(browser, large, width, height, scheme):
     assert tab.locator(".gallery img").count() > 10
 
 
-def test_the_tables_are_downloaded(browser, large, tmp_path):
+def test_the_tables_are_downloaded(browser, large, records, tmp_path):
     tab, _ = opened(browser, large)
     for button, form in (("#md", tables.markdown), ("#csv", tables.comma_separated), ("#tex", tables.latex)):
         with tab.expect_download() as download:
             tab.click(button)
         download.value.save_as(tmp_path / "table")
         text = (tmp_path / "table").read_bytes().decode()
-        assert text == form(collect([str(large.parent)])[0])
+        assert text == form(records)

@@ -14,6 +14,8 @@ from metarun.files import canonical_json
 from metarun.protocol import flattened
 from metarun.report.curves import read_metrics
 
+# Keys that make no other run besides the seed: where its data lie, how it is written down and how driven.
+_NO_OTHER_RUN = {"seed", "log_every", "steps_per_dispatch", *CIRCUMSTANCES}
 PICTURES = ("gallery.png", "strip.png", "paths.png", "rewards.png")
 _NEEDED = ("metric", "value", "ci95", "num_tasks", "method", "protocol", "protocol_id", "seed", "checks")
 
@@ -29,7 +31,8 @@ class Record(NamedTuple):
       evaluation: whether it is an evaluation, by `metarun-eval`.
       curve: `{name: [(step, value), ...]}` from `metrics.jsonl`; empty for an evaluation.
       pictures: paths of its pictures of tasks.
-      settings: equal for runs whose settings differ in the seed, and in what moves no number, alone; "" if unknown.
+      settings: what it was made by, the seed and what moves no number apart, so that it is equal for replicates; of an
+        evaluation also what was trained and what was asked. "" where that is not known.
     """
 
     name: str
@@ -51,25 +54,27 @@ def collect(directories: Sequence[str]) -> tuple[list[Record], list[str]]:
     Raises:
       ConfigError: one is no directory, or there is no run below any.
     """
-    records, faults = [], []
+    runs: dict[Path, list[Record]] = {}  # by their directories: one that is below two of those given is one run
+    faults: list[str] = []
     for given in directories:
         root = Path(given).expanduser()
         if not root.is_dir():
             raise ConfigError("DIR", given, "a directory of runs, such as outputs")
         for config in sorted(root.rglob(".hydra/config.yaml")):
-            records += _records(root, config.parent.parent, faults)
-    if not records:
+            directory = config.parent.parent
+            if directory.resolve() not in runs:
+                runs[directory.resolve()] = list(_records(root, directory, faults))
+    if not runs:
         raise ConfigError("DIR", " ".join(directories), "a directory with runs of metarun or metarun-rl below it")
-    unique = {(record.directory.resolve(), record.name): record for record in records}
-    return list(unique.values()), faults
+    return [record for found in runs.values() for record in found], faults
 
 
 def _records(root: Path, directory: Path, faults: list[str]) -> Iterator[Record]:
     name = str(directory.relative_to(root)) if directory != root else directory.resolve().name
     command, settings = _command(directory, faults)
-    result = _result(directory / "result.json", faults)
+    own = _result(directory / "result.json", faults)
     pictures = [path for path in (directory / "plots" / picture for picture in PICTURES) if path.is_file()]
-    yield Record(name, directory, command, result, False, _curve(directory, faults), pictures, settings)
+    yield Record(name, directory, command, own, False, _curve(directory, faults), pictures, settings)
     for file in sorted(directory.glob("evaluations/*.json")):
         if file.name.startswith("compared-with-"):
             continue
@@ -80,7 +85,11 @@ def _records(root: Path, directory: Path, faults: list[str]) -> Iterator[Record]
             result = _result(file, faults)
             found = [] if result is None else [(file.stem, result)]
         for what, result in found:
-            yield Record(f"{name}: {what}", directory, f"metarun-eval run={directory}", result, True, {}, [], settings)
+            # An unfinished run does not say how far it was. And a protocol does not say all that was asked: the last
+            # parameters of a run are tested under that of the best.
+            asked = [settings, own["protocol_id"], own.get("steps"), what] if own and settings else []
+            same = canonical_json(asked) if asked else ""
+            yield Record(f"{name}: {what}", directory, f"metarun-eval run={directory}", result, True, {}, [], same)
 
 
 def _command(directory: Path, faults: list[str]) -> tuple[str, str]:
@@ -93,7 +102,7 @@ def _command(directory: Path, faults: list[str]) -> tuple[str, str]:
         matter = {
             key: value
             for key, value in flattened(config)
-            if key != "seed" and key not in CIRCUMSTANCES and key.split(".")[0] not in CIRCUMSTANCES
+            if key not in _NO_OTHER_RUN and key.split(".")[0] not in _NO_OTHER_RUN
         }
         return shlex.join([program, *map(str, overrides or [])]), canonical_json(matter)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:

@@ -19,10 +19,15 @@ const shown = (run, value, ci95) => {
 };
 
 const several = (run) => run.members.length > 1;
-const range_of = (run) => {
-  const values = run.members.map((each) => scaled(run, each.value));
-  const digits = (value) => (run.metric === "accuracy" ? value.toFixed(2) : Number(value.toPrecision(4)).toString());
-  return `${values.length} seeds, ${digits(Math.min(...values))} to ${digits(Math.max(...values))}`;
+// How the values of replicates are distributed: in a line, and unfolded that of each.
+const distribution = (row) => {
+  const values = row.members.map((run) => run.value);
+  const [low, high] = [Math.min(...values), Math.max(...values)].map((value) => shown(row, value));
+  const unit = row.metric === "accuracy" ? "%" : "";
+  const each = row.members.map((run) => make("li", { title: run.name }, `seed ${run.seed}: ${shown(run, run.value, run.ci95)}`,
+    run.checks.startsWith("FAILED") ? make("div", { class: "bad" }, run.checks) : null));
+  return make("details", { class: "seeds" }, make("summary", {}, `${values.length} seeds, from `, make("span", {}, `${low} to ${high}`)),
+    make("ul", {}, make("li", {}, `standard deviation ${Number(scaled(row, row.sd).toPrecision(2))}${unit}`), ...each));
 };
 
 // ---- The table: what a column shows and what it is sorted by.
@@ -34,7 +39,7 @@ const COLUMNS = [
     show: (run) => run.published.map((figure) => `${shown(run, figure.value, figure.ci95)} (${figure.source})`).join("; ") },
   { name: "difference", number: true, of: (run) => (run.published.length && run.value !== null ? run.value - run.published[0].value : null),
     show: (run, value) => (value === null ? "" : (value > 0 ? "+" : "") + scaled(run, value).toFixed(2)) },
-  { name: "seed", number: true, of: (run) => run.seed, show: (run, value) => (several(run) ? run.members.map((each) => each.seed).join(", ") : String(value ?? "")) },
+  { name: "seed", number: true, of: (run) => run.seed, show: (run, value) => run.seeds ?? String(value ?? "") },
   { name: "tasks", number: true, of: (run) => run.tasks },
   { name: "checks", of: (run) => run.checks },
   { name: "steps", number: true, of: (run) => run.steps },
@@ -45,11 +50,12 @@ const COLUMNS = [
   { name: "command", of: (run) => run.command },
 ];
 const sorting = { column: null, ascending: true };
-const rows = () => ($("together").checked ? groups : runs);
+const rows = () => ($("rows").value === "together" ? groups : runs);
+// A row of replicates is found by what any of them is found by.
 const chosen = () => {
   const words = $("text").value.toLowerCase().split(/\s+/).filter(Boolean);
-  return rows().filter((run) => ["method", "setting", "kind"].every((key) => !$(key).value || run[key] === $(key).value)
-    && words.every((word) => run.searched.includes(word)));
+  return rows().filter((row) => ["method", "setting", "kind"].every((key) => !$(key).value || row[key] === $(key).value)
+    && row.members.some((run) => words.every((word) => run.searched.includes(word))));
 };
 const sorted = (list) => {
   const column = COLUMNS.find((each) => each.name === sorting.column);
@@ -67,24 +73,25 @@ const cell = (run, column) => {
   const text = column.show ? column.show(run, value) : value === null ? "" : String(value);
   if (column.name === "command") {
     if (!text) return make("td");
-    const copy = make("button", { type: "button", title: "Copy this command" }, "copy");
+    const title = `Copy this command${several(run) ? `, that of seed ${run.seed}` : ""}`;
+    const copy = make("button", { type: "button", title }, "copy");
     copy.addEventListener("click", () => navigator.clipboard?.writeText(text).then(() => { copy.textContent = "copied"; }));
     return make("td", {}, copy, " ", make("code", {}, text));
   }
+  // On a narrow screen it wraps, between words and not at their hyphens.
+  if (column.name === "setting") return make("td", {}, ...text.split(" ").flatMap((word) => [make("span", {}, word), " "]));
   if (column.name === "protocol") {
     return make("td", {}, ...run.marks.map((mark) => make("span", { class: "mark" }, mark)), make("code", {}, text));
   }
-  if (column.name === "result" && several(run)) {
-    const each = run.members.map((member) => `seed ${member.seed}: ${shown(member, member.value, member.ci95)}`).join("\n");
-    return make("td", { class: "number", title: each }, text, make("div", { class: "seeds" }, range_of(run)));
-  }
+  if (column.name === "result" && several(run)) return make("td", { class: "number" }, text, distribution(run));
+  if (column.name === "seconds" && several(run)) return make("td", { class: "number", title: "of all seeds" }, text);
   const classes = [column.number ? "number" : "", text.startsWith("FAILED") || text === "not finite" ? "bad" : "",
     text === "passed" ? "good" : ""];
   return make("td", { class: classes.join(" ").trim() }, text);
 };
 const fill = () => {
   const list = sorted(chosen());
-  $("rows").replaceChildren(...list.map((run) => make("tr", {}, ...COLUMNS.map((column) => cell(run, column)))));
+  $("body").replaceChildren(...list.map((run) => make("tr", {}, ...COLUMNS.map((column) => cell(run, column)))));
   $("count").textContent = `${list.length} of ${rows().length}`;
   for (const head of document.querySelectorAll("thead th")) {
     const own = head.dataset.column === sorting.column;
@@ -190,15 +197,14 @@ for (const run of runs) {
 }
 for (const run of runs) run.members = [run];
 // A row of replicates is the first of them, with what is of all of them in its place.
-const groups = data.groups.map(({ members, value, ci95 }) => {
+const groups = data.groups.map(({ members, ...of_all }) => {
   const own = members.map((number) => runs[number]);
   if (own.length === 1) return own[0];
-  const failed = [...new Set(own.map((run) => run.checks).filter((checks) => checks.startsWith("FAILED")))];
-  return { ...own[0], members: own, value, ci95, checks: failed.join("; ") || own[0].checks,
-    name: `${own[0].name} and ${own.length - 1} more`, searched: own.map((run) => run.searched).join(" "),
+  return { ...own[0], ...of_all, members: own, name: `${own[0].name} and ${own.length - 1} more`,
+    device: [...new Set(own.map((run) => run.device))].join("; "),
     seconds: own.some((run) => run.seconds === null) ? null : own.reduce((sum, run) => sum + run.seconds, 0) };
 });
-$("together").parentElement.hidden = groups.length === runs.length;
+$("rows").parentElement.hidden = groups.length === runs.length;
 for (const key of ["method", "setting", "kind"]) {
   const values = [...new Set(runs.map((run) => run[key]))].filter(Boolean).sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
   $(key).append(...values.map((value) => make("option", { value }, value)));
@@ -210,7 +216,7 @@ $("heads").append(...COLUMNS.map((column) => {
     sorting.column = column.name;
     fill();
   });
-  return make("th", { scope: "col", "data-column": column.name, "aria-sort": "none" }, button);
+  return make("th", { scope: "col", class: column.number ? "number" : "", "data-column": column.name, "aria-sort": "none" }, button);
 }));
 $("filter").addEventListener("input", fill);
 $("filter").addEventListener("submit", (event) => event.preventDefault());

@@ -15,7 +15,7 @@ from PIL import Image
 from metarun.protocol import flattened
 from metarun.report import tables
 from metarun.report.collection import Record, differing_keys, setting_of
-from metarun.report.replicates import together
+from metarun.report.replicates import Replicates, together
 
 PICTURE_BYTES = 5_000_000  # of all pictures together, so that a page of many runs stays light
 # What a chart has across -> its key in a protocol.
@@ -39,8 +39,7 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
     data = {
         "runs": [_plain(record, keys) for record in records],
         "groups": [
-            {"members": [place[id(each)] for each in group.records], "value": group.value, "ci95": group.ci95}
-            for group in together(records)
+            {"members": [place[id(each)] for each in group.records], **_of_all(group)} for group in together(records)
         ],
         "tables": {
             "md": tables.markdown(records),
@@ -89,6 +88,19 @@ def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
         "within": [value for value in within.get("learner", []) if value is not None][:500],
         "within_over": within.get("over"),
         "within_from": _WITHIN.get(within.get("over", ""), 1),
+    }
+
+
+def _of_all(group: Replicates) -> dict[str, Any]:
+    """What a row of replicates says of all of them, in the place of what each says of itself; of a single one nothing."""
+    if len(group.records) == 1:
+        return {}
+    return {
+        "value": group.value,
+        "ci95": group.ci95,
+        "sd": group.sd,
+        "seeds": tables.seeds_of(group.records),
+        "checks": tables.checks_of(group.records),
     }
 
 

@@ -1,4 +1,8 @@
-"""The table of a report as Markdown, CSV and LaTeX."""
+"""The table of a report as Markdown, CSV and LaTeX.
+
+Markdown and LaTeX, which go into texts, have a row for all replicates: their mean, its interval over tasks and seeds, and how
+the seeds are distributed. CSV, which goes into programs, has a line for each run, and says besides what is of its row.
+"""
 
 import csv
 import io
@@ -7,34 +11,48 @@ from collections.abc import Sequence
 from metarun.report.collection import Record, setting_of
 from metarun.report.replicates import Replicates, together
 
-COLUMNS = ("method", "setting", "result", "published", "seed", "tasks", "checks", "protocol", "run")
+COLUMNS = ("method", "setting", "result", "over seeds", "published", "seed", "tasks", "checks", "protocol", "run")
+# Of CSV besides, plain: of the run; then the row of the other tables that it is in, from 1, with the number of that.
+_PLAIN = ("metric", "value", "ci95", "row", "mean", "mean_ci95")
 # Of LaTeX, whose other characters need no care.
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
 _LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 
 
-def row(group: Replicates) -> tuple[str, ...]:
+def row(group: Replicates) -> dict[str, str]:
     """The cells of a record, or of replicates, by `COLUMNS`, in words."""
     record, others = group.records[0], len(group.records) - 1
     result = record.result
     if result is None:
-        return ("", "", "not finished", "", "", "", "", "", record.name)
+        return dict.fromkeys(COLUMNS, "") | {"result": "not finished", "run": record.name}
     accuracy = result["metric"] == "accuracy"
     published = "; ".join(
         f"{_value(figure['value'], figure.get('ci95'), accuracy)} ({figure['source']})"
         for figure in (result.get("published") or {}).values()
     )
-    return (
-        str(result["method"]),
-        setting_of(result),
-        _value(group.value, group.ci95, accuracy),
-        published,
-        ", ".join(str(each.result["seed"]) for each in group.records),
-        str(result["num_tasks"]),
-        checks_of(group.records),
-        str(result["protocol_id"]),
-        record.name + f" and {others} more" * (others > 0),
-    )
+    return {
+        "method": str(result["method"]),
+        "setting": setting_of(result),
+        "result": _value(group.value, group.ci95, accuracy),
+        "over seeds": _distribution(group, accuracy),
+        "published": published,
+        "seed": seeds_of(group.records),
+        "tasks": str(result["num_tasks"]),
+        "checks": checks_of(group.records),
+        "protocol": str(result["protocol_id"]),
+        "run": record.name + f" and {others} more" * (others > 0),
+    }
+
+
+def seeds_of(records: Sequence[Record]) -> str:
+    """The seeds of some results, ascending, in words: `0 to 4, 7`."""
+    spans: list[list[int]] = []
+    for seed in sorted(record.result["seed"] for record in records):
+        if spans and seed == spans[-1][-1] + 1:
+            spans[-1].append(seed)
+        else:
+            spans.append([seed])
+    return ", ".join(f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans)
 
 
 def checks_of(records: Sequence[Record]) -> str:
@@ -46,27 +64,46 @@ def checks_of(records: Sequence[Record]) -> str:
 
 def markdown(records: Sequence[Record]) -> str:
     """A table of GitHub's Markdown, replicates in one row."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(row, together(records))]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *_rows(records)]
     return "".join("| " + " | ".join(_of_markdown(cell) for cell in line) + " |\n" for line in lines)
 
 
 def comma_separated(records: Sequence[Record]) -> str:
-    """CSV as of RFC 4180, with a heading, a line for each run; value and ci95 as plain numbers besides."""
+    """CSV as of RFC 4180, with a heading, a line for each run, those of replicates next to each other.
+
+    `value` and `ci95` are the run's; `row` is equal for replicates, `mean` and `mean_ci95` are over them, as `over seeds`
+    says in words. All are fractions or rewards, as in `result.json`. The first lines of each `row` are the other tables.
+    """
     stream = io.StringIO()
-    writer = csv.writer(stream)
-    writer.writerow([*COLUMNS, "metric", "value", "ci95"])
-    for record in records:
-        result = record.result or {}
-        own = Replicates([record], result.get("value"), result.get("ci95"))
-        writer.writerow([*row(own), *(result.get(key, "") for key in ("metric", "value", "ci95"))])
+    writer = csv.DictWriter(stream, [*COLUMNS, *_PLAIN])
+    writer.writeheader()
+    for number, group in enumerate(together(records), 1):
+        of_row = {"over seeds": row(group)["over seeds"], "row": number, "mean": group.value, "mean_ci95": group.ci95}
+        for record in group.records:
+            own = {key: (record.result or {}).get(key) for key in ("metric", "value", "ci95")}
+            writer.writerow({**row(*together([record])), **own, **of_row})
     return stream.getvalue()
 
 
 def latex(records: Sequence[Record]) -> str:
     r"""A `tabular` for the package booktabs, replicates in one row."""
-    body = [" & ".join(_of_latex(cell) for cell in line) + r" \\" for line in (COLUMNS, *map(row, together(records)))]
+    body = [" & ".join(_of_latex(cell) for cell in line) + r" \\" for line in (COLUMNS, *_rows(records))]
     rules = [r"\begin{tabular}{" + "l" * len(COLUMNS) + "}", r"\toprule", body[0], r"\midrule"]
     return "\n".join([*rules, *body[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _rows(records: Sequence[Record]) -> list[list[str]]:
+    return [list(row(group).values()) for group in together(records)]
+
+
+def _distribution(group: Replicates, accuracy: bool) -> str:
+    """How the values of replicates are distributed, in words; "" for a single one."""
+    if group.sd is None:
+        return ""
+    values = [record.result["value"] for record in group.records]
+    low, high = (_value(pick(values), None, accuracy) for pick in (min, max))
+    sd = f"{100 * group.sd:.2g}%" if accuracy else f"{group.sd:.2g}"
+    return f"{len(values)} seeds, standard deviation {sd}, from {low} to {high}"
 
 
 def _value(value: float | None, ci95: float | None, accuracy: bool) -> str:
