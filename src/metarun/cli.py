@@ -176,7 +176,8 @@ keys:
   eval_tasks, eval_seed      number of the test tasks, and what they are drawn by
   ensemble                   how many of the parameters that the run has kept are tested together, the best ones
   method.eval_inner_steps    inner steps, where the method has them; likewise other method.eval_KEY
-  method.query_statistics    whose statistics normalise the queries: query (transductive) or support
+  method.query_statistics    whose statistics normalise the queries: query (transductive), support, or each
+                             (the support set and that one query)
   method.inner_reduction     how the inner loss is summed, where the method has one: mean, sum or class_sum
   memory.KEY                 how tasks are computed on a device, such as memory.stream=true
   protocol                   sweep: what the same parameters score under every convention of the literature, one at a

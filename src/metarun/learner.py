@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from metarun.errors import ConfigError, one_of
 from metarun.losses import OBJECTIVES
 from metarun.types import Array, Method, Metrics, Params, Split, Task
 
-STATISTICS = ("query", "support")
+STATISTICS = ("query", "support", "each")
 
 
 class Adapted(NamedTuple):
@@ -19,7 +20,7 @@ class Adapted(NamedTuple):
 
     Attributes:
       state: whatever the method adapts: fast weights, prototypes, generated weights, a recurrent state, ...
-      reference: support inputs `[n, *feature]` whose statistics normalise the queries, or `[0, *feature]`.
+      reference: support inputs `[n, *feature]` by whose statistics queries are normalised, or `[0, *feature]`.
     """
 
     state: Any
@@ -49,7 +50,8 @@ def learner(
       unadapted: as `adapt`, the state in which it starts, having seen no label.
       objective: "classification" or "regression".
       query_statistics: which set's statistics normalise the queries: "query", the queries themselves (transductive:
-        the answer to one depends on the others), or "support".
+        the answer to one depends on the others); "support"; or "each", the support set and that one query together
+        (Nichol et al. 2018's protocol without transduction).
       loss: `(outputs: [n, num_outputs], y) -> [n]`, whose mean over the queries is trained; None: the objective's.
       train_adapt: `adapt` in training; None: the same.
       protocol: conventions of evaluation beside `query_statistics`.
@@ -69,7 +71,7 @@ def learner(
     return Method(
         init=init,
         adapt=adapted(adapt),
-        predict=partial(_predict, answer),
+        predict=partial(_predict, answer, query_statistics),
         loss=outer_loss,
         unadapted=adapted(unadapted),
         protocol={"query_statistics": query_statistics, **(protocol or {})},
@@ -96,7 +98,7 @@ def query_loss(
     score = OBJECTIVES[objective]
 
     def judged(state, task):
-        outputs = _predict(answer, _ready(state, task.support, query_statistics), task.query.x)
+        outputs = _predict(answer, query_statistics, _ready(state, task.support, query_statistics), task.query.x)
         mean_loss = (loss or score.loss)(outputs, task.query.y).mean()
         return mean_loss, {"loss": mean_loss, f"query/{score.metric}": score.measure(outputs, task.query.y).mean()}
 
@@ -206,14 +208,19 @@ def refuse_regression(method: str, objective: str) -> None:
 
 
 def _ready(state: Any, support: Split, query_statistics: str) -> Adapted:
-    return Adapted(state, support.x if query_statistics == "support" else support.x[:0])
+    return Adapted(state, support.x[:0] if query_statistics == "query" else support.x)
 
 
-def _predict(answer: Callable[[Any, Array, int | None], Array], adapted: Adapted, x: Array) -> Array:
-    num_reference = adapted.reference.shape[0]
-    if num_reference == 0:
-        return answer(adapted.state, x, None)
-    return answer(adapted.state, jnp.concatenate([adapted.reference, x]), num_reference)[num_reference:]
+def _predict(
+    answer: Callable[[Any, Array, int | None], Array], query_statistics: str, adapted: Adapted, x: Array
+) -> Array:
+    state, reference = adapted
+    if query_statistics == "query":
+        return answer(state, x, None)
+    if query_statistics == "support":
+        return answer(state, jnp.concatenate([reference, x]), reference.shape[0])[reference.shape[0] :]
+    # One at a time, since together they would hold the support set once for every query.
+    return lax.map(lambda one: answer(state, jnp.concatenate([reference, one[None]]), None)[-1], x)
 
 
 def _targets(support: Split, objective: str, num_outputs: int) -> Array:

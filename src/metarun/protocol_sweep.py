@@ -26,7 +26,7 @@ SELECTION = "selection"
 # Key -> the values that papers use; the run's own is among the rows wherever it is not.
 _AXES = {
     "ensemble": (1,),
-    "method.query_statistics": ("query", "support"),
+    "method.query_statistics": ("query", "support", "each"),
     "method.inner_reduction": ("mean", "class_sum", "sum"),
     "method.eval_inner_steps": (1, 3, 5, 10),
     "eval_query_shot": (1, 5, 15),

@@ -76,8 +76,8 @@ def test_the_key_decides_the_batches():
         assert len({tuple(update) for update in updates(method, task_of(A, A + 7.0), num_keys=6)}) > 1
 
 
-@pytest.mark.parametrize("statistics", ["query", "support"])
-def test_both_protocols(statistics):
+@pytest.mark.parametrize("statistics", ["query", "support", "each"])
+def test_whose_statistics_normalise_the_queries(statistics):
     def split(key, n):
         return Split(jax.random.uniform(key, (3 * n, 8, 8, 1)), jnp.tile(jnp.arange(3, dtype=jnp.int32), n))
 
@@ -87,8 +87,14 @@ def test_both_protocols(statistics):
     assert method.protocol["query_statistics"] == statistics
     params = jax.jit(method.init)(jax.random.key(2), task)
     adapted = jax.jit(method.adapt)(params, task.support, jax.random.key(3))
-    together, alone = (jax.jit(method.predict)(adapted, x)[:1] for x in (task.query.x, task.query.x[:1]))
-    assert np.allclose(together, alone, rtol=1e-4, atol=1e-5) == (statistics == "support")
+    together, alone = (jax.jit(method.predict)(adapted, x) for x in (task.query.x, task.query.x[:1]))
+    assert np.allclose(together[:1], alone, rtol=1e-4, atol=1e-5) == (statistics != "query")
+    if statistics == "each":
+        # As in the authors' code: the support set and one query through the network, of which the last answer counts.
+        network = jax.jit(lambda x: model.apply(adapted.state, x, None))
+        by_hand = [network(jnp.concatenate([task.support.x, x[None]]))[-1] for x in task.query.x]
+        np.testing.assert_allclose(together, by_hand, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(network(task.query.x), together, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
