@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Plays the agents that are not learnt in the environments of RL2 (Duan et al. 2016), beside the published figures.
 
-  python scripts/rl_yardsticks.py [--trials 1000] [--cells bandit:10,5 mdp:10]
+  python scripts/rl_yardsticks.py [--trials 1000] [--cells bandit:10,5 mdp:10] [--discount 0.998]
 
 Prints a Markdown table: for each cell and agent the published figure, ours with its 95% interval over tasks, and whether
 the published one lies within both intervals, its own being taken as wide as ours for a thousand trials. Where ours and the
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from metarun import checks
+from metarun.rl.bandit_agents import gittins
 from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.environments.tabular_mdp import tabular_mdp
 from metarun.rl.trial import outcome
@@ -76,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000, help="of each agent in each cell")
     parser.add_argument("--cells", nargs="*", default=list(PUBLISHED), help="of " + " ".join(PUBLISHED))
+    parser.add_argument("--discount", type=float, help="of the Gittins index (default: 1 - 1/pulls), in (0, 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks")
     arguments = parser.parse_args()
     print("| cell | agent | published | ours | within |\n| --- | --- | --- | --- | --- |")
@@ -84,7 +86,11 @@ def main() -> None:
             parser.error(f"--cells {cell}: expected some of {', '.join(PUBLISHED)}")
         environment = environment_of(cell)
         for name, published in PUBLISHED[cell].items():
-            found = totals(environment, environment.yardsticks[name], arguments.trials, arguments.seed)
+            agent = environment.yardsticks[name]
+            if name == "gittins" and arguments.discount is not None:
+                pulls, arms = map(int, cell.removeprefix("bandit:").split(","))
+                agent = gittins(arms, pulls, arguments.discount)
+            found = totals(environment, agent, arguments.trials, arguments.seed)
             print(row(cell, name, published, found), flush=True)
 
 
