@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="with one core, XLA has as many threads as devices, and sums otherwise"
 )
 
-ARGUMENTS = [*SMALL, "steps=40", "meta_batch_size=6", "eval_every=20", "checkpoint_every=2", "eval_tasks=60"]
+ARGUMENTS = [*SMALL, "steps=40", "meta_batch_size=6", "eval_every=20", "checkpoint_every=20", "eval_tasks=60"]
 LONG = [*ARGUMENTS, "steps=300", "eval_every=0"]
 
 

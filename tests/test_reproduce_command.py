@@ -26,7 +26,7 @@ SMALL = [
 
 def result(value, ci95=0.003, passed=True):
     checks = {"query_order": {"passed": True}, "relabelling": {"passed": passed}}
-    return {"metric": "accuracy", "value": value, "ci95": ci95, "num_tasks": 600, "checks": checks}
+    return {"metric": "accuracy", "value": value, "ci95": ci95, "num_tasks": 600, "checks": checks, "steps": 100}
 
 
 def named(**changes):
@@ -55,6 +55,14 @@ def test_what_is_said_of_it():
     assert "steps: 16000, the paper's 60000" in words
 
 
+@pytest.mark.parametrize("steps, advised", [(100, True), (0, False)])
+def test_other_seeds_are_advised_where_something_is_learnt(steps, advised):
+    stream = io.StringIO()
+    outcome = judged(named(), [result(0.9865) | {"steps": steps}])
+    said(named(), outcome, [], Console(file=stream, width=100))
+    assert ("seeds=5" in stream.getvalue()) == advised
+
+
 def test_what_differs_from_the_papers_settings_is_that_of_the_test_first():
     found = differing(named(), ["shot=5", "outer_lr=0.5", "memory.chunk=2", "log_every=1", "dataset.source=x"])
     keys = [difference.key for difference in found]
@@ -65,11 +73,12 @@ def test_what_differs_from_the_papers_settings_is_that_of_the_test_first():
 
 
 def test_every_cell_has_a_name_of_its_own():
-    names = [each.name for each in cells()]
-    assert len(names) == len({*names}) > 1 and CELL in names
-    for each in cells():
+    known = list(cells())
+    by_name = {each.name: each for each in known}
+    assert len(known) == len(by_name) > 1 and CELL in by_name
+    for each in known:
         if each.cell.quick_of is not None:
-            assert find(f"{each.paper}/{each.cell.quick_of}").cell.quick_of is None
+            assert by_name[f"{each.paper}/{each.cell.quick_of}"].cell.quick_of is None
 
 
 def test_a_cell_runs_resumes_adds_seeds_and_exits_by_its_verdict(tmp_path):

@@ -113,9 +113,9 @@ def assert_same_run(directory, expected):
 
 def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    points = ["-m", *ARGUMENTS, "steps=300", "seed=0,1,2,3,4,5"]
+    points = ["-m", *ARGUMENTS, "steps=400"]
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=3", "hydra.launcher.timeout_min=20"]
-    sweep = begin([*points, *launcher, "hydra.sweep.dir=jobs"], tmp_path, environment)
+    sweep = begin([*points, "seed=0,1,2,3,4,5", *launcher, "hydra.sweep.dir=jobs"], tmp_path, environment)
     await_steps(tmp_path / "jobs" / "0", sweep)
     (job,) = (path.name.removesuffix("_0") for path in (tmp_path / "jobs" / ".submitit").glob("*_0"))
     slurm("scontrol", "requeue", f"{job}_0")
@@ -126,10 +126,13 @@ def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit" / f"{job}_0").glob("*.err"))
     assert "Stopped by SIGTERM" in said and "Resuming at step" in said
 
-    local = metarun(*points, "hydra.sweep.dir=local", cwd=tmp_path, **environment)
+    results = [json.loads((tmp_path / "jobs" / str(seed) / "result.json").read_text()) for seed in range(6)]
+    assert len({result["value"] for result in results}) > 1
+    # The one that was stopped, and one that was not.
+    local = metarun(*points, "seed=0,5", "hydra.sweep.dir=local", cwd=tmp_path, **environment)
     assert local.returncode == 0, local.stderr
-    for seed in range(6):
-        assert_same_run(tmp_path / "jobs" / str(seed), tmp_path / "local" / str(seed))
+    assert_same_run(tmp_path / "jobs" / "0", tmp_path / "local" / "0")
+    assert_same_run(tmp_path / "jobs" / "5", tmp_path / "local" / "1")
 
 
 def test_a_job_of_a_sweep_whose_time_is_up_goes_on_in_the_next(tmp_path, environment):
@@ -150,7 +153,7 @@ def test_a_job_of_a_sweep_whose_time_is_up_goes_on_in_the_next(tmp_path, environ
 
 
 def test_the_template_of_a_job_has_it_queued_again(tmp_path, environment):
-    points = [*ARGUMENTS, "steps=400"]
+    points = [*ARGUMENTS, "steps=600"]
     job = submit("job.sbatch", *points, cwd=tmp_path, environment=environment)
     directory = tmp_path / "outputs" / f"slurm-{job}"
     deadline = time.monotonic() + 900

@@ -137,7 +137,8 @@ def report_main() -> None:
     """`metarun-report`: one page over any set of runs."""
     parser = argparse.ArgumentParser(
         prog="metarun-report",
-        description="Writes one HTML page over all runs at or below some directories, those of sweeps and job arrays too.",
+        description="Writes one HTML page over all runs at or below some directories, those of sweeps and job arrays too. "
+        "Runs that differ in nothing but their seed are a row, the mean over them with how much they differ.",
     )
     parser.add_argument("directories", nargs="+", metavar="DIR", help="of runs, such as outputs")
     parser.add_argument("--output", default="report.html", metavar="FILE", help="the page (default: report.html)")

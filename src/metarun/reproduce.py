@@ -224,7 +224,8 @@ def said(named: Named, outcome: Outcome, found: Sequence[Difference], console: C
 
 def _why(outcome: Outcome) -> str:
     verdict, seeds = outcome.verdict, len(outcome.results)
-    alone = " This is one seed's; seeds=5 covers how much seeds differ." if seeds == 1 else ""
+    learnt = outcome.results[0]["steps"] > 0  # of what is not, every seed is the same
+    alone = " This is one seed's; seeds=5 covers how much seeds differ." if seeds == 1 and learnt else ""
     if outcome.failed:
         return f"Checks failed, so the number cannot be trusted: {', '.join(outcome.failed)}."
     if verdict.verdict == REPRODUCED:
