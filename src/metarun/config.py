@@ -36,6 +36,8 @@ CIRCUMSTANCES = (
     "dataset.source",
     "memory",
 )
+# These move none either, but a run that is resumed has to keep them.
+PACE = ("log_every", "steps_per_dispatch")
 # The folders of `conf/`: what each command composes from, besides what is common to both.
 FEW_SHOT, RL, COMMON = "few_shot", "rl", "common"
 COMMANDS = {FEW_SHOT: "metarun", RL: "metarun-rl"}

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun.cell import Cell, cell_of
-from metarun.config import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, composed, conf_dir
+from metarun.config import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL, composed, conf_dir
 from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, Verdict, verdict
 from metarun.errors import MetarunError, positive_int
 from metarun.protocol import ABSENT, Difference, flattened
@@ -29,7 +29,7 @@ EXIT = {REPRODUCED: 0, NOT_REPRODUCED: 3, UNDECIDED: 4}
 OUTPUT = Path("outputs") / "reproduce"
 _SHOWN = 12  # differing settings that are listed
 # What differs between runs without moving a number.
-_CIRCUMSTANCES = {*CIRCUMSTANCES, "log_every", "steps_per_dispatch"}
+_MOVES_NOTHING = {*CIRCUMSTANCES, *PACE}
 
 
 class Named(NamedTuple):
@@ -171,7 +171,7 @@ def differing(named: Named, overrides: Sequence[str]) -> list[Difference]:
     )
 
     def matters(key: str) -> bool:
-        return key not in _CIRCUMSTANCES and key.split(".")[0] not in _CIRCUMSTANCES
+        return key not in _MOVES_NOTHING and key.split(".")[0] not in _MOVES_NOTHING
 
     found = [
         Difference(key, theirs.get(key, ABSENT), ours.get(key, ABSENT))

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from metarun.config import CIRCUMSTANCES
+from metarun.config import CIRCUMSTANCES, PACE
 from metarun.errors import ConfigError, DataError
 from metarun.files import canonical_json
 from metarun.protocol import flattened
 from metarun.report.curves import read_metrics
 
 # Keys that make no other run besides the seed: where its data lie, how it is written down and how driven.
-_NO_OTHER_RUN = {"seed", "log_every", "steps_per_dispatch", *CIRCUMSTANCES}
+_NO_OTHER_RUN = {"seed", *CIRCUMSTANCES, *PACE}
 PICTURES = ("gallery.png", "strip.png", "paths.png", "rewards.png")
 _NEEDED = ("metric", "value", "ci95", "num_tasks", "method", "protocol", "protocol_id", "seed", "checks")
 
