@@ -5,6 +5,7 @@ The run itself is the command that anybody can type, in a process of its own.
 
 import difflib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -198,7 +199,7 @@ def said(named: Named, outcome: Outcome, found: Sequence[Difference], console: C
     table.add_row("ours", _with_ci95(verdict.value, verdict.ci95, accuracy), Text(over))
     table.add_row(
         "difference",
-        f"{scale * verdict.difference:+.4g} ± {scale * verdict.difference_ci95:.2g}",
+        _difference(scale * verdict.difference, scale * verdict.difference_ci95),
         f"{unit.strip()}{', ' * bool(unit)}95% interval; margin ±{scale * cell.margin:.2g}",
     )
     console.print(Text(named.name, "bold"))
@@ -286,6 +287,12 @@ def _is_accuracy(named: Named) -> bool:
 
 def _number(value: float, accuracy: bool) -> str:
     return f"{100 * value:.2f}%" if accuracy else f"{value:.4g}"
+
+
+def _difference(value: float, ci95: float) -> str:
+    """With as many decimals as give the interval two digits."""
+    decimals = max(0, 1 - math.floor(math.log10(ci95))) if ci95 > 0 else 2
+    return f"{value:+z.{decimals}f} ± {ci95:.{decimals}f}"
 
 
 def _with_ci95(value: float, ci95: float | None, accuracy: bool) -> str:
