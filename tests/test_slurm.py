@@ -98,6 +98,18 @@ def await_end(job, timeout=900):
         states = [state for number, state in lines if number == job]
 
 
+def await_sweep(sweep, job=None, timeout=1500):
+    """Waits until the command of a sweep has ended."""
+    deadline = time.monotonic() + timeout
+    try:
+        while sweep.poll() is None:
+            assert time.monotonic() < deadline, slurm("squeue")
+            hurry(job)
+            time.sleep(1)
+    finally:
+        sweep.kill()
+
+
 def numbers(directory):
     """What a run has logged and found, but for how long it took."""
     timed = ("seconds", "tasks_per_second", "compile_seconds", "plan")
@@ -119,9 +131,7 @@ def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     await_steps(tmp_path / "jobs" / "0", sweep)
     (job,) = (path.name.removesuffix("_0") for path in (tmp_path / "jobs" / ".submitit").glob("*_0"))
     slurm("scontrol", "requeue", f"{job}_0")
-    while sweep.poll() is None:
-        hurry(job)
-        time.sleep(1)
+    await_sweep(sweep, job)
     assert sweep.returncode == 0, (tmp_path / "said").read_text()
     said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit" / f"{job}_0").glob("*.err"))
     assert "Stopped by SIGTERM" in said and "Resuming at step" in said
@@ -137,13 +147,12 @@ def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
 
 def test_a_job_of_a_sweep_whose_time_is_up_goes_on_in_the_next(tmp_path, environment):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    points = ["-m", *ARGUMENTS, "steps=12000", "checkpoint_every=1000", "log_every=1000", "eval_every=0"]
-    limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30", "hydra.launcher.mem_gb=3"]
+    points = ["-m", *ARGUMENTS, "steps=14000", "checkpoint_every=1000", "log_every=1000", "eval_every=0"]
+    # The signal comes after forty seconds: a slow machine needs half of them to get as far as to heed it.
+    limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20", "hydra.launcher.mem_gb=3"]
     launcher = ["hydra/launcher=submitit_slurm", *limits]
     sweep = begin([*points, *launcher, "hydra.sweep.dir=jobs"], tmp_path, environment)
-    while sweep.poll() is None:
-        hurry()
-        time.sleep(1)
+    await_sweep(sweep)
     assert sweep.returncode == 0, (tmp_path / "said").read_text()
     said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit").glob("*/*.err"))
     assert "Stopped by SIGUSR2" in said and "Resuming at step" in said
