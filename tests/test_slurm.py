@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -145,13 +146,38 @@ def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     assert_same_run(tmp_path / "jobs" / "5", tmp_path / "local" / "1")
 
 
+def command_of(path):
+    """The words of a process's command line; [""] if it has just ended."""
+    try:
+        return path.read_text(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return [""]
+
+
+def halt(words):
+    """Stops the process of a job, found by `words` of its command line, until Slurm signals that its time is up.
+
+    Then its time is up before its steps are, however fast the machine.
+    """
+    (process,) = (
+        path.parent
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if "python" in (command := command_of(path))[0]
+        and command[2:4] == ["-m", "submitit.core._submit"]
+        and words in command[-1]
+    )
+    os.kill(int(process.name), signal.SIGSTOP)
+
+
 def test_a_job_of_a_sweep_whose_time_is_up_goes_on_in_the_next(tmp_path, environment):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    points = ["-m", *ARGUMENTS, "steps=14000", "checkpoint_every=1000", "log_every=1000", "eval_every=0"]
-    # The signal comes after forty seconds: a slow machine needs half of them to get as far as to heed it.
-    limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20", "hydra.launcher.mem_gb=3"]
+    points = ["-m", *ARGUMENTS, "steps=200"]
+    # The signal comes after a minute: a slow machine needs half of it to get as far as to heed it.
+    limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=60", "hydra.launcher.mem_gb=3"]
     launcher = ["hydra/launcher=submitit_slurm", *limits]
     sweep = begin([*points, *launcher, "hydra.sweep.dir=jobs"], tmp_path, environment)
+    await_steps(tmp_path / "jobs" / "0", sweep)
+    halt(str(tmp_path))
     await_sweep(sweep)
     assert sweep.returncode == 0, (tmp_path / "said").read_text()
     said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit").glob("*/*.err"))
