@@ -39,13 +39,16 @@ PUBLISHED = {
 _BLOCK = 250
 
 
-def environment_of(cell: str):
-    """The environment of a cell: `bandit:PULLS,ARMS` or `mdp:EPISODES`."""
+def environment_and_agents(cell: str, discount: float | None = None):
+    """Environment and agents of a cell, `bandit:PULLS,ARMS` or `mdp:EPISODES`; `discount`: of the Gittins index."""
     kind, sizes = cell.split(":")
-    if kind == "bandit":
-        pulls, arms = map(int, sizes.split(","))
-        return bernoulli_bandit(arms=arms, episodes=pulls)
-    return tabular_mdp(episodes=int(sizes))
+    if kind == "mdp":
+        environment = tabular_mdp(episodes=int(sizes))
+        return environment, environment.yardsticks
+    pulls, arms = map(int, sizes.split(","))
+    environment = bernoulli_bandit(arms=arms, episodes=pulls)
+    index = {} if discount is None else {"gittins": gittins(arms, pulls, discount)}
+    return environment, {**environment.yardsticks, **index}
 
 
 def totals(environment, agent, trials: int, seed: int) -> np.ndarray:
@@ -80,17 +83,15 @@ def main() -> None:
     parser.add_argument("--discount", type=float, help="of the Gittins index (default: 1 - 1/pulls), in (0, 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks")
     arguments = parser.parse_args()
+    if arguments.discount is not None and not 0 < arguments.discount < 1:
+        parser.error(f"--discount {arguments.discount}: expected a number between 0 and 1")
     print("| cell | agent | published | ours | within |\n| --- | --- | --- | --- | --- |")
     for cell in arguments.cells:
         if cell not in PUBLISHED:
             parser.error(f"--cells {cell}: expected some of {', '.join(PUBLISHED)}")
-        environment = environment_of(cell)
+        environment, agents = environment_and_agents(cell, arguments.discount)
         for name, published in PUBLISHED[cell].items():
-            agent = environment.yardsticks[name]
-            if name == "gittins" and arguments.discount is not None:
-                pulls, arms = map(int, cell.removeprefix("bandit:").split(","))
-                agent = gittins(arms, pulls, arguments.discount)
-            found = totals(environment, agent, arguments.trials, arguments.seed)
+            found = totals(environment, agents[name], arguments.trials, arguments.seed)
             print(row(cell, name, published, found), flush=True)
 
 

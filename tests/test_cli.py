@@ -162,9 +162,13 @@ def test_a_truncated_cache_file_is_named_and_kept(finished, tmp_path):
     files = list(cache.glob("glyphs*/images.npy"))
     for images in files:
         images.write_bytes(images.read_bytes()[:1000])
-    done = metarun(*SMALL, "hydra.run.dir=run", cwd=tmp_path, METARUN_CACHE=str(cache))
-    refused(done, "images.npy", str(cache))
-    assert files and all(images.stat().st_size == 1000 for images in files)
+    env = {"METARUN_CACHE": str(cache)}
+    done = metarun(*SMALL, "hydra.run.dir=run", cwd=tmp_path, **env)
+    (named,) = (images.parent for images in files if str(images.parent) in done.stderr)
+    refused(done, "images.npy", str(named))
+    assert all(images.stat().st_size == 1000 for images in files)
+    shutil.rmtree(named)
+    assert metarun(*SMALL, "hydra.run.dir=run", cwd=tmp_path, **env).returncode == 0
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_and_kept(finished):

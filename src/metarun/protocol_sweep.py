@@ -19,6 +19,7 @@ from metarun import checkpoint, evaluation, runner, saved_run
 from metarun.equivalence import paired, unpaired
 from metarun.errors import MetarunError
 from metarun.files import plain, write_json
+from metarun.learner import STATISTICS
 from metarun.protocol import OF_TASKS, differences
 from metarun.types import TrainState
 
@@ -26,7 +27,7 @@ SELECTION = "selection"
 # Key -> the values that papers use; the run's own is among the rows wherever it is not.
 _AXES = {
     "ensemble": (1,),
-    "method.query_statistics": ("query", "support", "each"),
+    "method.query_statistics": STATISTICS,
     "method.inner_reduction": ("mean", "class_sum", "sum"),
     "method.eval_inner_steps": (1, 3, 5, 10),
     "eval_query_shot": (1, 5, 15),
