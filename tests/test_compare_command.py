@@ -7,6 +7,7 @@ import pytest
 from small_run import begun, call, refused
 
 from metarun import cli
+from metarun.equivalence import difference_said
 from metarun.evaluation import asked
 from metarun.saved_run import read
 
@@ -54,13 +55,13 @@ def test_the_difference_is_that_over_the_same_tasks(run, other, compare):
     assert found["ci95_unpaired"] == pytest.approx(1.96 * np.hypot(first.std(ddof=1), second.std(ddof=1)) / 20**0.5)
     assert found["paired"] and found["num_tasks"] == 20 and found["protocol_differences"] == {}
     assert [each["method"] for each in found["runs"]] == ["protonet", "maml"]
-    assert f"second less first: {100 * difference.mean():+.3g} ± {100 * found['ci95']:.2g} points" in out
+    assert f"second less first: {difference_said(100 * difference.mean(), 100 * found['ci95'])} points" in out
 
 
 def test_a_run_does_not_differ_from_itself(run, compare):
     code, out, err = compare(f"run={run}", f"with={run}")
     assert code == 0, err
-    assert "second less first: +0 ± 0 points" in out and "There is no difference." in out
+    assert "second less first: +0.00 ± 0.00 points" in out and "There is no difference." in out
 
 
 def test_other_protocols_are_refused_by_their_keys_unless_asked_for(run, other, compare, tmp_path):

@@ -1,11 +1,13 @@
 """The verdict: by hand, against a library's test, and by simulation; and when two numbers may be compared."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
 import verdict_rates
-from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, paired, verdict
+from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, difference_said, paired, verdict
 from metarun.errors import MetarunError
 from metarun.protocol import Difference, differences, refuse_different
 
@@ -157,3 +159,10 @@ def test_what_only_one_method_knows_is_its_own():
     assert [found.key for found in differences(PROTOCOL, transductive, same_method=False)] == [
         "method.query_statistics"
     ]
+
+
+def test_a_difference_of_rounding_alone_is_none():
+    assert difference_said(-1.9e-7, 0.2) == "+0.00 ± 0.20"
+    assert difference_said(-9.158, 0.88) == "-9.16 ± 0.88" and difference_said(-45.0, 12.3) == "-45 ± 12"
+    assert difference_said(0.5, 0.0) == "+0.50 ± 0.00"
+    assert difference_said(math.nan, math.nan) == "+nan ± nan"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from test_cli import metarun, refused
 from metarun.cell import Cell, Figure
 from metarun.config import FEW_SHOT
 from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from metarun.reproduce import Named, _difference, cells, differing, find, judged, said
+from metarun.reproduce import Named, cells, differing, find, judged, said
 
 CELL = "finn2017/maml_omniglot_5w1s_quick"
 # Of a run that takes seconds, without Omniglot.
@@ -53,12 +54,6 @@ def test_what_is_said_of_it():
     assert "600 tasks and 3 seeds (97.20%, 97.40%, 97.90%)" in words
     assert "No number of test tasks would decide" in words and "difference -1.2 ±" in words
     assert "steps: 16000, the paper's 60000" in words
-
-
-def test_a_difference_of_rounding_alone_is_none():
-    assert _difference(-1.9e-7, 0.2) == "+0.00 ± 0.20"
-    assert _difference(-9.158, 0.88) == "-9.16 ± 0.88" and _difference(-45.0, 12.3) == "-45 ± 12"
-    assert _difference(0.5, 0.0) == "+0.50 ± 0.00"
 
 
 @pytest.mark.parametrize("steps, advised", [(100, True), (0, False)])
@@ -118,6 +113,9 @@ def test_the_list_names_cells_with_their_figures(tmp_path):
     done = metarun("--list", cwd=tmp_path, command="metarun-reproduce")
     line = next(line for line in done.stdout.splitlines() if line.startswith(f"{CELL} "))
     assert "98.70% ± 0.40%" in line and f"{100 * find(CELL).cell.measured.value:.2f}% ±" in line and "table 1" in line
+    verdicts = {words[0]: words[3] for row in done.stdout.splitlines() if len(words := re.split("  +", row)) == 6}
+    assert verdicts[CELL] == UNDECIDED and verdicts["snell2017/protonet_omniglot_5w1s_quick"] == REPRODUCED
+    assert verdicts["snell2017/protonet_omniglot_20w5s_quick"] == NOT_REPRODUCED
 
 
 def test_a_test_that_is_not_finite_has_no_verdict():

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun import evaluation, runner, saved_run
-from metarun.equivalence import paired, unpaired
+from metarun.equivalence import difference_said, paired, unpaired
 from metarun.errors import ConfigError
 from metarun.files import plain, write_json
 from metarun.protocol import OF_TASKS, differences, refuse_different
@@ -98,7 +98,7 @@ def _show(result: Mapping[str, Any], accuracy: bool, console: Console) -> None:
     difference, ci95 = scale * result["difference"], scale * result["ci95"]
     how = "over the same tasks" if result["paired"] else "over different tasks"
     beside = f" (± {scale * result['ci95_unpaired']:.2g} if they were different ones)" if result["paired"] else ""
-    words = f"second less first: {difference:+.3g} ± {ci95:.2g}{points}, 95% interval {how}{beside}."
+    words = f"second less first: {difference_said(difference, ci95)}{points}, 95% interval {how}{beside}."
     if abs(difference) > ci95:
         which = "higher" if difference > 0 else "lower"
         words += f" The second is {which}."

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
 _NORMAL = 1.96  # by which results state their 95% intervals
@@ -95,6 +95,12 @@ def over_seeds(ours: Ours) -> tuple[float, float]:
     return float(np.mean(ours.values)), _spread(ours, None, None, 1).ours
 
 
+def difference_said(value: float, ci95: float) -> str:
+    """A difference and half the width of its interval, with as many decimals as give the latter two digits."""
+    decimals = max(0, 1 - math.floor(math.log10(ci95))) if 0 < ci95 < math.inf else 2
+    return f"{value:+z.{decimals}f} ± {ci95:.{decimals}f}"
+
+
 class _Spread(NamedTuple):
     """Half the widths of 95% intervals: of the difference, and of our value alone."""
 
@@ -114,7 +120,7 @@ def _spread(ours: Ours, published_ci95: float | None, seeds: int | None, times: 
         if not of_seeds:
             return _NORMAL * math.sqrt(variance)
         freedom = variance**2 / (of_seeds**2 / (seeds - 1))
-        return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+        return float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
 
     return _Spread(half(tasks + theirs, seed + seed / seeds), half(tasks, seed / seeds))
 

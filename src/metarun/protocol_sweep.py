@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun import checkpoint, evaluation, runner, saved_run
-from metarun.equivalence import paired, unpaired
+from metarun.equivalence import difference_said, paired, unpaired
 from metarun.errors import MetarunError
 from metarun.files import plain, write_json
 from metarun.learner import STATISTICS
@@ -137,7 +137,7 @@ def _table(rows: Sequence[Row]) -> Table:
         value = row.result["value"]
         said = "not finite" if value is None else f"{scale * value:.4g}{unit} ± {scale * row.result['ci95']:.2g}{unit}"
         apart = "" if row.paired else " *"
-        difference = f"{scale * row.difference:+.3g} ± {scale * row.ci95:.2g}{apart}" if row.key else ""
+        difference = f"{difference_said(scale * row.difference, scale * row.ci95)}{apart}" if row.key else ""
         name = "" if row.key == shown else row.key or "the run's own"
         table.add_row(Text(name), str(row.value), said, difference)
         shown = row.key

@@ -5,7 +5,6 @@ The run itself is the command that anybody can type, in a process of its own.
 
 import difflib
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from rich.text import Text
 
 from metarun.cell import Cell, cell_of
 from metarun.config import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL, composed, conf_dir
-from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, Verdict, verdict
+from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, Verdict, difference_said, verdict
 from metarun.errors import MetarunError, positive_int
 from metarun.protocol import ABSENT, Difference, flattened
 
@@ -77,12 +76,16 @@ def cells() -> Iterator[Named]:
 
 
 def listed(console: Console) -> None:
-    """Prints every cell with its published figure, and ours where it has been measured."""
-    rows = [("cell", "published", "measured", "minutes", "source")]
+    """Prints every cell with its published figure and, where it has been measured, ours and the verdict on it."""
+    rows = [("cell", "published", "measured", "verdict", "minutes", "source")]
     for named in cells():
         figure, measured = named.cell.published[named.paper], named.cell.measured
         accuracy = _is_accuracy(named)
-        ours = ("", "") if measured is None else (_with_ci95(*measured[:2], accuracy), f"{measured.minutes:.0f}")
+        ours = ("", "", "")
+        if measured is not None:
+            of_it = Ours([measured.value], measured.ci95, num_tasks=1)  # how many would decide is not asked
+            found = verdict(of_it, figure.value, figure.ci95, named.cell.margin, forecast=False).verdict
+            ours = (_with_ci95(measured.value, measured.ci95, accuracy), found, f"{measured.minutes:.0f}")
         rows.append((named.name, _with_ci95(figure.value, figure.ci95, accuracy), *ours, figure.source))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # a line each, however narrow the terminal: it is searched
@@ -199,7 +202,7 @@ def said(named: Named, outcome: Outcome, found: Sequence[Difference], console: C
     table.add_row("ours", _with_ci95(verdict.value, verdict.ci95, accuracy), Text(over))
     table.add_row(
         "difference",
-        _difference(scale * verdict.difference, scale * verdict.difference_ci95),
+        difference_said(scale * verdict.difference, scale * verdict.difference_ci95),
         f"{unit.strip()}{', ' * bool(unit)}95% interval; margin ±{scale * cell.margin:.2g}",
     )
     console.print(Text(named.name, "bold"))
@@ -287,12 +290,6 @@ def _is_accuracy(named: Named) -> bool:
 
 def _number(value: float, accuracy: bool) -> str:
     return f"{100 * value:.2f}%" if accuracy else f"{value:.4g}"
-
-
-def _difference(value: float, ci95: float) -> str:
-    """With as many decimals as give the interval two digits."""
-    decimals = max(0, 1 - math.floor(math.log10(ci95))) if ci95 > 0 else 2
-    return f"{value:+z.{decimals}f} ± {ci95:.{decimals}f}"
 
 
 def _with_ci95(value: float, ci95: float | None, accuracy: bool) -> str:
