@@ -14,6 +14,7 @@ from test_processes import ARGUMENTS, assert_same_arrays, await_steps
 
 from metarun.data.cache import cache_dir
 
+RUN = ["method=protonet", *ARGUMENTS]
 TEMPLATES = Path(__file__).parents[1] / "scripts" / "slurm"
 
 
@@ -126,7 +127,7 @@ def assert_same_run(directory, expected):
 
 def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    points = ["-m", *ARGUMENTS, "steps=400", "seed=0,1,2,3,4,5"]
+    points = ["-m", *RUN, "steps=100", "seed=0,1,2,3,4,5"]
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=3", "hydra.launcher.timeout_min=20"]
     sweep = begin([*points, *launcher, "hydra.sweep.dir=jobs"], tmp_path, environment)
     await_steps(tmp_path / "jobs" / "0", sweep)
@@ -168,7 +169,7 @@ def halt(words):
 
 def test_a_job_of_a_sweep_whose_time_is_up_goes_on_in_the_next(tmp_path, environment):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    points = ["-m", *ARGUMENTS, "steps=200"]
+    points = ["-m", *RUN, "steps=200"]
     # The signal comes after a minute: a slow machine needs half of it to get as far as to heed it.
     limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=60", "hydra.launcher.mem_gb=3"]
     launcher = ["hydra/launcher=submitit_slurm", *limits]
@@ -185,7 +186,7 @@ def test_a_job_of_a_sweep_whose_time_is_up_goes_on_in_the_next(tmp_path, environ
 
 
 def test_the_template_of_a_job_has_it_queued_again(tmp_path, environment):
-    points = [*ARGUMENTS, "steps=600"]
+    points = [*RUN, "steps=200"]
     job = submit("job.sbatch", *points, cwd=tmp_path, environment=environment)
     directory = tmp_path / "outputs" / f"slurm-{job}"
     deadline = time.monotonic() + 900
@@ -203,7 +204,7 @@ def test_the_template_of_a_job_has_it_queued_again(tmp_path, environment):
 
 
 def test_the_template_of_an_array_and_what_is_cancelled_stays_so(tmp_path, environment):
-    points = [*ARGUMENTS, "steps=100000"]
+    points = [*RUN, "steps=100000"]
     job = submit("array.sbatch", *points, cwd=tmp_path, environment=environment, options=["--array=0-1"])
     for seed in ("0", "1"):
         deadline = time.monotonic() + 900

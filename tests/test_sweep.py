@@ -48,7 +48,7 @@ def test_a_bad_point_costs_no_other_and_the_same_command_tries_it_again(tmp_path
 
 
 def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path):
-    long = ["-m", *SMALL, "steps=3000", "log_every=2", "eval_every=0", "seed=0,1"]
+    long = ["-m", *POINT, "steps=400", "log_every=2", "eval_every=0", "seed=0,1"]
     process = subprocess.Popen([METARUN, *long], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
     while not any(path.stat().st_size for path in tmp_path.glob("multirun/*/*/0/metrics.jsonl")):

@@ -20,6 +20,8 @@ def several(one_step: Callable[..., tuple[TrainState, Metrics]]) -> Callable[...
     hence the same arithmetic.
     """
 
+    one_step = jax.jit(one_step, inline=True)  # traced once, for its shapes and for the loop
+
     def steps(state: TrainState, *given_and_number: Any) -> tuple[TrainState, Metrics]:
         *given, num_steps = given_and_number
 
