@@ -1,13 +1,13 @@
 """`metarun-compare` and `metarun-eval protocol=sweep`: the same tasks, of two learners and under other conventions."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from small_run import begun, call, refused
 
 from metarun import cli
-from metarun.equivalence import difference_said
 from metarun.evaluation import asked
 from metarun.saved_run import read
 
@@ -55,7 +55,9 @@ def test_the_difference_is_that_over_the_same_tasks(run, other, compare):
     assert found["ci95_unpaired"] == pytest.approx(1.96 * np.hypot(first.std(ddof=1), second.std(ddof=1)) / 20**0.5)
     assert found["paired"] and found["num_tasks"] == 20 and found["protocol_differences"] == {}
     assert [each["method"] for each in found["runs"]] == ["protonet", "maml"]
-    assert f"second less first: {difference_said(100 * difference.mean(), 100 * found['ci95'])} points" in out
+    shown = re.search(r"second less first: ([+-]\S+) ± (\S+) points", out).groups()
+    within = 0.05 * 100 * found["ci95"]  # of rounding to two digits of the interval
+    assert [float(each) for each in shown] == pytest.approx([100 * difference.mean(), 100 * found["ci95"]], abs=within)
 
 
 def test_a_run_does_not_differ_from_itself(run, compare):
