@@ -131,6 +131,7 @@ def test_help_names_groups_and_keys(tmp_path):
         (["method=mmal"], ["mmal", "maml", "fomaml"]),
         (["wya=5"], ["wya", "Did you mean way"]),
         (["method.inner_lrr=0.1"], ["method.inner_lrr", "Did you mean method.inner_lr"]),
+        (["method.proximity=2"], ["method.proximity", "there is with method=imaml"]),
         (["+method.inner_lrr=0.1"], ["method.inner_lrr", "method.inner_lr"]),
         (["+colour=red"], ["colour", "read by nothing"]),
         (["dataset=sinusoid"], ["model=conv4", "mlp"]),

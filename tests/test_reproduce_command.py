@@ -104,6 +104,7 @@ def test_what_is_refused(tmp_path):
     refused(command(CELL, "seeds=many"), "seeds=many")
     refused(command(CELL, "seed=3"), "seed=3", "seeds=N")
     refused(command(CELL, "no_such_key=1"), "no_such_key")
+    refused(command("duan2016/random_mdp_10", "dataset.source=."), "dataset.source", "metarun-rl --help")
     assert not any(tmp_path.iterdir())
     wrong = command(CELL, *SMALL, "method.inner_lr=abc", "output=cell")
     assert wrong.returncode == 2 and "method.inner_lr" in wrong.stderr and "Traceback" not in wrong.stderr

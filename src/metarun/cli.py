@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import COMMANDS, COMMON, FEW_SHOT, RL, SCHEMAS, composed, conf_dir, register
-from metarun.errors import ConfigError, MetarunError, one_of, positive_int, seed_of
+from metarun.errors import ConfigError, MetarunError, one_of, positive_int, seed_of, some
 
 _FAILED = 1
 _MISTAKE = 2
@@ -103,7 +103,9 @@ def reproduce_main() -> None:
     parser.add_argument("cell", nargs="?", metavar="PAPER/CELL", help="as --list names it")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.exit(_told(lambda: _reproduce(arguments)))
+    name = (arguments.cell or "").rpartition("/")[2]
+    part = RL if (conf_dir(RL) / "experiment" / f"{name}.yaml").is_file() else FEW_SHOT
+    sys.exit(_told(lambda: _reproduce(arguments), part=part))
 
 
 _REPRODUCE_KEYS = """\
@@ -413,10 +415,16 @@ def _explained(error: Exception, part: str) -> str:
         key = unknown.group(1)
         if key in _groups(part):
             return _no_option(part)
-        near = difflib.get_close_matches(key, _known_keys(part), n=3)
-        meant = f" Did you mean {' or '.join(near)}?" if near else ""
+        known = _known_keys(part)
+        near = difflib.get_close_matches(key, known, n=3)
+        if key in known:
+            meant = f"; there is with {some(sorted(known[key]))}."
+        elif near:
+            meant = f". Did you mean {' or '.join(near)}?"
+        else:
+            meant = "."
         ways_out = f"`{COMMANDS[part]} --help` lists the main keys and `--cfg job` all."
-        return f"{key}: there is no such key for this choice.{meant} {ways_out}"
+        return f"{key}: there is no such key for this choice{meant} {ways_out}"
     return message
 
 
@@ -442,16 +450,18 @@ def _no_option(part: str) -> str:
     return f"{' '.join(given)}: expected the name of an option for each, as `{COMMANDS[part]} --help` lists them."
 
 
-def _known_keys(part: str) -> list[str]:
-    """Every key of the schema and of the groups' YAML files."""
+def _known_keys(part: str) -> dict[str, list[str]]:
+    """Every key of the schema and of the groups' YAML files, and the options that have it where not every run does."""
     schema = OmegaConf.structured(SCHEMAS[part])
-    keys = [*schema, *(f"memory.{key}" for key in schema.memory)]
+    keys: dict[str, list[str]] = {key: [] for key in [*schema, *(f"memory.{key}" for key in schema.memory)]}
     for file in [*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]:
         group = file.parent.name
         node = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
-        keys += [f"{group}.{key}" for key in node if key != "defaults" and not str(key).startswith("_")]
-    return sorted(set(keys))
+        for key in node:
+            if key != "defaults" and not str(key).startswith("_"):
+                keys.setdefault(f"{group}.{key}", []).append(f"{group}={file.stem}")
+    return keys
 
 
 def _set_up() -> None:
