@@ -456,6 +456,8 @@ def _known_keys(part: str) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {key: [] for key in [*schema, *(f"memory.{key}" for key in schema.memory)]}
     for file in [*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]:
         group = file.parent.name
+        if group == "experiment":  # whose keys are the run's
+            continue
         node = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
         for key in node:
