@@ -416,10 +416,9 @@ def _explained(error: Exception, part: str) -> str:
         if key in _groups(part):
             return _no_option(part)
         known = _known_keys(part)
-        near = difflib.get_close_matches(key, known, n=3)
-        if key in known:
-            meant = f"; there is with {some(sorted(known[key]))}."
-        elif near:
+        if options := known.get(key):
+            meant = f"; there is with {some(sorted(options))}."
+        elif near := difflib.get_close_matches(key, known, n=3):
             meant = f". Did you mean {' or '.join(near)}?"
         else:
             meant = "."
