@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from metarun.errors import MetarunError
 from metarun.files import cannot_write, canonical_json, plain, sync, write_json
@@ -130,6 +129,8 @@ def load(saved: Saved, template: Any, *, partial: bool = False) -> Any:
             f"Checkpoint {saved.path} is of another architecture: {shown}{more}. Give the settings that it was "
             f"trained with; or, to train anew, {_WAYS_OUT}."
         )
+    import orbax.checkpoint as ocp
+
     stored = [name for name, (shape, _) in saved.leaves.items() if 0 not in shape]
     with _checkpointer() as checkpointer:
         as_numpy = ocp.args.PyTreeRestore(restore_args=dict.fromkeys(stored, ocp.RestoreArgs(restore_type=np.ndarray)))
@@ -145,8 +146,13 @@ def remove_leftovers(directory: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    """Orbax's, for this process alone: it would have all that compute together wait for each other."""
+def _checkpointer() -> Any:
+    """Orbax's, for this process alone: it would have all that compute together wait for each other.
+
+    It is imported where it is used, which is a second that a user's mistake need not wait for.
+    """
+    import orbax.checkpoint as ocp
+
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
@@ -163,6 +169,8 @@ def _steps(directory: Path) -> list[int]:
 def _write(
     directory: Path, step: int, leaves: Mapping[str, Any], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
+    import orbax.checkpoint as ocp
+
     directory.mkdir(parents=True)
     with _checkpointer() as checkpointer:
         checkpointer.save(directory.absolute() / "arrays", args=ocp.args.PyTreeSave(arrays))

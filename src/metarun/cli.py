@@ -103,9 +103,7 @@ def reproduce_main() -> None:
     parser.add_argument("cell", nargs="?", metavar="PAPER/CELL", help="as --list names it")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    name = (arguments.cell or "").rpartition("/")[2]
-    part = RL if (conf_dir(RL) / "experiment" / f"{name}.yaml").is_file() else FEW_SHOT
-    sys.exit(_told(lambda: _reproduce(arguments), part=part))
+    sys.exit(_told(lambda: _reproduce(arguments)))
 
 
 _REPRODUCE_KEYS = """\
@@ -379,7 +377,7 @@ def _told(entry: Callable[[], object], hint: str = "", part: str = FEW_SHOT) -> 
     Args:
       entry: what to run.
       hint: what to look at where the system refuses something.
-      part: of `conf/`, whose keys are meant.
+      part: of `conf/`, whose keys are meant where an error does not say.
     """
     try:
         entry()
@@ -387,7 +385,7 @@ def _told(entry: Callable[[], object], hint: str = "", part: str = FEW_SHOT) -> 
         print(f"metarun: {error}", file=sys.stderr)
         return _MISTAKE
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"metarun: {_explained(error, part)}", file=sys.stderr)
+        print(f"metarun: {_explained(error, getattr(error, 'part', part))}", file=sys.stderr)
         return _MISTAKE
     except ValueError as error:  # those of Hydra's own code and of its plugins that are a user's mistake
         message = _mistaken(str(error), part)
@@ -477,22 +475,31 @@ def _few_shot(config: DictConfig) -> float | None:
     _set_up()
 
     from metarun.build import build
-    from metarun.report import outcome
 
-    return _train(config, build, outcome)
+    run = build(config, _choices())
+    from metarun.report import outcome  # a second, for its pictures, that a mistake does not wait for
+
+    return _train(run, outcome)
 
 
 def _rl(config: DictConfig) -> float | None:
     _set_up()
 
     from metarun.build_rl import build
+
+    run = build(config, _choices())
     from metarun.report import rl_outcome
 
-    return _train(config, build, rl_outcome)
+    return _train(run, rl_outcome)
 
 
-def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) -> Any:
-    """Trains and tests; `report` has `heading`, `pictures` and `summary`, what a person sees of it.
+def _choices() -> dict[str, Any]:
+    """What is chosen of each group."""
+    return dict(HydraConfig.get().runtime.choices)
+
+
+def _train(run: Any, report: ModuleType) -> Any:
+    """Trains and tests what `build` has made; `report` has `heading`, `pictures` and `summary`, what a person sees of it.
 
     Returns:
       What a search for settings goes by: the best validation, never the test; None where nothing was validated. Under a
@@ -508,7 +515,6 @@ def _train(config: DictConfig, build: Callable[..., Any], report: ModuleType) ->
     console, aside = Console(), Console(stderr=True)
     node = HydraConfig.get()
     directory = Path(node.runtime.output_dir)
-    run = build(config, dict(node.runtime.choices))
     if not processes.is_first():
         console = aside = Console(quiet=True)
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":

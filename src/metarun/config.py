@@ -14,8 +14,10 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from metarun.errors import ConfigError
 
@@ -166,10 +168,18 @@ def register() -> None:
 
 
 def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig, dict[str, str]]:
-    """Returns the configuration of a command line, without Hydra's own node, and the option chosen in each group."""
+    """Returns the configuration of a command line, without Hydra's own node, and the option chosen in each group.
+
+    Raises:
+      HydraException, OmegaConfBaseException: it cannot be composed; the error has the `part` whose keys it means.
+    """
     register()
-    with hydra.initialize_config_dir(str(conf_dir(part)), version_base="1.3"):
-        config = hydra.compose("config", list(overrides), return_hydra_config=True)
+    try:
+        with hydra.initialize_config_dir(str(conf_dir(part)), version_base="1.3"):
+            config = hydra.compose("config", list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        error.part = part
+        raise
     own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     return own, dict(config.hydra.runtime.choices)
 

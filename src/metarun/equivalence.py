@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
 _NORMAL = 1.96  # by which results state their 95% intervals
@@ -119,6 +118,8 @@ def _spread(ours: Ours, published_ci95: float | None, seeds: int | None, times: 
         variance = of_tasks + of_seeds
         if not of_seeds:
             return _NORMAL * math.sqrt(variance)
+        from scipy.special import stdtrit  # slow to load, and of several seeds alone
+
         freedom = variance**2 / (of_seeds**2 / (seeds - 1))
         return float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
 
