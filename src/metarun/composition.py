@@ -85,7 +85,9 @@ class Keys:
         known = {name: p for name, p in inspect.signature(factory).parameters.items() if name not in given}
         for key in node:
             if key not in known:
-                settable = [n for n, p in known.items() if p.default is not p.empty and n not in self.values]
+                settable = [
+                    n for n, p in known.items() if n in node or p.default is not p.empty and n not in self.values
+                ]
                 allowed = ", ".join(f"{group}.{n}" for n in settable) or "no key"
                 raise MetarunError(
                     f"{group}.{key} is read by nothing: {group}={self._choices.get(group)} knows {allowed}."
