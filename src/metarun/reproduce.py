@@ -4,6 +4,7 @@ The run itself is the command that anybody can type, in a process of its own.
 """
 
 import difflib
+import glob
 import json
 import signal
 import subprocess
@@ -63,10 +64,10 @@ class Outcome(NamedTuple):
     results: Sequence[Mapping[str, Any]]
 
 
-def cells() -> Iterator[Named]:
-    """Every cell, whole ones before their quick variants, by name."""
+def cells(experiment: str = "*") -> Iterator[Named]:
+    """The cells of an experiment, or every cell, whole ones before their quick variants, by name."""
     for part in (FEW_SHOT, RL):
-        for file in sorted((conf_dir(part) / "experiment").glob("*.yaml")):
+        for file in sorted((conf_dir(part) / "experiment").glob(f"{experiment}.yaml")):
             node = OmegaConf.to_container(OmegaConf.load(file)).get("cell")
             if node is None:
                 continue
@@ -95,12 +96,12 @@ def listed(console: Console) -> None:
 
 def find(name: str | None) -> Named:
     """The cell of a name; raises `MetarunError`, naming near ones, where there is none."""
-    known = {named.name: named for named in cells()}
     if name is None:
         raise MetarunError("Which cell? Give one as PAPER/CELL; `metarun-reproduce --list` names all.")
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0)
+    for named in cells(glob.escape(name.rpartition("/")[2])):
+        if named.name == name:
+            return named
+    near = difflib.get_close_matches(name, [named.name for named in cells()], n=4, cutoff=0)
     raise MetarunError(
         f"{name}: there is no such cell. Near it: {', '.join(near)}. `metarun-reproduce --list` names all."
     )
