@@ -1,6 +1,7 @@
 """Directories of runs and of pictures, made in a moment, for the commands that take one."""
 
 import dataclasses
+import logging
 import sys
 
 import numpy as np
@@ -54,6 +55,8 @@ def begun(directory, *overrides):
 def call(entry, capsys, monkeypatch, *arguments):
     """Calls a console command. Returns its exit code, and what it prints on stdout and stderr."""
     monkeypatch.setattr(sys, "argv", [entry.__name__, *map(str, arguments)])
+    # Hydra sets logging up, which would have Abseil close the stderr that it was imported with: pytest's.
+    monkeypatch.setattr(logging, "shutdown", lambda *_: None)
     with pytest.raises(SystemExit) as stopped:
         entry()
     said = capsys.readouterr()

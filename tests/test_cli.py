@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import small_run
 from small_disk import fill, needs_root, small_disk
 
+from metarun import cli
 from metarun.data.cache import cache_dir
 
 METARUN = Path(sys.executable).with_name("metarun")
@@ -143,8 +145,9 @@ def test_help_names_groups_and_keys(tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value[0], str) and "=" in value[0] else "",
 )
-def test_a_mistake_is_named(arguments, words, tmp_path):
-    refused(metarun(*SMALL, *arguments, cwd=tmp_path), *words)
+def test_a_mistake_is_named(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_run.refused(small_run.call(cli.main, capsys, monkeypatch, *SMALL, *arguments), *words)
 
 
 def test_a_corrupt_zip_is_named(tmp_path):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import METARUN, SMALL, metarun, refused
+from small_run import call, refused
+from test_cli import METARUN, SMALL, metarun
 
-from metarun import checkpoint
+from metarun import checkpoint, cli
 from metarun.data.cache import cache_dir
 
 pytestmark = pytest.mark.skipif(
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ARGUMENTS = [*SMALL, "steps=40", "meta_batch_size=6", "eval_every=20", "checkpoint_every=20", "eval_tasks=60"]
-LONG = [*ARGUMENTS, "steps=160", "eval_every=0"]  # its first words, at step 50, are after a checkpoint
+LONG = [*ARGUMENTS, "steps=160", "eval_every=80"]
 
 
 def start(directory, *arguments, devices=1, of=2):
@@ -52,12 +53,15 @@ def ended(started, timeout=240):
     return [process.returncode for process in started], said
 
 
-def await_steps(directory, process):
-    """Waits until a run has logged something."""
+def await_checkpoint(directory, process, after=0):
+    """Waits until a run has saved a step beyond `after`, and returns it."""
     deadline = time.monotonic() + 240
-    while not (file := Path(directory, "metrics.jsonl")).exists() or not file.read_text():
+    while (
+        not (found := [int(path.name) for path in Path(directory, "checkpoints").glob("*[0-9]")]) or max(found) <= after
+    ):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
+    return max(found)
 
 
 def arrays(directory):
@@ -76,19 +80,18 @@ def assert_same_arrays(found, expected):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run of one process with two devices, and a longer one."""
-    directory = tmp_path_factory.mktemp("alone")
-    for name, arguments in (("short", ARGUMENTS), ("long", LONG)):
-        done = metarun(*arguments, f"hydra.run.dir={name}", cwd=directory, JAX_NUM_CPU_DEVICES="2")
-        assert done.returncode == 0, done.stderr
+    """A run of one process with two devices."""
+    directory = tmp_path_factory.mktemp("alone") / "run"
+    done = metarun(*LONG, f"hydra.run.dir={directory}", cwd=directory.parent, JAX_NUM_CPU_DEVICES="2")
+    assert done.returncode == 0, done.stderr
     return directory
 
 
 def test_two_processes_compute_what_one_does_with_as_many_devices(alone, tmp_path):
-    codes, said = ended(start(tmp_path / "run", *ARGUMENTS))
+    codes, said = ended(start(tmp_path / "run", *LONG))
     assert codes == [0, 0], said
-    assert_same_arrays(tmp_path / "run", alone / "short")
-    found, expected = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", alone / "short"))
+    assert_same_arrays(tmp_path / "run", alone)
+    found, expected = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", alone))
     for key in ("value", "ci95", "val", "checks", "protocol_id", "device"):
         assert found[key] == expected[key]
     assert "2 devices x 3 tasks" in said[0] and "test accuracy" in said[0]
@@ -97,7 +100,7 @@ def test_two_processes_compute_what_one_does_with_as_many_devices(alone, tmp_pat
 
 def test_a_signal_to_one_stops_all_and_any_number_of_devices_continues(alone, tmp_path):
     started = start(tmp_path / "run", *LONG)
-    await_steps(tmp_path / "run", started[0])
+    await_checkpoint(tmp_path / "run", started[0])
     started[1].terminate()
     codes, said = ended(started)
     assert codes == [75, 75] and "Stopped by SIGTERM at step" in said[0], said
@@ -115,24 +118,25 @@ def test_a_signal_to_one_stops_all_and_any_number_of_devices_continues(alone, tm
 
     codes, said = ended(start(tmp_path / "run", *LONG))
     assert codes == [0, 0] and f"Resuming at step {step}" in said[0], said
-    assert_same_arrays(tmp_path / "run", alone / "long")
+    assert_same_arrays(tmp_path / "run", alone)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_who_loses_another_ends_soon_and_says_so(alone, tmp_path, victim):
-    started = start(tmp_path / "run", *LONG)
-    await_steps(tmp_path / "run", started[0])
-    started[victim].send_signal(signal.SIGKILL)
-    began = time.monotonic()
-    codes, said = ended(started, timeout=60)
-    assert time.monotonic() - began < 60
-    assert codes[victim] == -signal.SIGKILL
-    # JAX may notice first, and ends the process with words of its own.
-    assert codes[1 - victim] in (75, -signal.SIGABRT), said
-    assert "Another process of this run has ended" in said[1 - victim] or "another task died" in said[1 - victim]
+def test_who_loses_another_ends_soon_and_says_so(alone, tmp_path):
+    step = 0
+    for victim in (0, 1):
+        started = start(tmp_path / "run", *LONG)
+        step = await_checkpoint(tmp_path / "run", started[0], after=step)
+        started[victim].send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        codes, said = ended(started, timeout=60)
+        assert time.monotonic() - began < 60
+        assert codes[victim] == -signal.SIGKILL
+        # JAX may notice first, and ends the process with words of its own.
+        assert codes[1 - victim] in (75, -signal.SIGABRT), said
+        assert "Another process of this run has ended" in said[1 - victim] or "another task died" in said[1 - victim]
     codes, said = ended(start(tmp_path / "run", *LONG))
     assert codes == [0, 0] and "Resuming at step" in said[0], said
-    assert_same_arrays(tmp_path / "run", alone / "long")
+    assert_same_arrays(tmp_path / "run", alone)
 
 
 @pytest.mark.parametrize(
@@ -144,10 +148,12 @@ def test_who_loses_another_ends_soon_and_says_so(alone, tmp_path, victim):
         (["distributed.address=h:1", "distributed.processes=2", "distributed.process=2"], ["process=2", "0 to 1"]),
     ],
 )
-def test_what_cannot_be_joined_is_said(tmp_path, settings, words):
-    refused(metarun(*SMALL, *settings, "hydra.run.dir=run", cwd=tmp_path), *words)
+def test_what_cannot_be_joined_is_said(tmp_path, settings, words, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(call(cli.main, capsys, monkeypatch, *SMALL, *settings, "hydra.run.dir=run"), *words)
 
 
-def test_several_processes_have_to_be_told_where_to_meet(tmp_path):
+def test_several_processes_have_to_be_told_where_to_meet(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     settings = ["distributed.address=h:1", "distributed.processes=2", "distributed.process=0"]
-    refused(metarun(*SMALL, *settings, cwd=tmp_path), "hydra.run.dir", "the same for all processes")
+    refused(call(cli.main, capsys, monkeypatch, *SMALL, *settings), "hydra.run.dir", "the same for all processes")

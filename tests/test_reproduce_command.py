@@ -6,8 +6,10 @@ import re
 
 import pytest
 from rich.console import Console
-from test_cli import metarun, refused
+from small_run import call, refused
+from test_cli import metarun
 
+from metarun import cli
 from metarun.cell import Cell, Figure
 from metarun.config import FEW_SHOT
 from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED
@@ -94,9 +96,11 @@ def test_a_cell_runs_resumes_adds_seeds_and_exits_by_its_verdict(tmp_path):
     assert json.loads((tmp_path / "cell" / "0" / "result.json").read_text()) == value
 
 
-def test_what_is_refused(tmp_path):
+def test_what_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def command(*arguments):
-        return metarun(*arguments, cwd=tmp_path, command="metarun-reproduce")
+        return call(cli.reproduce_main, capsys, monkeypatch, *arguments)
 
     refused(command("finn2017/maml_omniglot_5w2s"), "there is no such cell", "finn2017/maml_omniglot_5w1s", "--list")
     refused(command(), "Which cell", "--list")
@@ -106,8 +110,12 @@ def test_what_is_refused(tmp_path):
     refused(command(CELL, "no_such_key=1"), "no_such_key")
     refused(command("duan2016/random_mdp_10", "dataset.source=."), "dataset.source", "metarun-rl --help")
     assert not any(tmp_path.iterdir())
-    wrong = command(CELL, *SMALL, "method.inner_lr=abc", "output=cell")
-    assert wrong.returncode == 2 and "method.inner_lr" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_what_the_run_refuses_is_said_once(tmp_path):
+    wrong = metarun(CELL, *SMALL, "method.inner_lr=abc", "output=cell", cwd=tmp_path, command="metarun-reproduce")
+    assert wrong.returncode == 2 and wrong.stderr.count("metarun: method.inner_lr=abc") == 1
+    assert "Traceback" not in wrong.stderr
 
 
 def test_the_list_names_cells_with_their_figures(tmp_path):

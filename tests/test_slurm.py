@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_cli import METARUN, metarun
-from test_processes import ARGUMENTS, assert_same_arrays, await_steps
+from test_processes import ARGUMENTS, assert_same_arrays, await_checkpoint
 
 from metarun.data.cache import cache_dir
 
@@ -127,10 +127,10 @@ def assert_same_run(directory, expected):
 
 def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    points = ["-m", *RUN, "steps=100", "seed=0,1,2,3,4,5"]
+    points = ["-m", *RUN, "steps=100"]
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=3", "hydra.launcher.timeout_min=20"]
-    sweep = begin([*points, *launcher, "hydra.sweep.dir=jobs"], tmp_path, environment)
-    await_steps(tmp_path / "jobs" / "0", sweep)
+    sweep = begin([*points, *launcher, "seed=0,1,2,3,4,5", "hydra.sweep.dir=jobs"], tmp_path, environment)
+    await_checkpoint(tmp_path / "jobs" / "0", sweep)
     (job,) = (path.name.removesuffix("_0") for path in (tmp_path / "jobs" / ".submitit").glob("*_0"))
     slurm("scontrol", "requeue", f"{job}_0")
     await_sweep(sweep, job)
@@ -138,10 +138,11 @@ def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit" / f"{job}_0").glob("*.err"))
     assert "Stopped by SIGTERM" in said and "Resuming at step" in said
 
-    local = metarun(*points, "hydra.sweep.dir=local", cwd=tmp_path, **environment)
+    assert all((tmp_path / "jobs" / str(seed) / "result.json").exists() for seed in range(6))
+    local = metarun(*points, "seed=0,5", "hydra.sweep.dir=local", cwd=tmp_path, **environment)
     assert local.returncode == 0, local.stderr
-    for seed in range(6):
-        assert_same_run(tmp_path / "jobs" / str(seed), tmp_path / "local" / str(seed))
+    assert_same_run(tmp_path / "jobs" / "0", tmp_path / "local" / "0")
+    assert_same_run(tmp_path / "jobs" / "5", tmp_path / "local" / "1")
 
 
 def command_of(path):
@@ -174,7 +175,7 @@ def test_a_job_of_a_sweep_whose_time_is_up_goes_on_in_the_next(tmp_path, environ
     limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=60", "hydra.launcher.mem_gb=3"]
     launcher = ["hydra/launcher=submitit_slurm", *limits]
     sweep = begin([*points, *launcher, "hydra.sweep.dir=jobs"], tmp_path, environment)
-    await_steps(tmp_path / "jobs" / "0", sweep)
+    await_checkpoint(tmp_path / "jobs" / "0", sweep)
     halt(str(tmp_path))
     await_sweep(sweep)
     assert sweep.returncode == 0, (tmp_path / "said").read_text()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_cli import METARUN, metarun, refused
 from test_experiment import blobs, experiment
-from test_processes import assert_same_arrays, await_steps
+from test_processes import assert_same_arrays, await_checkpoint
 from test_replay import learner
 from test_slurm import numbers
 
@@ -49,7 +49,7 @@ def test_stopped_and_continued_they_are_too(apart, tmp_path):
     command = ["-m", *SMALL, "steps_per_dispatch=1", *POINTS, "hydra/launcher=together", "hydra.sweep.dir=sweep"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled")}
     started = subprocess.Popen([METARUN, *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    await_steps(tmp_path / "sweep" / "0", started)
+    await_checkpoint(tmp_path / "sweep" / "0", started)
     started.send_signal(signal.SIGTERM)
     _, said = started.communicate(timeout=120)
     assert started.returncode == 75 and said.count("metarun: Stopped by SIGTERM") == 1, said
