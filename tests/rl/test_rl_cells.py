@@ -35,6 +35,8 @@ MAML = {
     "maml_cheetah_velocity": (-60.8, 1.2),
     "maml_cheetah_direction": (315.7, 6.3),
 }
+# Those of short versions that are tested after fewer gradient steps, two and one.
+MAML_QUICK = {"maml_point_navigation_quick": -3.33, "maml_point_navigation_as_published_quick": -11.68}
 LEARNT = ("rl2", "snail", "maml")
 FILES = sorted((conf_dir(RL) / "experiment").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
@@ -77,7 +79,11 @@ def test_the_figures_are_those_of_the_papers():
         quick = known[name]
         of = whole[f"{quick.paper}/{quick.cell.quick_of}"]
         assert name == f"{of.name}_quick"
-        assert (quick.cell.published, quick.cell.margin) == (of.cell.published, of.cell.margin)
+        assert quick.cell.margin == of.cell.margin
+        if figure := MAML_QUICK.get(quick.experiment):
+            assert quick.cell.published[quick.paper].value == figure
+        else:
+            assert quick.cell.published == of.cell.published
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
