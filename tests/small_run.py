@@ -1,7 +1,7 @@
 """Directories of runs and of pictures, made in a moment, for the commands that take one."""
 
 import dataclasses
-import logging
+import logging.config
 import sys
 
 import numpy as np
@@ -55,8 +55,8 @@ def begun(directory, *overrides):
 def call(entry, capsys, monkeypatch, *arguments):
     """Calls a console command. Returns its exit code, and what it prints on stdout and stderr."""
     monkeypatch.setattr(sys, "argv", [entry.__name__, *map(str, arguments)])
-    # Hydra sets logging up, which would have Abseil close the stderr that it was imported with: pytest's.
-    monkeypatch.setattr(logging, "shutdown", lambda *_: None)
+    # Hydra's would disable the loggers that there are, and close the stderr that Abseil was imported with: pytest's.
+    monkeypatch.setattr(logging.config, "dictConfig", lambda _: None)
     with pytest.raises(SystemExit) as stopped:
         entry()
     said = capsys.readouterr()
