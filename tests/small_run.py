@@ -1,7 +1,6 @@
 """Directories of runs and of pictures, made in a moment, for the commands that take one."""
 
 import dataclasses
-import logging.config
 import sys
 
 import numpy as np
@@ -55,8 +54,9 @@ def begun(directory, *overrides):
 def call(entry, capsys, monkeypatch, *arguments):
     """Calls a console command. Returns its exit code, and what it prints on stdout and stderr."""
     monkeypatch.setattr(sys, "argv", [entry.__name__, *map(str, arguments)])
-    # Hydra's would disable the loggers that there are, and close the stderr that Abseil was imported with: pytest's.
-    monkeypatch.setattr(logging.config, "dictConfig", lambda _: None)
+    # Hydra's logging would disable the loggers that there are, and close the stderr that Abseil was imported with: pytest's.
+    for module in ("hydra.core.utils", "hydra._internal.hydra"):
+        monkeypatch.setattr(f"{module}.configure_log", lambda *_: None)
     with pytest.raises(SystemExit) as stopped:
         entry()
     said = capsys.readouterr()
