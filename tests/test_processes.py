@@ -56,12 +56,10 @@ def ended(started, timeout=240):
 def await_checkpoint(directory, process, after=0):
     """Waits until a run has saved a step beyond `after`, and returns it."""
     deadline = time.monotonic() + 240
-    while (
-        not (found := [int(path.name) for path in Path(directory, "checkpoints").glob("*[0-9]")]) or max(found) <= after
-    ):
+    while not (steps := checkpoint._steps(Path(directory, "checkpoints"))) or steps[0] <= after:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    return max(found)
+    return steps[0]
 
 
 def arrays(directory):

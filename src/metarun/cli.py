@@ -388,7 +388,7 @@ def _told(entry: Callable[[], object], hint: str = "", part: str = FEW_SHOT) -> 
         print(f"metarun: {_explained(error, getattr(error, 'part', part))}", file=sys.stderr)
         return _MISTAKE
     except ValueError as error:  # those of Hydra's own code and of its plugins that are a user's mistake
-        message = _mistaken(str(error), part)
+        message = _mistaken(str(error), getattr(error, "part", part))
         if message is None:
             raise
         print(f"metarun: {message}", file=sys.stderr)

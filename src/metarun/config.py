@@ -171,13 +171,13 @@ def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig
     """Returns the configuration of a command line, without Hydra's own node, and the option chosen in each group.
 
     Raises:
-      HydraException, OmegaConfBaseException: it cannot be composed; the error has the `part` whose keys it means.
+      HydraException, OmegaConfBaseException, ValueError: it cannot be composed; the error has the `part` whose keys it means.
     """
     register()
     try:
         with hydra.initialize_config_dir(str(conf_dir(part)), version_base="1.3"):
             config = hydra.compose("config", list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         error.part = part
         raise
     own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])

@@ -82,6 +82,7 @@ def test_a_killed_run_continues_to_the_same_result(finished, tmp_path):
         (cli.rl_main, ["+env.arm=3"], ["env.arm is read by nothing", "env.arms, env.episodes"]),
         (cli.rl_main, ["method=maml_plus_plus"], ["maml_plus_plus", "rl2"]),
         (cli.rl_main, ["env.arms=one"], ["env.arms=one: expected a whole number"]),
+        (cli.reproduce_main, ["duan2016/random_mdp_10", "env=1"], ["env=1: expected", "metarun-rl --help"]),
         (cli.predict_main, ["run=run", "support=.", "query=."], ["run=run: expected", "one of metarun-rl"]),
     ],
 )
