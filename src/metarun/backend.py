@@ -21,11 +21,17 @@ def set_up(cache: Path) -> None:
       cache: folder for compiled programs; `JAX_COMPILATION_CACHE_DIR` has precedence.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    wanted = ["xla_cpu_multi_thread_eigen"]
+    # On a GPU, XLA would time kernels of its own for every matrix product: minutes of compiling, and another process
+    # may choose others, so that a run that is continued would not be the same to the bit.
+    wanted = {
+        "xla_cpu_multi_thread_eigen": "false",
+        "xla_gpu_enable_triton_gemm": "false",
+        "xla_gpu_autotune_level": "0",
+    }
     if version("jaxlib").startswith("0.10."):
         # The older emitters compile in half the time and half the memory, to programs as fast; later XLA has them not.
-        wanted.append("xla_cpu_use_fusion_emitters")
-    unset = [f"--{name}=false" for name in wanted if name not in flags]
+        wanted["xla_cpu_use_fusion_emitters"] = "false"
+    unset = [f"--{name}={value}" for name, value in wanted.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *unset]).strip()
     import jax
 

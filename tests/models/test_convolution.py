@@ -66,6 +66,20 @@ def test_the_forms_chosen_here_are_equal_to_xla(stride, size, channels, monkeypa
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)
 
 
+@pytest.mark.parametrize("pixels", [1, 100, 10_000])  # an image a block; two or more; all in one
+@pytest.mark.parametrize("size, channels, stride", [(9, 3, 1), (8, 16, 2), (4, 16, 1)])
+def test_the_forms_chosen_on_an_accelerator_are_equal_to_xla(size, channels, stride, pixels, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(convolution, "_SUMMED", pixels)
+    with jax.enable_x64(True):
+        x_key, kernel_key = jax.random.split(jax.random.key(1))
+        x = jax.random.normal(x_key, (4, size, size, channels))
+        kernel = jax.random.normal(kernel_key, (3, 3, channels, 5)) / 12
+        ours = derivatives(lambda x, k: convolve(x, k, stride), x, kernel)
+        theirs = derivatives(lambda x, k: reference(x, k, stride), x, kernel)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_bfloat16_is_close_to_float32_in_all_derivatives(stride):
     x = jax.random.normal(jax.random.key(2), (4, 9, 9, 16))

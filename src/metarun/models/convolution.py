@@ -94,6 +94,7 @@ def _input_gradient(g, kernel, stride, size):
 
 _BLOCK = 2**19  # entries: the copies that a kernel gradient makes of a block of images then fit a core's cache
 _NARROW = 16  # channels
+_SUMMED = 2**12  # pixels: an accelerator leaves the whole of a sum to one of its processors, and the others have nothing
 
 
 def _by_patches(x, g, stride):
@@ -121,17 +122,17 @@ def _by_convolution(x, g, stride):
 
 
 def _kernel_gradient_form(x, g, stride):
-    """The fastest form, and the number of images that it takes at once; the number divides that of all."""
-    n = x.shape[0]
+    """The fastest form, and the number of images of a block, which divides that of all."""
+    n, pixels = x.shape[0], g.shape[1] * g.shape[2]
     if jax.default_backend() != "cpu":
-        return _by_patches, n
-    if x.shape[3] < _NARROW:
-        form, entries = _by_convolution, g[0].size // 3
+        form, share = _by_patches, _SUMMED // pixels
+    elif x.shape[3] < _NARROW:
+        form, share = _by_convolution, _BLOCK // max(g[0].size // 3, 1)
     elif stride == 1:
-        form, entries = _by_columns_and_rows, _BLOCK  # one image
+        form, share = _by_columns_and_rows, 1
     else:
-        form, entries = _by_patches, 9 * x.shape[3] * g.shape[1] * g.shape[2]
-    return form, max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d * entries <= _BLOCK))
+        form, share = _by_patches, _BLOCK // (9 * x.shape[3] * pixels)
+    return form, max(d for d in range(1, n + 1) if n % d == 0 and d <= max(share, 1))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -141,8 +142,12 @@ def _kernel_gradient(x, g, stride):
     if images == x.shape[0]:
         return form(x, g, stride)
     blocks = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))
-    zero = jnp.zeros((3, 3, x.shape[3], g.shape[3]), jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype)
-    total, _ = lax.scan(lambda total, block: (total + form(*block, stride).astype(zero.dtype), None), zero, blocks)
+    dtype = jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
+    of_block = lambda block: form(*block, stride).astype(dtype)
+    if jax.default_backend() != "cpu":
+        return jax.vmap(of_block)(blocks).sum(0).astype(x.dtype)
+    zero = jnp.zeros((3, 3, x.shape[3], g.shape[3]), dtype)
+    total, _ = lax.scan(lambda total, block: (total + of_block(block), None), zero, blocks)
     return total.astype(x.dtype)
 
 
