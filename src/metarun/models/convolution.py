@@ -94,7 +94,7 @@ def _input_gradient(g, kernel, stride, size):
 
 _BLOCK = 2**19  # entries: the copies that a kernel gradient makes of a block of images then fit a core's cache
 _NARROW = 16  # channels
-_SUMMED = 2**12  # pixels: an accelerator leaves the whole of a sum to one of its processors, and the others have nothing
+_SUMMED = 2**12  # pixels: a longer sum is split, for an accelerator adds one up on a single one of its processors
 
 
 def _by_patches(x, g, stride):
