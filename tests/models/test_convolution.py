@@ -54,9 +54,7 @@ def test_equal_to_xla_up_to_third_order(form, stride, channels, height, width, m
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)
 
 
-@pytest.mark.parametrize("size, channels, stride", [(20, 3, 1), (9, 16, 1), (8, 16, 2), (4, 16, 2)])
-def test_the_forms_chosen_here_are_equal_to_xla(stride, size, channels, monkeypatch):
-    monkeypatch.setattr(convolution, "_BLOCK", 10_000)  # several blocks
+def assert_equal_to_xla(size, channels, stride):
     with jax.enable_x64(True):
         x_key, kernel_key = jax.random.split(jax.random.key(1))
         x = jax.random.normal(x_key, (4, size, size, channels))
@@ -64,6 +62,12 @@ def test_the_forms_chosen_here_are_equal_to_xla(stride, size, channels, monkeypa
         ours = derivatives(lambda x, k: convolve(x, k, stride), x, kernel)
         theirs = derivatives(lambda x, k: reference(x, k, stride), x, kernel)
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+@pytest.mark.parametrize("size, channels, stride", [(20, 3, 1), (9, 16, 1), (8, 16, 2), (4, 16, 2)])
+def test_the_forms_chosen_here_are_equal_to_xla(stride, size, channels, monkeypatch):
+    monkeypatch.setattr(convolution, "_BLOCK", 10_000)  # several blocks
+    assert_equal_to_xla(size, channels, stride)
 
 
 @pytest.mark.parametrize("pixels", [1, 100, 10_000])  # an image a block; two or more; all in one
@@ -71,13 +75,7 @@ def test_the_forms_chosen_here_are_equal_to_xla(stride, size, channels, monkeypa
 def test_the_forms_chosen_on_an_accelerator_are_equal_to_xla(size, channels, stride, pixels, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(convolution, "_SUMMED", pixels)
-    with jax.enable_x64(True):
-        x_key, kernel_key = jax.random.split(jax.random.key(1))
-        x = jax.random.normal(x_key, (4, size, size, channels))
-        kernel = jax.random.normal(kernel_key, (3, 3, channels, 5)) / 12
-        ours = derivatives(lambda x, k: convolve(x, k, stride), x, kernel)
-        theirs = derivatives(lambda x, k: reference(x, k, stride), x, kernel)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    assert_equal_to_xla(size, channels, stride)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
