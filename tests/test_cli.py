@@ -128,7 +128,7 @@ def test_help_names_groups_and_keys(tmp_path):
         (["outer_lr=-1"], ["outer_lr=-1", "above 0"]),
         (["seed=-1"], ["seed=-1"]),
         (["method.inner_lr=abc"], ["method.inner_lr=abc", "a number above 0"]),
-        (["method.inner_steps=0"], ["method.inner_steps=0"]),
+        (["method.inner_steps=-1"], ["method.inner_steps=-1"]),
         (["way=five"], ["way", "five"]),
         (["method=mmal"], ["mmal", "maml", "fomaml"]),
         (["wya=5"], ["wya", "Did you mean way"]),

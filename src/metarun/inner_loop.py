@@ -25,13 +25,17 @@ _FEW = 10  # copies of the parameters, a few: with more inner steps than this, r
 _RESIDUAL = 1e-9  # of the right-hand side's norm: where conjugate gradients have nothing left to improve
 
 
-def numbers_of_steps(inner_steps: int, eval_inner_steps: int | None) -> tuple[int, int]:
+def numbers_of_steps(inner_steps: int, eval_inner_steps: int | None, *, none: bool = False) -> tuple[int, int]:
     """Returns the inner steps of training and of evaluation, which are the same where `eval_inner_steps` is None.
 
+    Args:
+      inner_steps, eval_inner_steps: as they were set.
+      none: whether there may be none in training.
+
     Raises:
-      ConfigError: for other than whole numbers, of at least 1 in training and 0 in evaluation.
+      ConfigError: for other than whole numbers, of at least 1 in training, or 0 with `none`, and 0 in evaluation.
     """
-    train_steps = positive_int("method.inner_steps", inner_steps)
+    train_steps = (non_negative_int if none else positive_int)("method.inner_steps", inner_steps)
     if eval_inner_steps is None:
         return train_steps, train_steps
     return train_steps, non_negative_int("method.eval_inner_steps", eval_inner_steps)

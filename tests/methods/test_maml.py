@@ -60,7 +60,7 @@ def test_first_order_has_the_same_loss_and_another_gradient():
         learner = method(inner_lr=0.4, inner_steps=2, first_order=first_order)
         params = learner.init(jax.random.key(0), task)
         loss = lambda params: learner.loss(params, task, jax.random.key(2))[0]  # noqa: B023
-        found[first_order] = jax.value_and_grad(loss)(params)
+        found[first_order] = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-5)
     first, second = (ravel_pytree(found[order][1])[0] for order in (True, False))
     assert jnp.linalg.norm(first - second) > 0.05 * jnp.linalg.norm(second)
@@ -100,6 +100,26 @@ def test_normalisation_is_adapted_only_if_asked():
     np.testing.assert_allclose(frozen["conv0"]["kernel"], everything["conv0"]["kernel"], rtol=1e-4, atol=1e-6)
 
 
+def test_without_an_inner_step_it_fits_all_tasks_and_a_test_still_adapts():
+    task = image_task(jax.random.key(1))
+    pretrained, usual = method(inner_lr=0.4, inner_steps=0, eval_inner_steps=2), method(inner_lr=0.4, inner_steps=2)
+    params = usual.init(jax.random.key(0), task)
+    cross_entropy = lambda params: -jax.nn.log_softmax(conv4(num_outputs=3, filters=4).apply(params, task.query.x))[
+        jnp.arange(task.query.y.size), task.query.y
+    ].mean()
+    for found, expected in zip(
+        jax.tree.leaves(jax.jit(jax.grad(lambda params: pretrained.loss(params, task, None)[0]))(params)),
+        jax.tree.leaves(jax.jit(jax.grad(cross_entropy))(params)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    adapted = [
+        ravel_pytree(jax.jit(learner.adapt)(params, task.support, None).state)[0] for learner in (pretrained, usual)
+    ]
+    np.testing.assert_array_equal(*adapted)
+    assert not np.allclose(adapted[0], ravel_pytree(params)[0], atol=1e-3)
+
+
 @pytest.mark.parametrize("inner_params, moving", [("head", {"head"}), ("body", {"conv0", "conv1", "conv2", "conv3"})])
 def test_anil_adapts_the_head_alone_and_boil_all_but_the_head_and_both_train_everything(inner_params, moving):
     task = image_task(jax.random.key(1))
@@ -128,7 +148,7 @@ def test_support_statistics_make_an_answer_independent_of_the_other_queries(stat
     [
         ("inner_lr", "abc"),
         ("inner_lr", -0.1),
-        ("inner_steps", 0),
+        ("inner_steps", -1),
         ("eval_inner_steps", -1),
         ("first_order", 1),
         ("inner_params", "heads"),

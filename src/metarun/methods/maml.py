@@ -28,7 +28,7 @@ def maml(
       model: the network.
       objective: "classification" or "regression".
       inner_lr: alpha of the inner steps.
-      inner_steps: inner steps in training; at least 1.
+      inner_steps: inner steps in training; 0: theta fits all tasks at once, which is pre-training (section 5.1).
       eval_inner_steps: inner steps in evaluation; None: as in training.
       first_order: drop the second derivatives (FOMAML, section 5.2 of the paper).
       inner_params: what is adapted, the rest being meta-learnt alone: "all"; "no_norm", all but scale and shift of the
@@ -63,7 +63,7 @@ def maml(
     return stepwise(
         init=lambda key, task: model.init(key, task.support.x),
         adapt=fast_params,
-        num_steps=numbers_of_steps(inner_steps, eval_inner_steps),
+        num_steps=numbers_of_steps(inner_steps, eval_inner_steps, none=True),
         answer=model.apply,
         objective=objective,
         query_statistics=query_statistics,
