@@ -62,6 +62,7 @@ SMALLEST = {
     "rl2": TINY,
     "snail": ["method.filters=2", "method.attention=[[2,2],[2,2]]"],
     "maml": ["env.horizon=5", "method.hidden=[4]", "method.rollouts=3", "meta_batch_size=2"],
+    "maml_trial": ["env=tabular_mdp", *SHORT["tabular_mdp"], "method.hidden=[4]", "method.minibatches=2"],
 }
 
 

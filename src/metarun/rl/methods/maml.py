@@ -120,7 +120,9 @@ def maml(
     """
     if environment.episodes != 1:
         raise ConfigError(
-            "env.episodes", environment.episodes, "1: with method=maml a trial is method.rollouts episodes"
+            "env.episodes",
+            environment.episodes,
+            "1: with method=maml a trial is method.rollouts episodes; method=maml_trial learns within those of env",
         )
     rollouts = positive_int("method.rollouts", rollouts)
     inner_lr = positive_float("method.inner_lr", inner_lr)
