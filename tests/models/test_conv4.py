@@ -23,7 +23,9 @@ def test_bfloat16_keeps_float32_parameters_and_is_close(downsample):
     def loss(model, params):
         return jnp.mean(jnp.square(model.apply(params, x)))
 
-    values, gradients = zip(*(jax.value_and_grad(lambda p: loss(m, p))(params) for m in (exact, rounded)), strict=True)
+    values, gradients = zip(
+        *(jax.jit(jax.value_and_grad(lambda p, m=m: loss(m, p)))(params) for m in (exact, rounded)), strict=True
+    )
     assert values[0] != values[1]
     np.testing.assert_allclose(values[1], values[0], rtol=0.1)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients[1])} == {jnp.dtype("float32")}
