@@ -88,7 +88,7 @@ def few_shot(
     def init():
         task = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task_shape)
         params = jax.jit(method.init)(init_key, task)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
 
     def sizes():
         params = jax.eval_shape(method.init, init_key, task_shape)
@@ -228,6 +228,11 @@ def few_shot(
     def measure(outputs, y):
         return jax.vmap(lambda outputs, y: score.measure(outputs, y).mean())(outputs, y)
 
+    # Compiled whole: dispatched one by one, their operations take longer to compile than the checks to compute.
+    reorder_query = jax.jit(jax.vmap(check.reorder_query))
+    shuffle_support_labels = jax.jit(jax.vmap(check.shuffle_support_labels))
+    relabel = jax.jit(jax.vmap(partial(check.relabel, way=dataset.num_outputs)))
+
     def draw(split, block, num_tasks):
         """The `block`-th tasks of a split, the key of their adaptation, and those of three checks, `[3, n]`."""
         block_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(eval_seed), split == "test"), block)
@@ -254,7 +259,7 @@ def few_shot(
 
     def _check_block(params, tasks, key, check_keys, outputs):
         """Outputs and measures of a block of tasks under the changes of `checks`, `[block, ...]` NumPy arrays."""
-        reordered, order = jax.vmap(check.reorder_query)(tasks, check_keys[0])
+        reordered, order = reorder_query(tasks, check_keys[0])
         few = tasks._replace(query=jax.tree.map(lambda x: x[:, :_ALONE], tasks.query))
         alone_outputs = answer_alone(params, few, key)
         found = {
@@ -266,9 +271,8 @@ def few_shot(
             "together_per_task": measure(outputs[:, :_ALONE], few.query.y),
         }
         if classification:
-            shuffled = jax.vmap(check.shuffle_support_labels)(tasks, check_keys[1])
-            relabel = partial(check.relabel, way=dataset.num_outputs)
-            relabelled, permutation = jax.vmap(relabel)(tasks, check_keys[2])
+            shuffled = shuffle_support_labels(tasks, check_keys[1])
+            relabelled, permutation = relabel(tasks, check_keys[2])
             new_outputs = answer(params, relabelled, key)
             found |= {
                 "unadapted_per_task": measure(answer_unadapted(params, tasks, key), tasks.query.y),

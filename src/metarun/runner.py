@@ -422,6 +422,7 @@ def _finished(path: Path, experiment: Experiment, settings: RunSettings) -> dict
     return result if tuple(result.get(key) for key in ("steps", "num_tasks", "protocol_id")) == asked else None
 
 
+@jax.jit
 def _copy(params: Params) -> Params:
     """Returns parameters that outlive the donation of `params` to the next step."""
     return jax.tree.map(jnp.copy, params)
