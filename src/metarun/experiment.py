@@ -88,7 +88,7 @@ def few_shot(
     def init():
         task = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task_shape)
         params = jax.jit(method.init)(init_key, task)
-        return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def sizes():
         params = jax.eval_shape(method.init, init_key, task_shape)
