@@ -50,6 +50,13 @@ def positive_int(key: str, value: object) -> int:
     return _whole(key, value, 1, "a whole number, 1 or more")
 
 
+def positive_ints(key: str, values: object, such_as: str) -> tuple[int, ...]:
+    """Returns `values` if they are a list of whole numbers of at least 1; raises `ConfigError`, with an example, otherwise."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise ConfigError(key, values, f"a list of whole numbers such as {such_as}")
+    return tuple(positive_int(key, value) for value in values)
+
+
 def non_negative_int(key: str, value: object) -> int:
     """Returns `value` if it is a whole number of at least 0; raises `ConfigError` otherwise."""
     return _whole(key, value, 0, "a whole number, 0 or more")

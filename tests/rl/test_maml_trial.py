@@ -133,7 +133,7 @@ def test_it_learns_to_pull_the_better_arm():
 
 @pytest.mark.parametrize(
     "key, value",
-    [("rollouts", 0), ("inner_lr", 0), ("inner_discount", 2), ("value_hidden", 0.5), ("algorithm", "trpo")],
+    [("rollouts", 0), ("hidden", "x"), ("inner_lr", 0), ("inner_discount", 2), ("value_hidden", 0.5), ("algorithm", "trpo")],
 )
 def test_a_setting_that_cannot_be_used_is_named(key, value):
     with pytest.raises(ConfigError, match=f"method.{key}={value}"):

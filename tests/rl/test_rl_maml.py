@@ -197,6 +197,7 @@ def test_a_point_moves_by_its_actions_and_ends_near_its_goal():
     "settings, key",
     [
         ({"outer": "sgd"}, "method.outer=sgd"),
+        ({"hidden": 16}, "method.hidden=16: expected a list of whole numbers"),
         ({"estimator": "dice"}, "method.estimator=dice"),
         ({"inner_lr": 0}, "method.inner_lr=0"),
         ({"rollouts": 0}, "method.rollouts=0"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from flax import linen as nn
 
-from metarun.errors import ConfigError, positive_int
+from metarun.errors import positive_int, positive_ints
 from metarun.types import Array, Model
 
 
@@ -39,11 +39,9 @@ def mlp(*, num_outputs: int | None, hidden: Sequence[int] = (40, 40)) -> Model:
 
     Source: Finn et al. 2017, section 5.1.
     """
-    if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence):
-        raise ConfigError("model.hidden", hidden, "a list of whole numbers such as [40,40]")
     module = _MLP(
         None if num_outputs is None else positive_int("model.num_outputs", num_outputs),
-        tuple(positive_int("model.hidden", h) for h in hidden),
+        positive_ints("model.hidden", hidden, "[40,40]"),
     )
     return Model(
         init=lambda key, x: module.init(key, x).get("params", {}),  # nothing but inputs has none

@@ -17,6 +17,7 @@ from metarun.errors import (
     one_of,
     positive_float,
     positive_int,
+    positive_ints,
     true_or_false,
     unit_fraction,
 )
@@ -140,6 +141,7 @@ def maml(
     discount, decay = unit_fraction("method.discount", discount), unit_fraction("method.decay", decay)
     policy = policy_over(environment.actions)
     discrete = isinstance(environment.actions, Discrete)
+    hidden = positive_ints("method.hidden", hidden, "[100,100]")
     mean = mlp(num_outputs=environment.actions.n if discrete else environment.actions.size, hidden=hidden)
     optimizer = optimizer(steps=steps * epochs) if outer == "ppo" else optax.identity()
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metarun.errors import ConfigError, positive_float, positive_int, unit_fraction
+from metarun.errors import ConfigError, positive_float, positive_int, positive_ints, unit_fraction
 from metarun.models.mlp import mlp
 from metarun.models.recurrent import gru
 from metarun.rl.environment import Discrete, Environment
@@ -87,7 +87,7 @@ def maml_trial(
         raise ConfigError("method", "maml_trial", "maml, for an environment of continuous actions")
     adapting = partial(
         policy_that_descends,
-        hidden=hidden,
+        hidden=positive_ints("method.hidden", hidden, "[16]"),
         observation_size=environment.observation_size,
         rollouts=positive_int("method.rollouts", rollouts),
         lr=positive_float("method.inner_lr", inner_lr),
