@@ -138,12 +138,10 @@ def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit" / f"{job}_0").glob("*.err"))
     assert "Stopped by SIGTERM" in said and "Resuming at step" in said
 
-    # What was queued again, and one of the others.
-    local = metarun(*points[:-1], "seed=0,5", "hydra.sweep.dir=local", cwd=tmp_path, **environment)
+    local = metarun(*points, "hydra.sweep.dir=local", cwd=tmp_path, **environment)
     assert local.returncode == 0, local.stderr
-    for point, seed in enumerate((0, 5)):
-        assert_same_run(tmp_path / "jobs" / str(seed), tmp_path / "local" / str(point))
-    assert all((tmp_path / "jobs" / str(seed) / "result.json").exists() for seed in range(6))
+    for seed in range(6):
+        assert_same_run(tmp_path / "jobs" / str(seed), tmp_path / "local" / str(seed))
 
 
 def command_of(path):

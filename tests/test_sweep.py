@@ -79,7 +79,7 @@ def test_points_in_parallel_are_those_in_turn(tmp_path):
 def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
     optuna = pytest.importorskip("optuna")
     storage = f"sqlite:///{tmp_path}/search.db"
-    kept = [f"hydra.sweeper.storage={storage}", "hydra.sweeper.study_name=lr", "hydra.sweeper.n_trials=1"]
+    kept = [f"hydra.sweeper.storage={storage}", "hydra.sweeper.study_name=lr", "hydra.sweeper.n_trials=2"]
     search = ["-m", "hydra/sweeper=optuna", *kept, *POINT, "outer_lr=tag(log,interval(1e-4,1e-2))"]
     for _ in range(2):
         done = metarun(*search, cwd=tmp_path)
@@ -92,7 +92,7 @@ def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
             "val"
         ]
     assert values == {f"- outer_lr={trial.params['outer_lr']}": trial.value for trial in trials}
-    assert len(trials) == 2
+    assert len(trials) == 4
     regression = ["dataset=sinusoid", "model=mlp", "hydra.sweeper.direction=minimize"]
     other = metarun(*[argument for argument in search if argument not in POINT], *regression, cwd=tmp_path)
     refused(other, "hydra.sweeper.direction", "hydra.sweeper.study_name")
