@@ -50,9 +50,9 @@ def positive_int(key: str, value: object) -> int:
     return _whole(key, value, 1, "a whole number, 1 or more")
 
 
-def positive_ints(key: str, values: object, such_as: str) -> tuple[int, ...]:
-    """Returns `values` if they are a list of whole numbers of at least 1; raises `ConfigError`, with an example, otherwise."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+def positive_ints(key: str, values: object, such_as: str, *, least: int = 0) -> tuple[int, ...]:
+    """Returns `values` if they are a list of at least `least` whole numbers of at least 1; raises `ConfigError` otherwise."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or len(values) < least:
         raise ConfigError(key, values, f"a list of whole numbers such as {such_as}")
     return tuple(positive_int(key, value) for value in values)
 

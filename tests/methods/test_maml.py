@@ -104,9 +104,11 @@ def test_without_an_inner_step_it_fits_all_tasks_and_a_test_still_adapts():
     task = image_task(jax.random.key(1))
     pretrained, usual = method(inner_lr=0.4, inner_steps=0, eval_inner_steps=2), method(inner_lr=0.4, inner_steps=2)
     params = usual.init(jax.random.key(0), task)
-    cross_entropy = lambda params: -jax.nn.log_softmax(conv4(num_outputs=3, filters=4).apply(params, task.query.x))[
-        jnp.arange(task.query.y.size), task.query.y
-    ].mean()
+    cross_entropy = lambda params: (
+        -jax.nn.log_softmax(conv4(num_outputs=3, filters=4).apply(params, task.query.x))[
+            jnp.arange(task.query.y.size), task.query.y
+        ].mean()
+    )
     for found, expected in zip(
         jax.tree.leaves(jax.jit(jax.grad(lambda params: pretrained.loss(params, task, None)[0]))(params)),
         jax.tree.leaves(jax.jit(jax.grad(cross_entropy))(params)),

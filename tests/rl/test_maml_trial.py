@@ -37,7 +37,11 @@ def softmax(logits):
 def a_trial(seed):
     """Observations, actions and rewards of a trial, and what a network is fed of them."""
     rng = np.random.default_rng(seed)
-    seen, actions, rewards = rng.normal(size=(LENGTH, OBSERVED)), rng.integers(ACTIONS, size=LENGTH), rng.normal(size=LENGTH)
+    seen, actions, rewards = (
+        rng.normal(size=(LENGTH, OBSERVED)),
+        rng.integers(ACTIONS, size=LENGTH),
+        rng.normal(size=LENGTH),
+    )
     done = (np.arange(LENGTH) + 1) % HORIZON == 0
     before = np.column_stack([np.eye(ACTIONS)[actions], rewards, done])[:-1]
     rows = np.column_stack([seen, np.vstack([np.zeros(ACTIONS + 2), before])])
@@ -133,7 +137,14 @@ def test_it_learns_to_pull_the_better_arm():
 
 @pytest.mark.parametrize(
     "key, value",
-    [("rollouts", 0), ("hidden", "x"), ("inner_lr", 0), ("inner_discount", 2), ("value_hidden", 0.5), ("algorithm", "trpo")],
+    [
+        ("rollouts", 0),
+        ("hidden", "x"),
+        ("inner_lr", 0),
+        ("inner_discount", 2),
+        ("value_hidden", 0.5),
+        ("algorithm", "trpo"),
+    ],
 )
 def test_a_setting_that_cannot_be_used_is_named(key, value):
     with pytest.raises(ConfigError, match=f"method.{key}={value}"):

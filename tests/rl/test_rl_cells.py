@@ -76,7 +76,8 @@ def test_the_figures_are_those_of_the_papers():
     known = {named.name: named for named in cells() if named.part == RL}
     whole = {name: named for name, named in known.items() if named.cell.quick_of is None}
     assert {name: named.cell.published[named.paper].value for name, named in whole.items()} == {
-        name: pytest.approx(value, abs=0.05 if name.startswith("mishra2018") and "mdp" in name else 0) for name, value in published().items()
+        name: pytest.approx(value, abs=0.05 if name.startswith("mishra2018") and "mdp" in name else 0)
+        for name, value in published().items()
     }
     for name, named in whole.items():
         _, margin = MAML.get(named.experiment, (None, pytest.approx(0.02 * published()[name], rel=0.05)))

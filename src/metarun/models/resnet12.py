@@ -6,7 +6,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metarun.errors import ConfigError, one_of, positive_int, positive_ints, true_or_false
+from metarun.errors import one_of, positive_int, positive_ints, true_or_false
 from metarun.models.block import NORMS, Block, compute_dtype, image_model
 from metarun.models.convolution import max_pool
 from metarun.types import Array, Model
@@ -89,13 +89,9 @@ def resnet12(
     Source: Mishra et al. 2018, A Simple Neural Attentive Meta-Learner, appendix B; Lee et al. 2019, Meta-Learning with
     Differentiable Convex Optimization, section 4.1.
     """
-    such_as = "[64,96,128,256]"
-    filters = positive_ints("model.filters", filters, such_as)
-    if not filters:
-        raise ConfigError("model.filters", "[]", f"a list of whole numbers such as {such_as}")
     module = _ResNet12(
         None if num_outputs is None else positive_int("way", num_outputs),
-        filters,
+        positive_ints("model.filters", filters, "[64,96,128,256]", least=1),
         None if top is None else positive_int("model.top", top),
         true_or_false("model.mean_pool", mean_pool),
         one_of("model.norm", norm, NORMS),
