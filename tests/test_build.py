@@ -18,9 +18,10 @@ from small_omniglot import write_archives
 
 from metarun import checkpoint, runner
 from metarun.build import build
-from metarun.config import conf_dir, groups, register, run_dir
+from metarun.config import conf_dir, groups, register
 from metarun.data.class_split import PUBLISHED
 from metarun.data.mini_imagenet import CLASSES
+from metarun.directories import run_dir
 from metarun.errors import ConfigError, MetarunError
 from metarun.report.outcome import pictures
 

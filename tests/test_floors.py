@@ -42,6 +42,7 @@ FLOORS = [
         "metarun.optimizers",
         "metarun.checks",
         "metarun.checkpoint",
+        "metarun.directories",
         "metarun.metrics",
         "metarun.data.cache",
         "metarun.data.episodes",
@@ -66,6 +67,8 @@ FLOORS = [
     ],
     [
         "metarun.cell",
+        "metarun.factories",
+        "metarun.mistakes",
         "metarun.ensemble",
         "metarun.equivalence",
         "metarun.protocol",
@@ -103,9 +106,13 @@ FLOORS = [
 KNOWN_TO = {
     "flax": ["metarun.models.*"],
     "gymnax": ["metarun.rl.environments.from_gymnax"],
-    "hydra": ["metarun.cli", "metarun.config", "metarun.saved_run", "metarun.protocol_sweep", "metarun.sweep"],
+    "hydra": [
+        *("metarun.cli", "metarun.config", "metarun.directories", "metarun.factories", "metarun.mistakes"),
+        *("metarun.saved_run", "metarun.protocol_sweep", "metarun.sweep"),
+    ],
     "omegaconf": [
         *("metarun.cli", "metarun.build*", "metarun.composition", "metarun.config", "metarun.saved_run"),
+        *("metarun.directories", "metarun.factories", "metarun.mistakes"),
         *("metarun.protocol_sweep", "metarun.reproduce", "metarun.sweep"),
     ],
 }

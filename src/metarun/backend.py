@@ -6,13 +6,21 @@ from pathlib import Path
 
 from metarun.errors import one_of
 
+# What the random draws and the types of numbers depend on, whatever the environment says: the same seeds have to be the
+# same tasks everywhere.
+PINNED = {
+    "jax_threefry_partitionable": True,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_random_seed_offset": 0,
+    "jax_enable_x64": False,
+}
 # Values of `precision`, and how each computes products of float32 arrays. JAX's own default on a GPU rounds their
 # factors to TensorFloat-32; on a CPU nothing rounds.
 PRECISIONS = {"float32": "float32", "tensorfloat32": "tensorfloat32", "bfloat16": "tensorfloat32"}
 
 
 def set_up(cache: Path) -> None:
-    """Makes one JAX device of each CPU core, and keeps compiled programs between processes.
+    """Makes one JAX device of each CPU core, keeps compiled programs between processes, and pins how tasks are drawn.
 
     Tasks are sharded over the devices, so each core computes its own tasks with single-threaded kernels: faster than
     all cores on one kernel after the other. Accelerators are not affected.
@@ -35,6 +43,8 @@ def set_up(cache: Path) -> None:
     os.environ["XLA_FLAGS"] = " ".join([flags, *unset]).strip()
     import jax
 
+    for name, value in PINNED.items():
+        jax.config.update(name, value)
     if "xla_force_host_platform_device_count" not in flags and "JAX_NUM_CPU_DEVICES" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         jax.config.update("jax_num_cpu_devices", cores)

@@ -61,7 +61,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     keys.refuse_unread(set_by_user(keys, FEW_SHOT))
     trained_on = {"dataset.sha256": dataset.protocol.get("sha256")}
     trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
-    return Run(experiment, settings, facts, identity(keys.values, choices, trained_on), logger)
+    return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), logger)
 
 
 def build_evaluation(

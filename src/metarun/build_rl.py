@@ -69,4 +69,4 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     logger = keys.partial("logger")
     keys.read.add("optimizer")  # which a yardstick has no use for
     keys.refuse_unread(set_by_user(keys, RL))
-    return Run(experiment, settings, facts, identity(keys.values, choices, {}), logger)
+    return Run(experiment, settings, facts, identity(keys.values, choices, keys.code()), logger)

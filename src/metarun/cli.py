@@ -1,7 +1,7 @@
 """Console entry points. A user's mistake ends in one message and a non-zero exit, and `--help` does not load JAX."""
 
 import argparse
-import difflib
+import errno
 import os
 import re
 import sys
@@ -14,15 +14,29 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config import COMMANDS, COMMON, FEW_SHOT, RL, SCHEMAS, composed, conf_dir, register
-from metarun.errors import ConfigError, MetarunError, one_of, positive_int, seed_of, some
+from metarun import directories, mistakes
+from metarun.config import FEW_SHOT, RL, composed, conf_dir, register
+from metarun.errors import ConfigError, MetarunError, one_of, positive_int, seed_of
+from metarun.factories import CODE, TARGET
+from metarun.machine import versions
 
 _FAILED = 1
 _MISTAKE = 2
 _PREDICT = ("run", "support", "query", "invert", "output")
+# What the system says of a directory in which a run cannot write.
+_REFUSED_WRITING = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.ENAMETOOLONG,
+)
+_UNWRITABLE = "Name a directory that can be written in with hydra.run.dir=DIR."
 
 
 def main() -> None:
@@ -52,7 +66,7 @@ def data_main() -> None:
         )
         if name == "show":
             command.add_argument("--output", metavar="FILE", help="the picture to write; else NAME.png here")
-    arguments = parser.parse_args()
+    arguments = _parsed(parser)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here computes on a device
     sys.exit(_told(lambda: _data(arguments)))
 
@@ -102,7 +116,7 @@ def reproduce_main() -> None:
     parser.add_argument("--list", action="store_true", help="the cells, with their published figures and ours")
     parser.add_argument("cell", nargs="?", metavar="PAPER/CELL", help="as --list names it")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = _parsed(parser)
     sys.exit(_told(lambda: _reproduce(arguments)))
 
 
@@ -144,7 +158,7 @@ def report_main() -> None:
     parser.add_argument("--output", default="report.html", metavar="FILE", help="the page (default: report.html)")
     for name in ("markdown", "csv", "latex"):
         parser.add_argument(f"--{name}", metavar="FILE", help=f"the table besides, as {name}")
-    arguments = parser.parse_args()
+    arguments = _parsed(parser)
     sys.exit(_told(lambda: _report(arguments)))
 
 
@@ -204,16 +218,43 @@ Prints the likeliest class of each picture, and writes probabilities.csv and pre
 """
 
 
+class _Ended(BaseException):
+    """Carries what ended a run past Hydra, which would print a line of its own before it."""
+
+
 def _of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn:
     """Ends in what `entry` does with the configuration that the command line composes from a part of `conf/`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
     register()
+    directories.register()
+
+    def run(config: DictConfig) -> float | None:
+        try:
+            return entry(config)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.RUN:
+                raise _Ended from error
+            raise
 
     def command() -> None:
+        if "--version" in sys.argv[1:]:
+            return print(_version())
         sys.argv[1:] = _seeds_as_points(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(entry)()
+        for argument in sys.argv[1:]:
+            if argument.lstrip("+~").startswith("hydra.output_subdir"):
+                raise MetarunError(f"{argument}: leave it out. metarun writes .hydra itself, once a run is accepted.")
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(run)()
+        except _Ended as ended:
+            raise ended.__cause__ from ended.__cause__.__cause__
 
-    sys.exit(_told(command, hint="Is hydra.run.dir writable?", part=part))
+    sys.exit(_told(command, part=part))
+
+
+def _version() -> str:
+    """metarun's own version, and those of what it computes with."""
+    of = versions()
+    return ", ".join([f"metarun {of.pop('metarun')}", *(f"{name} {number}" for name, number in of.items())])
 
 
 def _seeds_as_points(arguments: list[str]) -> list[str]:
@@ -250,8 +291,14 @@ def _of_settings(entry: Callable[[list[str]], None], prog: str, usage: str, desc
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
-    settings = parser.parse_args().settings
+    settings = _parsed(parser).settings
     sys.exit(_told(lambda: entry(settings)))
+
+
+def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a command; after `--version`, which every command has, it ends."""
+    parser.add_argument("--version", action="version", version=_version(), help="the versions of what computes")
+    return parser.parse_args()
 
 
 def _pairs(settings: list[str]) -> dict[str, str]:
@@ -339,7 +386,9 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 def _predict(settings: list[str]) -> None:
     given = _pairs(settings)
-    for key in given:
+    code = [setting for setting in settings if _is_of_code(setting.partition("=")[0])]
+    own = {key: value for key, value in given.items() if not _is_of_code(key)}
+    for key in own:
         if key not in _PREDICT:
             raise MetarunError(f"{key}: there is no such key; there are {', '.join(_PREDICT)}.")
     _set_up()
@@ -348,7 +397,12 @@ def _predict(settings: list[str]) -> None:
 
     from metarun.prediction import predict
 
-    predict(Console(), **given)
+    predict(Console(), **own, code=code)
+
+
+def _is_of_code(key: str) -> bool:
+    """Whether a key says which code of a user's may be called for a run, see `saved_run.read`."""
+    return key == CODE or key.endswith(f".{TARGET}")
 
 
 def _data(arguments: argparse.Namespace) -> None:
@@ -371,96 +425,37 @@ def _data(arguments: argparse.Namespace) -> None:
         data_sets.show(loaded, Path(arguments.output or f"{arguments.name}.png"))
 
 
-def _told(entry: Callable[[], object], hint: str = "", part: str = FEW_SHOT) -> int:
+def _told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
     """Runs `entry` and returns its exit code, having told the user in one message what went wrong.
 
     Args:
       entry: what to run.
-      hint: what to look at where the system refuses something.
       part: of `conf/`, whose keys are meant where an error does not say.
     """
     try:
         entry()
     except MetarunError as error:
-        print(f"metarun: {error}", file=sys.stderr)
-        return _MISTAKE
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"metarun: {_explained(error, getattr(error, 'part', part))}", file=sys.stderr)
-        return _MISTAKE
-    except ValueError as error:  # those of Hydra's own code and of its plugins that are a user's mistake
-        message = _mistaken(str(error), getattr(error, "part", part))
+        return _said(error, _MISTAKE)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        message = mistakes.explained(error, getattr(error, "part", part), sys.argv[1:])
         if message is None:
             raise
-        print(f"metarun: {message}", file=sys.stderr)
-        return _MISTAKE
+        return _said(message, _MISTAKE)
     except KeyboardInterrupt:
-        print("metarun: interrupted; nothing was lost.", file=sys.stderr)
-        return 130
+        return _said("interrupted; nothing was lost.", 130)
     except OSError as error:
-        print(f"metarun: {error.filename or ''}: {error.strerror or error}. {hint}".rstrip(), file=sys.stderr)
-        return _FAILED
+        where = "" if error.filename is None else f"{error.filename}: "
+        hint = f" {_UNWRITABLE}" if error.errno in _REFUSED_WRITING else ""
+        return _said(f"{where}{error.strerror or error}.{hint}", _FAILED)
+    finally:
+        directories.remove_unused()
     return 0
 
 
-def _explained(error: Exception, part: str) -> str:
-    """Hydra's message; for a key that does not exist, the one that was probably meant."""
-    causes = [error]
-    while isinstance(causes[-1].__cause__, (HydraException, OmegaConfBaseException)):
-        causes.append(causes[-1].__cause__)
-    message = "\n".join(dict.fromkeys(line for cause in causes for line in str(cause).splitlines()))
-    unknown = re.search(r"Could not override '([\w./]+)'", message)
-    if unknown and ("not in" in message or "No match" in message):
-        key = unknown.group(1)
-        if key in _groups(part):
-            return _no_option(part)
-        known = _known_keys(part)
-        if options := known.get(key):
-            meant = f"; there is with {some(sorted(options))}."
-        elif near := difflib.get_close_matches(key, known, n=3):
-            meant = f". Did you mean {' or '.join(near)}?"
-        else:
-            meant = "."
-        ways_out = f"`{COMMANDS[part]} --help` lists the main keys and `--cfg job` all."
-        return f"{key}: there is no such key for this choice{meant} {ways_out}"
-    return message
-
-
-def _mistaken(message: str, part: str) -> str | None:
-    """What to tell a user of a `ValueError` by its message; None of one that is no mistake of theirs."""
-    if "Config group override must be" in message:
-        return _no_option(part)
-    if "study direction" in message:
-        return (
-            f"hydra.sweeper.direction: the study in hydra.sweeper.storage was begun with another ({message}) "
-            "Leave it as it was, or give hydra.sweeper.study_name another name."
-        )
-    return None
-
-
-def _groups(part: str) -> set[str]:
-    return {folder.name for folder in [*conf_dir(part).iterdir(), *conf_dir(COMMON).iterdir()] if folder.is_dir()}
-
-
-def _no_option(part: str) -> str:
-    """What is said of a value for a group that no option could be called."""
-    given = [argument for argument in sys.argv[1:] if argument.partition("=")[0].lstrip("+") in _groups(part)]
-    return f"{' '.join(given)}: expected the name of an option for each, as `{COMMANDS[part]} --help` lists them."
-
-
-def _known_keys(part: str) -> dict[str, list[str]]:
-    """Every key of the schema and of the groups' YAML files, and the options that have it where not every run does."""
-    schema = OmegaConf.structured(SCHEMAS[part])
-    keys: dict[str, list[str]] = {key: [] for key in [*schema, *(f"memory.{key}" for key in schema.memory)]}
-    for file in [*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]:
-        group = file.parent.name
-        if group == "experiment":  # whose keys are the run's
-            continue
-        node = OmegaConf.load(file)
-        node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
-        for key in node:
-            if key != "defaults" and not str(key).startswith("_"):
-                keys.setdefault(f"{group}.{key}", []).append(f"{group}={file.stem}")
-    return keys
+def _said(message: object, code: int) -> int:
+    """Prints a message of metarun's and returns `code`."""
+    print(f"metarun: {message}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    return code
 
 
 def _set_up() -> None:
@@ -479,7 +474,7 @@ def _few_shot(config: DictConfig) -> float | None:
     run = build(config, _choices())
     from metarun.report import outcome  # a second, for its pictures, that a mistake does not wait for
 
-    return _train(run, outcome)
+    return _train(config, run, outcome)
 
 
 def _rl(config: DictConfig) -> float | None:
@@ -490,7 +485,7 @@ def _rl(config: DictConfig) -> float | None:
     run = build(config, _choices())
     from metarun.report import rl_outcome
 
-    return _train(run, rl_outcome)
+    return _train(config, run, rl_outcome)
 
 
 def _choices() -> dict[str, Any]:
@@ -498,7 +493,7 @@ def _choices() -> dict[str, Any]:
     return dict(HydraConfig.get().runtime.choices)
 
 
-def _train(run: Any, report: ModuleType) -> Any:
+def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
     """Trains and tests what `build` has made; `report` has `heading`, `pictures` and `summary`, what a person sees of it.
 
     Returns:
@@ -515,13 +510,14 @@ def _train(run: Any, report: ModuleType) -> Any:
     console, aside = Console(), Console(stderr=True)
     node = HydraConfig.get()
     directory = Path(node.runtime.output_dir)
+    record = directories.recorder(directory, config)
     if not processes.is_first():
         console = aside = Console(quiet=True)
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":
         _check_search(run, str(getattr(node.sweeper.direction, "name", node.sweeper.direction)))
     console.print(report.heading(run.facts, directory), highlight=False, soft_wrap=True)
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/launcher"] == "together":
-        return Point(run, directory, report)
+        return Point(run, directory, report, record)
     result = runner.run(
         run.experiment,
         run.settings,
@@ -531,6 +527,7 @@ def _train(run: Any, report: ModuleType) -> Any:
         logger=run.logger,
         draw=report.pictures(run.experiment),
         console=aside,
+        record=record,
     )
     console.print(report.summary(result))
     console.print(f"result.json and plots/ in {directory}", markup=False, highlight=False, soft_wrap=True)

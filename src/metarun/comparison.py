@@ -40,7 +40,10 @@ def compare(
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    runs = [saved_run.read(first, say), saved_run.read(second, say, key="with")]
+    runs = [
+        saved_run.read(first, say, overrides=overrides),
+        saved_run.read(second, say, key="with", overrides=overrides),
+    ]
     if runs[0].part != runs[1].part:
         raise ConfigError("with", second, "a run of the same command as the first, metarun or metarun-rl")
     asked = [evaluation.asked(run, overrides) for run in runs]

@@ -1,7 +1,6 @@
 """A composed configuration, read with care: factories called with their keys, and no key left unread."""
 
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.cell import stated
 from metarun.config import CIRCUMSTANCES, conf_dir
 from metarun.errors import ConfigError, MetarunError
-from metarun.machine import device_name, versions
+from metarun.factories import CODE, TARGET, code_of, imported, names_code
+from metarun.machine import device_name, environment, versions
 from metarun.optimizers import OVER_THE_RUN
 from metarun.runner import RunSettings
 from metarun.task_map import Layout, default_layout, frugal_layouts
@@ -60,28 +60,42 @@ class Keys:
 
     def __getitem__(self, key: str) -> Any:
         self.read.add(key)
+        if key not in self.values:
+            raise MetarunError(f"{key}: this run has no such key, and needs it. Leave out ~{key}.")
         return self.values[key]
 
     def call(self, group: str, **given: Any) -> Any:
-        """Calls the group's factory with its own keys, what is given, and the run's scalars that it takes by name."""
+        """Calls the group's factory with its own keys, what is given, and the run's scalars that it takes by name.
+
+        Raises:
+          MetarunError: it asks for something that it is not given.
+        """
         factory = self.partial(group, given)
         parameters = inspect.signature(factory).parameters
         filled = {*self._groups, *factory.keywords, *given}
-        scalars = [name for name in parameters if name in self.values and name not in filled]
-        return factory(**{name: self[name] for name in scalars}, **{k: v for k, v in given.items() if k in parameters})
+        scalars = {name: self[name] for name in parameters if name in self.values and name not in filled}
+        handed = {name: value for name, value in given.items() if name in parameters}
+        for name, parameter in parameters.items():
+            named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if named and parameter.default is parameter.empty and name not in {**scalars, **handed}:
+                raise MetarunError(
+                    f"{group}={self._choices.get(group)}: {factory.func.__module__}.{factory.func.__name__} needs "
+                    f"{name!r}, which it is not given. Give +{group}.{name}=VALUE or a default; metarun hands on "
+                    f"{', '.join([*given, 'the keys of the run'])}."
+                )
+        return factory(**scalars, **handed)
 
     def factory(self, group: str) -> Callable[..., Any]:
         """What the group's choice names as its `_target_`."""
-        target = (self[group] or {}).get("_target_")
-        if target is None:
+        node = self[group]
+        if not isinstance(node, Mapping) or TARGET not in node:
             raise MetarunError(f"{group}={self._choices.get(group)}: this choice names no _target_.")
-        module, _, name = target.rpartition(".")
-        return getattr(importlib.import_module(module), name)
+        return imported(f"{group}.{TARGET}", node[TARGET])
 
     def partial(self, group: str, given: Iterable[str] = ()) -> partial:
         """The group's factory with its own keys filled in, which may not be among those `given`."""
         factory = self.factory(group)
-        node = {key: value for key, value in self[group].items() if key != "_target_"}
+        node = {key: value for key, value in self[group].items() if key != TARGET}
         known = {name: p for name, p in inspect.signature(factory).parameters.items() if name not in given}
         for key in node:
             if key not in known:
@@ -93,6 +107,17 @@ class Keys:
                     f"{group}.{key} is read by nothing: {group}={self._choices.get(group)} knows {allowed}."
                 )
         return partial(factory, **node)
+
+    def code(self) -> dict[str, str]:
+        """Hashes of the source that is not metarun's own and that the run is made of, see `factories.code_of`."""
+        found = {}
+        for group in self._groups:
+            factory = self.factory(group)
+            named = [value for key, value in self.values[group].items() if names_code(factory, key, value)]
+            modules = [factory.__module__, *(value.partition(":")[0] for value in named)]
+            if hashes := [code for module in modules if (code := code_of(module))]:
+                found[f"{group}.{CODE}"] = "+".join(hashes)
+        return found
 
     def refuse_unread(self, keys: Iterable[str]) -> None:
         """Raises `MetarunError` for one of the keys, which a user has added or set, that nothing has read."""
@@ -115,6 +140,7 @@ def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
         log_every=keys["log_every"],
         time_limit=keys["time_limit"],
         resume=keys["resume"],
+        code=keys["code"],
     )
     # Where there are none, one step says all that training can say, and there is nothing to select.
     return settings if trains else dataclasses.replace(settings, steps=1, eval_every=0)
@@ -140,6 +166,7 @@ def circumstances(keys: Keys, experiment: Experiment, devices: Sequence[Any]) ->
         "sizes": experiment.sizes(),
         "device": device_name(devices),
         "versions": versions(),
+        "environment": environment(),
     }
 
 
@@ -166,7 +193,7 @@ def identity(values: Mapping[str, Any], choices: Mapping[str, str], facts: Mappi
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat[key] = choices.get(key)
-            flat |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != "_target_"}
+            flat |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != TARGET}
         else:
             flat[key] = value
     over_the_run = values["optimizer"].get("schedule") in OVER_THE_RUN

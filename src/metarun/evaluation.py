@@ -70,7 +70,7 @@ def evaluate(directory: str | None, overrides: Sequence[str], console: Console) 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    run = saved_run.read(directory, say)
+    run = saved_run.read(directory, say, overrides=overrides)
     experiment, settings, facts, params, changed = asked(run, overrides)
     report, trained_on = REPORTS[run.part], run.choices[saved_run.TASKS[run.part]]
     steps = runner.selected_steps(run.checkpoint)[: settings.ensemble]

@@ -13,6 +13,9 @@ from typing import Any
 
 from metarun.errors import MetarunError
 
+# In a directory that a process writes in: the file that it holds meanwhile.
+LOCK = ".lock"
+
 
 def plain(value: Any) -> Any:
     """Returns `value` as JSON can hold it: arrays and tuples as lists, and null for what is not finite."""
@@ -107,12 +110,15 @@ def writing(path: Path) -> Iterator[None]:
 def locked(directory: Path) -> Iterator[None]:
     """Makes `directory` if need be and holds it for this process; the system lets go of it however the process ends.
 
+    Where the body raises and has written nothing, what holding the directory has put there is taken away again.
+
     Raises:
       MetarunError: another process holds it, or it cannot be made or written in.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        stream = (directory / ".lock").open("w")
+        before = set(os.listdir(directory))
+        stream = (directory / LOCK).open("a")
     with stream:
         try:
             with writing(directory):
@@ -124,4 +130,9 @@ def locked(directory: Path) -> Iterator[None]:
                     f"hydra.run.dir=DIR."
                 ) from None
             raise
-        yield
+        try:
+            yield
+        except BaseException:
+            if set(os.listdir(directory)) - before == {LOCK}:
+                (directory / LOCK).unlink()
+            raise

@@ -1,6 +1,6 @@
 """What `metarun-predict` does: a trained learner is shown a few pictures of each class and answers for others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,7 @@ def predict(
     query: str | None = None,
     invert: str = "auto",
     output: str | None = None,
+    code: Sequence[str] = (),
 ) -> None:
     """Adapts the learner of a run to the classes of `support`, and says which of them the pictures of `query` show.
 
@@ -63,6 +64,7 @@ def predict(
       invert: whether light and dark change places, for each of the two folders: "true", "false", or "auto", where the
         run's data are light on dark and the pictures are not.
       output: the folder to write in; None: predictions/NAME in that of the run, NAME being that of `query`.
+      code: what the command line says of code of a user's own, see `saved_run.read`.
 
     Raises:
       ConfigError, DataError, MetarunError: a setting, the run or a folder cannot be used; its files that are no
@@ -74,7 +76,7 @@ def predict(
 
     one_of("invert", invert, INVERT)
     folders = {"support": _folder("support", support), "query": _folder("query", query)}
-    saved = saved_run.read(run, say)
+    saved = saved_run.read(run, say, overrides=code)
     if saved.part != FEW_SHOT:
         raise ConfigError("run", run, f"a run on images in classes; it is one of {COMMANDS[saved.part]}")
     trained_on = recorded(saved.checkpoint.metadata["identity"])

@@ -5,13 +5,23 @@ process alone writes. JAX connects them.
 """
 
 import json
+import os
 from typing import Any
 
-from metarun.config import launched
 from metarun.errors import ConfigError, non_negative_int, positive_int
 
 # A process that is silent for so many seconds is taken for dead, and ends the others.
 _SILENCE = 30
+# Launchers that JAX knows by their variables: how many processes there are, and which of them this one is.
+_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK"}
+
+
+def launched() -> tuple[int, int]:
+    """Number of the processes that a launcher has started together, and which this is: (1, 0) without one."""
+    for number, which in _LAUNCHERS.items():
+        if int(os.environ.get(number, 1)) > 1:
+            return int(os.environ[number]), int(os.environ.get(which, 0))
+    return 1, 0
 
 
 def join(address: str | None, processes: int | None, process: int | None) -> None:

@@ -73,7 +73,7 @@ def sweep(directory: str | None, overrides: Sequence[str], console: Console) -> 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    run = saved_run.read(directory, say)
+    run = saved_run.read(directory, say, overrides=overrides)
     own = evaluation.asked(run, overrides)
     axes = list(_axes(own.changed.config, runner.selected_steps(run.checkpoint) != [run.checkpoint.step]))
     say(f"Testing on {own.settings.eval_tasks} tasks under {1 + len(axes)} conventions, without checks.")

@@ -34,7 +34,7 @@ def replay(directory: str | None, overrides: Sequence[str], console: Console) ->
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    run = saved_run.read(directory, say, runner.DIVERGED)
+    run = saved_run.read(directory, say, runner.DIVERGED, overrides=overrides)
     config = saved_run.with_keys(run, overrides)
     built = (build if run.part == FEW_SHOT else build_rl).build(config, run.choices)
     experiment, step = built.experiment, run.checkpoint.step

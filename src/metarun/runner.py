@@ -30,11 +30,13 @@ from metarun.errors import (
     ConfigError,
     MetarunError,
     non_negative_int,
+    one_of,
     positive_float,
     positive_int,
     some,
     true_or_false,
 )
+from metarun.factories import ANY, CODE, SAME, refuse_other_code
 from metarun.files import canonical_json, locked, plain, write_json, writing
 from metarun.memory import in_words
 from metarun.progress import RunProgress
@@ -66,6 +68,7 @@ class RunSettings:
       log_every: outer steps from one line of metrics to the next, at the end of a dispatch.
       time_limit: minutes after which this process saves and ends, to be continued; None for no limit.
       resume: whether to continue what the directory holds, or to replace it.
+      code: "same" or "any": by which source, of what is not metarun's own, a run may be continued.
     """
 
     steps: int
@@ -78,6 +81,7 @@ class RunSettings:
     log_every: int = 10
     time_limit: float | None = None
     resume: bool = True
+    code: str = SAME
 
     def __post_init__(self):
         for key in ("steps", "steps_per_dispatch", "val_tasks", "eval_tasks", "ensemble", "log_every"):
@@ -87,6 +91,7 @@ class RunSettings:
         if self.time_limit is not None:
             positive_float("time_limit", self.time_limit)
         true_or_false("resume", self.resume)
+        one_of(CODE, self.code, (SAME, ANY))
         validations = -(-self.steps // self.eval_every) if self.eval_every else 1
         if self.ensemble > validations:
             allowed = (
@@ -154,6 +159,7 @@ def run(
     logger: Callable[[Path, int], metrics.Logger] = metrics.no_logger,
     draw: Callable[[Path | None, Params, int | None, Evaluation], None] | None = None,
     console: Console | None = None,
+    record: Callable[[], None] | None = None,
     stop: "Stop | None" = None,
 ) -> dict[str, Any]:
     """Trains, selects by validation, tests, and writes `result.json`; or continues to do so.
@@ -175,6 +181,7 @@ def run(
       draw: `(directory, selected_params, selected_step, test) -> None`, draws the run's pictures, before `result.json`;
         with None for the directory in a process that does not write.
       console: where progress and messages go; standard error by default. Of several processes, one is enough.
+      record: writes into the directory how the run was made; called once nothing can refuse it any more.
       stop: what asks it to end, where somebody else sees to the signals and the time limit.
 
     Returns:
@@ -191,7 +198,7 @@ def run(
     watched = stop_on_signals(settings.time_limit) if stop is None else contextlib.nullcontext(stop)
     with locked(directory) if first else contextlib.nullcontext(), watched as stop:
         try:
-            return _run(experiment, settings, directory, facts, plain(identity), logger, draw, console, stop)
+            return _run(experiment, settings, directory, facts, plain(identity), logger, draw, console, record, stop)
         except KeyboardInterrupt:
             where = f"at once; the same command continues {directory} from its newest checkpoint."
             stopped = Interrupted(stop.signum or signal.SIGINT, where)
@@ -253,17 +260,15 @@ def _run(
     logger: Callable[[Path, int], metrics.Logger],
     draw: Callable[[Path | None, Params, int | None, Evaluation], None] | None,
     console: Console,
+    record: Callable[[], None] | None,
     stop: "Stop",
 ) -> dict[str, Any]:
     checkpoints, result_path = directory / "checkpoints", directory / "result.json"
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     first, saved, begun = processes.is_first(), None, None
 
-    # ---- Resume, or begin.
-    if first:
-        if not settings.resume:
-            _remove_run(directory)
-        checkpoint.remove_leftovers(checkpoints)
+    # ---- Resume, or begin. Until the command is known to be acceptable, nothing in the directory changes.
+    if first and settings.resume:
         saved = checkpoint.newest(checkpoints, say)
         if saved is not None:
             _check_continues(saved, identity, settings, directory)
@@ -286,6 +291,12 @@ def _run(
         say(
             f"Until step {step} it was: {saved.metadata['form']}. What follows is equal within rounding, not to the bit."
         )
+    if first:
+        if not settings.resume:
+            _remove_run(directory)
+        checkpoint.remove_leftovers(checkpoints)
+        if record is not None:
+            record()
 
     with contextlib.ExitStack() as opened, _memory_named(plan):
         loggers = [metrics.jsonl(directory, step), logger(directory, step)] if first else []
@@ -400,6 +411,12 @@ def _check_continues(
 ) -> None:
     """Raises `MetarunError` unless `saved` was made with the settings of `identity` and within `settings.steps`."""
     then = saved.metadata["identity"]
+    codes = [{key: code for key, code in each.items() if key.endswith(f".{CODE}")} for each in (then, identity)]
+    if settings.code == SAME:
+        refuse_other_code(*codes, directory)
+    then, identity = (
+        {key: value for key, value in each.items() if key not in {**codes[0], **codes[1]}} for each in (then, identity)
+    )
     absent = "absent"
     differing = [key for key in {**then, **identity} if then.get(key, absent) != identity.get(key, absent)]
     if differing:

@@ -1,6 +1,7 @@
 """A run read back from its directory: the configuration that it was begun with, and its newest checkpoint."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,16 +11,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from metarun import checkpoint
-from metarun.config import COMMANDS, FEW_SHOT, RL, SCHEMAS, composed
-from metarun.errors import ConfigError, MetarunError, some
+from metarun import checkpoint, factories
+from metarun.composition import Keys
+from metarun.config import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS, composed, conf_dir
+from metarun.directories import HYDRA, read_yaml
+from metarun.errors import ConfigError, MetarunError, one_of, some
+from metarun.factories import ANY, CODE, SAME, TARGET, refuse_other_code
 from metarun.files import plain
 
 CHECKPOINTS = "checkpoints"
 # The group that tasks come from, of each part of `conf/`.
 TASKS = {FEW_SHOT: "dataset", RL: "env"}
+# The groups that call something.
+GROUPS = ("method", "model", "dataset", "env", "optimizer", "logger")
+# Names of choices: words with what joins them, one folder below another.
+_PLAIN = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
 
 # Another value of these is another question to the same learner; of any other key, it is another learner.
 _OF_ANY = {
@@ -78,39 +85,54 @@ class Changed(NamedTuple):
     learner: DictConfig
 
 
-def read(directory: str | None, say: Callable[[str], object], folder: str = CHECKPOINTS, key: str = "run") -> SavedRun:
+def read(
+    directory: str | None,
+    say: Callable[[str], object],
+    folder: str = CHECKPOINTS,
+    key: str = "run",
+    overrides: Sequence[str] = (),
+) -> SavedRun:
     """Reads the run in `directory`, finished or not; as a run of one process, whatever it was.
+
+    It is data: nothing in it is called, imported or looked up. What the run calls is what this installation has for each of
+    its choices. Code of a user's own is called where the command line names it again, as `method._target_=my_method.maml`.
 
     Args:
       directory: `run=` of the command line.
-      say: told of damaged checkpoints that are passed over.
+      say: told of damaged checkpoints that are passed over, and of what else is not as it was.
       folder: of its checkpoints.
       key: of the command line that names it.
+      overrides: of the command line, of which those that name code are read here.
 
     Raises:
       ConfigError: it is no directory of a run.
-      MetarunError: it has no readable checkpoint there, or its configuration cannot be read or is not the checkpoint's.
+      MetarunError: it has no readable checkpoint there; its configuration cannot be read or is not the checkpoint's; or
+        it is of code that is not this installation's.
     """
     root = Path(directory or "").expanduser()
-    files = root / ".hydra" / "config.yaml", root / ".hydra" / "hydra.yaml"
+    files = root / HYDRA / "config.yaml", root / HYDRA / "hydra.yaml"
     if not directory or not all(file.is_file() for file in files):
         raise ConfigError(key, directory, "the directory of a run, such as outputs/DATE/TIME")
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
     try:
-        config, of_hydra = (OmegaConf.load(file) for file in files)
-        part = RL if TASKS[RL] in config else FEW_SHOT
+        values, choices = read_yaml(files[0]), _choices_of(read_yaml(files[1]))
+        part = RL if TASKS[RL] in values else FEW_SHOT
+        values = _inert(values, given, files[0])
+        _use_installed(values, choices, part, given, files[0], say)
+        today = OmegaConf.load(conf_dir(part) / "config.yaml")
+        unsaid = {name: today[name] for name in CIRCUMSTANCES if name in today and name not in values}
         alone = {"distributed": dict.fromkeys(("address", "processes", "process"))}
-        config = OmegaConf.merge(OmegaConf.structured(SCHEMAS[part]), config, alone)
-        chosen = of_hydra.hydra.runtime.choices
-        choices = {group: option for group, option in chosen.items() if "/" not in group}
-    except (OSError, ValueError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+        config = OmegaConf.merge(OmegaConf.structured(SCHEMAS[part]), unsaid, values, alone)
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
-        raise MetarunError(f"The configuration in {root / '.hydra'} cannot be read: {reason}.") from error
+        raise MetarunError(f"The configuration in {root / HYDRA} cannot be read: {reason}.") from error
     saved = checkpoint.newest(root / folder, say)
     if saved is None:
         missing = "no checkpoint yet" if folder == CHECKPOINTS else f"not {folder}: there is nothing to look at"
         raise MetarunError(f"The run in {root} has {missing}.")
     run = SavedRun(root, part, config, choices, saved)
     _check_same(run)
+    _check_code(run, given)
     return run
 
 
@@ -128,7 +150,7 @@ def changed(run: SavedRun, overrides: Sequence[str]) -> Changed:
       MetarunError: an override that would make another learner.
       HydraException, OmegaConfBaseException: one that is malformed, of another type, or names what there is not.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = _questions(overrides)
     for override in parsed:
         _check_may_change(override, run.part)
     config, choices = copy.deepcopy(run.config), dict(run.choices)
@@ -160,13 +182,101 @@ def with_keys(run: SavedRun, overrides: Sequence[str]) -> DictConfig:
       HydraException, OmegaConfBaseException: one that is malformed or of another type.
     """
     config = copy.deepcopy(run.config)
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in _questions(overrides):
         key = override.key_or_group
         known = "." in key or key in config and not isinstance(config[key], DictConfig)
         if override.is_sweep_override() or not known:
             raise MetarunError(f"{override.input_line}: expected a single key of the run, such as outer_lr=1e-4.")
         OmegaConf.update(config, key, override.value())
     return config
+
+
+def _questions(overrides: Sequence[str]) -> list[Override]:
+    """The overrides, parsed, that ask something, and do not only say which code may be called, see `read`."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [each for each in parsed if each.key_or_group != CODE and not each.key_or_group.endswith(f".{TARGET}")]
+
+
+def _choices_of(hydra: Any) -> dict[str, str]:
+    """The option chosen in each group; they are names, which become parts of file names."""
+    chosen = hydra["hydra"]["runtime"]["choices"]
+    choices = {group: option for group, option in chosen.items() if "/" not in group and option is not None}
+    for group, option in choices.items():
+        if not isinstance(option, str) or not _PLAIN.fullmatch(option):
+            raise ValueError(f"{group}={option} is no name of a choice")
+    return choices
+
+
+def _inert(values: Any, given: Mapping[str, str], file: Path) -> Any:
+    """The configuration of a file without what it would look up elsewhere, which the command line has to give.
+
+    Raises:
+      MetarunError: it is not given.
+    """
+
+    def plain_node(node: Any, path: str) -> Any:
+        if isinstance(node, dict):
+            return {key: plain_node(value, f"{path}.{key}" if path else str(key)) for key, value in node.items()}
+        if isinstance(node, list):
+            return [plain_node(value, f"{path}[{place}]") for place, value in enumerate(node)]
+        if isinstance(node, str) and "${" in node:
+            if path in given:
+                return None
+            raise MetarunError(
+                f"{path} is {node} in {file}: a run's directory is data, and what it refers to is not looked up. "
+                f"Give {path}=VALUE."
+            )
+        return node
+
+    return plain_node(values, "")
+
+
+def _use_installed(
+    values: dict[str, Any],
+    choices: Mapping[str, str],
+    part: str,
+    given: Mapping[str, str],
+    file: Path,
+    say: Callable[[str], object],
+) -> None:
+    """Has each group of a configuration call what this installation has for its choice, or what the command line names.
+
+    Raises:
+      MetarunError: the file says another, and it is not the command line's.
+    """
+    groups = {
+        group: node for group, node in values.items() if isinstance(node, dict) and (group in GROUPS or TARGET in node)
+    }
+    own = factories.installed(part, {group: choices[group] for group in groups if group in choices and group in GROUPS})
+    for group, node in groups.items():
+        key, saved, here = f"{group}.{TARGET}", node.get(TARGET), own.get(group)
+        if given.get(key) is not None and given[key] == saved:
+            continue
+        if here is None or saved != here and not str(saved).startswith("metarun."):
+            what = f"this installation has no such {group}" if here is None else f"this installation has {here} for it"
+            raise MetarunError(
+                f"{group}={choices.get(group)} is {saved} in {file}: {what}. What is called never comes from the directory "
+                f"of a run. If you know this code and trust it, name it again: {key}={saved}."
+            )
+        if saved != here:
+            say(f"{group}={choices[group]} was {saved} when the run was made, and is {here} here.")
+        node[TARGET] = here
+        factory = factories.imported(key, here)
+        for name, value in node.items():
+            if factories.names_code(factory, name, value) and given.get(f"{group}.{name}") != value:
+                raise MetarunError(
+                    f"{group}.{name} is {value} in {file}, which is code: it never comes from the directory of a run. If you "
+                    f"know it and trust it, name it again: {group}.{name}={value}."
+                )
+
+
+def _check_code(run: SavedRun, given: Mapping[str, str]) -> None:
+    """Raises `MetarunError` where code that is not metarun's has changed since the run's checkpoint, unless that is asked for."""
+    then = {key: code for key, code in run.checkpoint.metadata["identity"].items() if key.endswith(f".{CODE}")}
+    if not then or one_of("code", given.get(CODE, SAME), (SAME, ANY)) == ANY:
+        return
+    keys = Keys(OmegaConf.to_container(run.config), run.choices, [key.partition(".")[0] for key in then])
+    refuse_other_code(then, keys.code(), run.directory)
 
 
 def _check_same(run: SavedRun) -> None:
@@ -184,7 +294,7 @@ def _check_same(run: SavedRun) -> None:
     found = {key: (then, plain(now(key, then))) for key, then in identity.items()}
     if differing := [f"{key} ({then} then, {here} there)" for key, (then, here) in found.items() if then != here]:
         raise MetarunError(
-            f"The configuration in {run.directory / '.hydra'} is not that of the run's checkpoint: {some(differing)}. "
+            f"The configuration in {run.directory / HYDRA} is not that of the run's checkpoint: {some(differing)}. "
             "The command of the run, given again, puts its own there."
         )
 

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -40,11 +40,13 @@ class Point(NamedTuple):
       run: a `composition.Run`.
       directory: where it is to be.
       report: what draws its pictures.
+      record: writes into the directory how it was made.
     """
 
     run: Any
     directory: Path
     report: ModuleType
+    record: Callable[[], None]
 
 
 def train_together(made: Sequence[Point]) -> list[float | None]:
@@ -61,7 +63,7 @@ def train_together(made: Sequence[Point]) -> list[float | None]:
         stop.followers += [runner.Stop() for _ in made]
 
         def drive(number: int, experiment: Any) -> float | None:
-            run, directory, report = made[number]
+            run, directory, report, record = made[number]
             result = runner.run(
                 experiment,
                 run.settings,
@@ -71,6 +73,7 @@ def train_together(made: Sequence[Point]) -> list[float | None]:
                 logger=run.logger,
                 draw=report.pictures(experiment),
                 console=quiet if number else console,  # they go in step: the first speaks for all
+                record=record,
                 stop=stop.followers[number],
             )
             return result["val"]

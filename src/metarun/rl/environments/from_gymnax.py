@@ -1,8 +1,5 @@
 """The environments of gymnax, and others that have its interface, as distributions over tasks."""
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metarun.errors import ConfigError, MetarunError, one_of, positive_int, true_or_false
+from metarun.factories import imported
 from metarun.rl import task_space
 from metarun.rl.environment import Continuous, Discrete, Environment, Step, random_agent
 from metarun.types import Array
@@ -132,12 +130,15 @@ def from_gymnax(
     )
 
 
+from_gymnax.code_keys = ("name",)
+
+
 def _made(name: str) -> tuple[Any, Any]:
     """The environment of a name, and its default params."""
     try:
         import gymnax
     except ModuleNotFoundError as error:
-        raise MetarunError(f"env=gymnax needs {error.name}: pip install 'metarun[gymnax]'.") from error
+        raise MetarunError(f"env=gymnax needs {error.name}: pip install '.[gymnax]' in a clone of metarun.") from error
     if ":" in str(name):
         return _imported(name)
     if name not in gymnax.registered_envs:
@@ -150,14 +151,7 @@ def _made(name: str) -> tuple[Any, Any]:
 
 def _imported(name: str) -> tuple[Any, Any]:
     """What the function of `MODULE:FUNCTION` returns."""
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:  # a console command does not have it there
-        sys.path.append(os.getcwd())
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError("env.name", name, f"the MODULE:FUNCTION of an environment; {error}") from error
-    made = make()
+    made = imported("env.name", name)()
     if not (isinstance(made, tuple) and len(made) == 2 and hasattr(made[0], "step_env") and is_dataclass(made[1])):
         allowed = "a function that returns an environment with gymnax's interface and its params, a dataclass"
         raise ConfigError("env.name", name, f"{allowed}; this one returns {type(made).__name__}")

@@ -160,7 +160,7 @@ def _installed(file: str) -> tuple[Any, Any, Any]:
         return mujoco, mjx, resources.files("gymnasium") / "envs" / "mujoco" / "assets" / file
     except ModuleNotFoundError as missing:
         raise MetarunError(
-            f"{missing.name} is not installed; this environment needs it: pip install 'metarun[physics]'"
+            f"{missing.name} is not installed; this environment needs it: pip install '.[physics]' in a clone of metarun"
         ) from missing
 
 
