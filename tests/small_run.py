@@ -10,7 +10,8 @@ from PIL import Image
 
 from metarun import checkpoint
 from metarun.build import build
-from metarun.config import composed
+from metarun.build_rl import build as build_rl
+from metarun.config import FEW_SHOT, RL, composed
 from metarun.runner import Ledger, RunState
 
 SIDE = 8
@@ -37,10 +38,10 @@ def draw_classes(root, num_classes=12, count=6):
         draw(root / f"{c:02}", f"class {c}", count)
 
 
-def begun(directory, *overrides):
+def begun(directory, *overrides, part=FEW_SHOT):
     """Makes the directory of a run that has saved its initial parameters, and been stopped."""
-    config, choices = composed(overrides)
-    run = build(config, choices)
+    config, choices = composed(overrides, part)
+    run = {FEW_SHOT: build, RL: build_rl}[part](config, choices)
     (directory / ".hydra").mkdir(parents=True)
     OmegaConf.save(config, directory / ".hydra" / "config.yaml")
     of_hydra = {"hydra": {"runtime": {"choices": choices, "output_dir": "${run_dir:nowhere}"}}}

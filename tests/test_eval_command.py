@@ -180,7 +180,7 @@ def test_test_classes_of_another_data_set_that_were_trained_on_are_found(evaluat
         (["dataset=sinusoid"], ["dataset=sinusoid", "classification"]),
         (["dataset.sauce=1"], ["dataset.sauce", "read by nothing", "dataset.flip"]),
         (["dataset=omniglot", "dataset.source=/nowhere"], ["/nowhere", "dataset.source"]),
-        (["shot=[1"], ["no viable alternative at input '[1'"]),
+        (["shot=[1"], ["shot=[1", "has to be quoted"]),
         (["omniglot"], ["omniglot: expected KEY=VALUE"]),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",

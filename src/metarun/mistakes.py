@@ -93,13 +93,17 @@ def _unparsed(override: str, text: str) -> str:
         return f"{override}: expected KEY=VALUE, such as way=5; {found['key']!r} is no name of a key."
     if not value.strip() or "mismatched input '<EOF>'" in text:
         return f"{override}: the value ends early. Expected KEY=VALUE, such as way=5."
-    inner = value.strip("'\"") if value[:1] in ("'", '"') or value[-1:] in ("'", '"') else value
-    inner = re.sub(r"\\+$", lambda end: 2 * end[0], inner).replace('"', '\\"')
-    quoted = shlex.quote(key + '="' + inner + '"')
     return (
         f"{override}: the value has to be quoted, for characters such as = # ( ) [ ] {{ }} , and letters with accents mean "
-        f"something else here, or nothing. Give {quoted}"
+        f"something else here, or nothing. Give {_quoted(key, value)}"
     )
+
+
+def _quoted(key: str, value: str) -> str:
+    """The override that gives a key a text, as it is typed in a shell."""
+    inner = value.strip("'\"") if value[:1] in ("'", '"') or value[-1:] in ("'", '"') else value
+    inner = re.sub(r"\\+$", lambda end: 2 * end[0], inner).replace('"', '\\"')
+    return shlex.quote(key + '="' + inner + '"')
 
 
 def _of_plain_error(text: str, part: str, arguments: Sequence[str]) -> str | None:
@@ -135,8 +139,9 @@ def _many_values(text: str, arguments: Sequence[str]) -> str:
     """What is said of an argument with several values where one is expected."""
     found = re.search(r"(?:argument|parameters) '(.*?)'(?:\n|$| requires)", text)
     named = found.group(1) if found else " ".join(argument for argument in arguments if "," in argument)
-    sweeps = " Several make a sweep: add -m to metarun or metarun-rl."
-    return f"{named}: expected one value.{sweeps} A value that has a comma is quoted: KEY=\"'a,b'\"."
+    key, _, value = named.partition("=")
+    quoted = f" For one that has a comma, give {_quoted(key, value)}" if value else ""
+    return f"{named}: expected one value. Several make a sweep: add -m to metarun or metarun-rl.{quoted}"
 
 
 def _of_key(key: str, text: str, part: str, arguments: Sequence[str]) -> str:

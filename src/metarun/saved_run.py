@@ -116,6 +116,8 @@ def read(
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     try:
         values, choices = read_yaml(files[0]), _choices_of(read_yaml(files[1]))
+        if not isinstance(values, dict):
+            raise ValueError("config.yaml is no mapping")
         part = RL if TASKS[RL] in values else FEW_SHOT
         values = _inert(values, given, files[0])
         _use_installed(values, choices, part, given, files[0], say)
@@ -199,11 +201,14 @@ def _questions(overrides: Sequence[str]) -> list[Override]:
 
 def _choices_of(hydra: Any) -> dict[str, str]:
     """The option chosen in each group; they are names, which become parts of file names."""
-    chosen = hydra["hydra"]["runtime"]["choices"]
+    try:
+        chosen = dict(hydra["hydra"]["runtime"]["choices"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError("hydra.yaml has no choices") from error
     choices = {group: option for group, option in chosen.items() if "/" not in group and option is not None}
     for group, option in choices.items():
         if not isinstance(option, str) or not _PLAIN.fullmatch(option):
-            raise ValueError(f"{group}={option} is no name of a choice")
+            raise ValueError(f"{group}={option!r} is no name of a choice")
     return choices
 
 
@@ -244,6 +249,9 @@ def _use_installed(
     Raises:
       MetarunError: the file says another, and it is not the command line's.
     """
+    for group in GROUPS:
+        if group in SCHEMAS[part].__dataclass_fields__ and not isinstance(values.get(group), dict):
+            raise ValueError(f"{group} is {values.get(group)!r} and no mapping")
     groups = {
         group: node for group, node in values.items() if isinstance(node, dict) and (group in GROUPS or TARGET in node)
     }

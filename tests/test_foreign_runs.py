@@ -1,0 +1,202 @@
+"""The directory of a run is data: whatever its files say, no command calls, imports or looks up what they name."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from small_run import begun, call, draw_classes, refused
+
+from metarun import cli
+
+FEW_SHOT = ("dataset", "model", "method", "optimizer", "logger")
+RL = ("env", "method", "optimizer", "logger")
+SMALL = (
+    "method=protonet",
+    "model.filters=2",
+    "way=2",
+    "meta_batch_size=2",
+    "eval_tasks=2",
+    "val_tasks=2",
+    "eval_query_shot=1",
+)
+SMALL_RL = ("method.hidden=2", "method.minibatches=1", "meta_batch_size=2", "eval_tasks=2", "env.episodes=2")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The directory of a run of the installed program, which has saved its first parameters."""
+    return begun(tmp_path_factory.mktemp("runs") / "run", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def rl_run(tmp_path_factory):
+    return begun(tmp_path_factory.mktemp("runs") / "rl", *SMALL_RL, part="rl")
+
+
+def changed(run, to, change):
+    """A copy of a run, its configuration changed."""
+    shutil.copytree(run, to)
+    if (to / "checkpoints").exists():  # also as one that has diverged
+        shutil.copytree(to / "checkpoints", to / "diverged")
+    file = to / ".hydra" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    change(config)
+    file.write_text(yaml.safe_dump(config))
+    return to
+
+
+def commands(run, copy, pictures):
+    """Every command that reads runs, of the copy."""
+    return {
+        "eval": (cli.eval_main, [f"run={copy}"]),
+        "eval-sweep": (cli.eval_main, [f"run={copy}", "protocol=sweep"]),
+        "compare": (cli.compare_main, [f"run={copy}", f"with={run}"]),
+        "compare-with": (cli.compare_main, [f"run={run}", f"with={copy}"]),
+        "predict": (cli.predict_main, [f"run={copy}", f"support={pictures}", f"query={pictures}"]),
+        "replay": (cli.replay_main, [f"run={copy}"]),
+    }
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What has been handed to the system."""
+    found = []
+    monkeypatch.setattr(os, "system", lambda command: found.append(command) or 0)
+    return found
+
+
+@pytest.mark.parametrize("command", ["eval", "eval-sweep", "compare", "compare-with", "predict", "replay"])
+def test_no_command_calls_what_a_saved_few_shot_run_names(command, run, tmp_path, called, capsys, monkeypatch):
+    draw_classes(tmp_path / "pictures", 2, 1)
+    for group in FEW_SHOT:
+
+        def plant(config, group=group):
+            config[group] = {"_target_": "os.system", "command": "touch x"}
+
+        copy = changed(run, tmp_path / f"{command}-{group}", plant)
+        entry, arguments = commands(run, copy, tmp_path / "pictures")[command]
+        refused(call(entry, capsys, monkeypatch, *arguments), "os.system", f"{group}._target_", str(copy))
+        assert not called
+
+
+@pytest.mark.parametrize("command", ["eval", "compare", "compare-with", "replay"])
+def test_no_command_calls_what_a_saved_rl_run_names(command, rl_run, tmp_path, called, capsys, monkeypatch):
+    for group in RL:
+
+        def plant(config, group=group):
+            config[group] = {"_target_": "os.system", "command": "touch x"}
+
+        copy = changed(rl_run, tmp_path / f"{command}-{group}", plant)
+        entry, arguments = commands(rl_run, copy, tmp_path)[command]
+        refused(call(entry, capsys, monkeypatch, *arguments), "os.system", f"{group}._target_")
+        assert not called
+
+
+def test_the_report_calls_nothing_either(run, tmp_path, called, capsys, monkeypatch):
+    def plant(config):
+        config["dataset"] = {"_target_": "os.system", "command": "touch x"}
+
+    changed(run, tmp_path / "copy", plant)
+    code, out, _ = call(cli.report_main, capsys, monkeypatch, tmp_path, "--output", tmp_path / "page.html")
+    assert code == 0 and "1 results" in out and not called
+
+
+def test_what_a_saved_run_refers_to_is_not_looked_up(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SECRET", "do not tell")
+    for key, value in (("way", "${oc.env:SECRET}"), ("steps", "${way}"), ("seed", "${oc.decode:${oc.env:SECRET}}")):
+        copy = changed(run, tmp_path / key, lambda config, key=key, value=value: config.update({key: value}))
+        code, out, err = answer = call(cli.eval_main, capsys, monkeypatch, f"run={copy}")
+        refused(answer, f"{key} is ${{", "not looked up", f"{key}=VALUE")
+        assert "do not tell" not in out + err
+
+
+def test_a_module_that_makes_an_environment_is_named_on_the_command_line(rl_run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("gymnax")
+    (tmp_path / "planted_environment.py").write_text("open('x', 'w').close()\ndef make(): ...\n")
+    monkeypatch.chdir(tmp_path)
+
+    def plant(config):
+        config["env"] = {
+            "_target_": "metarun.rl.environments.from_gymnax.from_gymnax",
+            "name": "planted_environment:make",
+        }
+
+    copy = changed(rl_run, tmp_path / "copy", plant)
+    file = copy / ".hydra" / "hydra.yaml"
+    hydra = yaml.safe_load(file.read_text())
+    hydra["hydra"]["runtime"]["choices"]["env"] = "gymnax"
+    file.write_text(yaml.safe_dump(hydra))
+    answer = call(cli.eval_main, capsys, monkeypatch, "run=copy")
+    refused(answer, "env.name is planted_environment:make", "env.name=planted_environment:make")
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize("option", ["../../../tmp/x", "/etc/x", "a/../b", "..", "a b", "", 5, ["glyphs"], "x\n"])
+def test_choices_are_names_for_they_become_parts_of_file_names(option, run, tmp_path, capsys, monkeypatch):
+    copy = changed(run, tmp_path / "copy", lambda config: None)
+    file = copy / ".hydra" / "hydra.yaml"
+    hydra = yaml.safe_load(file.read_text())
+    hydra["hydra"]["runtime"]["choices"]["dataset"] = option
+    file.write_text(yaml.safe_dump(hydra))
+    refused(call(cli.eval_main, capsys, monkeypatch, f"run={copy}"), "is no name of a choice")
+
+
+def test_a_configuration_that_multiplies_itself_or_is_huge_is_refused(run, tmp_path, capsys, monkeypatch):
+    layers = "\n".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 12))
+    for number, text in enumerate([f"a0: &a0 [x]\n{layers}\n", "x: " + "y" * 2_000_000, "[", "- 1", "5", "\0", ""]):
+        copy = changed(run, tmp_path / str(number), lambda config: None)
+        (copy / ".hydra" / "config.yaml").write_text(text)
+        refused(call(cli.eval_main, capsys, monkeypatch, f"run={copy}"), "cannot be read")
+
+
+METHOD = """\
+from metarun.methods.protonet import protonet
+
+def mine(*, encoder, objective, num_outputs, distance="euclidean", query_statistics="support"):
+    given = {{"distance": distance, "query_statistics": query_statistics}}
+    return protonet(encoder=encoder, objective=objective, num_outputs=num_outputs, **given){more}
+"""
+
+
+def test_code_of_ones_own_is_named_again_and_known_by_its_source(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own_method_1.py").write_text(METHOD.format(more=""))
+    draw_classes(tmp_path / "pictures", 2, 1)
+    target = "method._target_=own_method_1.mine"
+    begun(tmp_path / "run", *SMALL, target)
+    refused(call(cli.eval_main, capsys, monkeypatch, "run=run"), "own_method_1.mine", f"name it again: {target}")
+    code, out, err = call(cli.eval_main, capsys, monkeypatch, "run=run", target)
+    assert code == 0 and "test accuracy" in out, err
+    refused(call(cli.eval_main, capsys, monkeypatch, "run=run", "method._target_=os.system"), "own_method_1.mine")
+
+    Path("own_method_1.py").write_text(METHOD.format(more="  # the same, but who is to know"))
+    for entry, arguments in commands("run", "run", "pictures").values():
+        if entry is cli.replay_main:
+            continue  # this one has not diverged
+        refused(call(entry, capsys, monkeypatch, *arguments, target), "other source of method.code", "code=any")
+    code, out, err = call(cli.eval_main, capsys, monkeypatch, "run=run", target, "code=any")
+    assert code == 0 and "test accuracy" in out, err
+    train = [*SMALL, target, "hydra.run.dir=run", "steps=1"]
+    refused(call(cli.main, capsys, monkeypatch, *train), "other source of method.code", "code=any")
+    code, out, err = call(cli.main, capsys, monkeypatch, *train, "code=any")
+    assert code == 0 and "test accuracy" in out, err
+    refused(call(cli.main, capsys, monkeypatch, *train, "code=none"), "code=none: expected one of same, any")
+
+
+def test_the_source_is_that_of_what_a_module_imports_from_beside_it(tmp_path, monkeypatch):
+    from metarun.factories import code_of, imported
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_part_2.py").write_text("RATE = 1\n")
+    (tmp_path / "own_other_2.py").write_text("RATE = 1\n")
+    (tmp_path / "own_method_2.py").write_text("import own_part_2\ndef mine(): ...\n")
+    imported("method._target_", "own_method_2.mine")
+    first = code_of("own_method_2")
+    (tmp_path / "own_other_2.py").write_text("RATE = 2\n")
+    assert code_of("own_method_2") == first
+    (tmp_path / "own_part_2.py").write_text("RATE = 2\n")
+    assert code_of("own_method_2") not in (first, None)
+    assert code_of("metarun.methods.maml") is None
