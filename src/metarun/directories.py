@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import SWEEP_COMMAND, SWEEP_DONE
 from metarun.errors import ConfigError
-from metarun.files import LOCK, write_bytes
+from metarun.files import LOCK, plain, write_bytes
 from metarun.processes import launched
 
 OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
@@ -92,6 +92,27 @@ def recorder(directory: Path, config: DictConfig) -> Callable[[], None]:
             write_bytes(directory / HYDRA / name, text.encode("utf-8", "surrogateescape"))
 
     return record
+
+
+def contradictions(values: Mapping[str, Any], choices: Mapping[str, str], identity: Mapping[str, Any]) -> list[str]:
+    """The keys, in words, in which a configuration is not that of the identity that a run's checkpoint has.
+
+    Args:
+      values: of the configuration, as plain values.
+      choices: option chosen in each group.
+      identity: flat, see `composition.identity`.
+    """
+
+    def now(key: str, then: Any) -> Any:
+        group, _, inner = key.partition(".")
+        value = values.get(group)
+        if inner:
+            # What is found out of the data, or of source, is no setting.
+            return value.get(inner, then) if isinstance(value, Mapping) else None
+        return choices.get(key) if isinstance(value, Mapping) else value
+
+    found = {key: (then, plain(now(key, then))) for key, then in identity.items()}
+    return [f"{key} ({then} then, {here} there)" for key, (then, here) in found.items() if then != here]
 
 
 def note(directory: Path) -> None:

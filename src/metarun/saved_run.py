@@ -15,10 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun import checkpoint, factories
 from metarun.composition import Keys
 from metarun.config import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS, composed, conf_dir
-from metarun.directories import HYDRA, read_yaml
+from metarun.directories import HYDRA, contradictions, read_yaml
 from metarun.errors import ConfigError, MetarunError, one_of, some
 from metarun.factories import ANY, CODE, SAME, TARGET, refuse_other_code
-from metarun.files import plain
 
 CHECKPOINTS = "checkpoints"
 # The group that tasks come from, of each part of `conf/`.
@@ -288,19 +287,9 @@ def _check_code(run: SavedRun, given: Mapping[str, str]) -> None:
 
 
 def _check_same(run: SavedRun) -> None:
-    """Raises `MetarunError` where a command with other settings, though refused, has left its configuration behind."""
+    """Raises `MetarunError` where the configuration is not that of the checkpoint: somebody has changed one of them."""
     values = OmegaConf.to_container(run.config, resolve=True)
-
-    def now(key: str, then: Any) -> Any:
-        group, _, inner = key.partition(".")
-        value = values.get(group)
-        if inner:
-            return (value or {}).get(inner, then)  # what is found out of the data is no setting
-        return run.choices.get(key) if isinstance(value, dict) else value
-
-    identity = run.checkpoint.metadata["identity"]
-    found = {key: (then, plain(now(key, then))) for key, then in identity.items()}
-    if differing := [f"{key} ({then} then, {here} there)" for key, (then, here) in found.items() if then != here]:
+    if differing := contradictions(values, run.choices, run.checkpoint.metadata["identity"]):
         raise MetarunError(
             f"The configuration in {run.directory / HYDRA} is not that of the run's checkpoint: {some(differing)}. "
             "The command of the run, given again, puts its own there."

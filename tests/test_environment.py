@@ -1,0 +1,66 @@
+"""What the environment says of random numbers and types moves no task; what else of it can move a number is stated."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from metarun.backend import PINNED
+from metarun.build import build
+from metarun.config import composed
+from metarun.machine import environment
+from metarun.runner import protocol_id
+
+# Each of these alone moves what is drawn, or the type that it is computed in, where nothing is pinned.
+HOSTILE = {
+    "JAX_THREEFRY_PARTITIONABLE": "0",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    "JAX_ENABLE_X64": "1",
+    "JAX_RANDOM_SEED_OFFSET": "7",
+}
+SETTINGS = ["method=nearest_neighbor", "eval_tasks=20", "way=3"]
+CODE = """
+from pathlib import Path
+import sys
+from metarun import backend
+backend.set_up(Path(sys.argv[1]))
+import test_environment
+print(test_environment.drawn())
+"""
+
+
+def drawn():
+    """The protocol, a hash of some test tasks, and what was computed on them, as JSON."""
+    config, choices = composed(SETTINGS)
+    run = build(config, choices)
+    tasks, *_ = run.experiment.examples({}, 4)
+    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tasks))).hexdigest()
+    tested = run.experiment.evaluate({}, "test", 20)
+    types = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tasks)})
+    return json.dumps([protocol_id(run.experiment.protocol), digest, tested.per_task.tolist(), types])
+
+
+def test_the_test_is_the_same_whatever_the_environment_says_of_random_numbers(tmp_path):
+    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, **HOSTILE, "PYTHONPATH": path}
+    cache = jax.config.jax_compilation_cache_dir
+    done = subprocess.run([sys.executable, "-c", CODE, cache], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(drawn())
+
+
+def test_all_of_them_are_pinned_by_name():
+    assert {name.lower() for name in HOSTILE} == set(PINNED)
+
+
+def test_a_result_states_the_variables_that_can_move_a_number(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/nowhere")
+    config, choices = composed(SETTINGS)
+    stated = build(config, choices).facts["environment"]
+    assert stated == environment()
+    assert stated["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=true" and "JAX_COMPILATION_CACHE_DIR" not in stated
