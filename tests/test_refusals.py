@@ -40,6 +40,7 @@ KINDS = {
         "needs 'directory'",
     ),
     "hydra's own directory": (["hydra.output_subdir=null"], "leave it out"),
+    "no directory": (["hydra.run.dir=null"], "hydra.run.dir=null: expected a value other than null"),
     "a number of seeds": (["seeds=0"], "seeds=0"),
     "accents, not quoted": (["dataset.name=ünï cöde"], """'dataset.name="ünï cöde"'"""),
 }

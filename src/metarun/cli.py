@@ -195,6 +195,9 @@ keys:
                              (the support set and that one query)
   method.inner_reduction     how the inner loss is summed, where the method has one: mean, sum or class_sum
   memory.KEY                 how tasks are computed on a device, such as memory.stream=true
+  GROUP._target_             of a run of code of your own: its function, as when it was trained. What is called never comes
+                             from the run's directory
+  code                       any: test it though the source of that code has changed
   protocol                   sweep: what the same parameters score under every convention of the literature, one at a
                              time, with the difference to the run's own test; the other keys are those of all rows
 
@@ -213,6 +216,7 @@ keys:
   invert     whether light and dark change places: true, false, or auto (the default), which does so with pictures that
              are dark on light where the run's data are light on dark
   output     the folder to write in; the default is predictions/NAME in that of the run, NAME being that of the query
+  GROUP._target_, code   for code of your own, as `metarun-eval --help` says
 
 Prints the likeliest class of each picture, and writes probabilities.csv and predictions.png.
 """

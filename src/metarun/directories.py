@@ -188,8 +188,7 @@ def _note_of(config: DictConfig, key: str) -> Any:
         directory = OmegaConf.select(config, key)
     except Exception:  # which Hydra meets again, and raises, before it makes anything
         return None
-    if directory is not None:
-        note(Path(str(directory)))
+    note(Path(str(directory)))
     return directory
 
 

@@ -117,4 +117,4 @@ def _built(
 def _name(result: Mapping[str, Any], group: str) -> str:
     """States what was tested, from which group; the protocol's hash tells apart what the rest does not."""
     sizes = [f"{result[size]}{size}" for size in ("way", "shot") if result.get(size)]
-    return "-".join([result[group], *sizes, result["protocol_id"]])
+    return "-".join([result[group].replace("/", "-"), *sizes, result["protocol_id"]])

@@ -180,6 +180,8 @@ def _of_value(error: OmegaConfBaseException, part: str, arguments: Sequence[str]
             reason = reason.replace("Interpolation key", "the key")
         return f"{got}: {reason.rstrip('.')}. Expected a value, or ${{KEY}} of a key that there is."
     if isinstance(error, ValidationError):
+        if "not Optional" in str(error) and key.startswith("hydra."):
+            return f"{got}: expected a value other than null."
         return f"{got}: expected {_allowed(key, part)}."
     if isinstance(error, ConfigKeyError):
         return _of_key(key, "", part, arguments)
