@@ -41,6 +41,8 @@ KINDS = {
     ),
     "hydra's own directory": (["hydra.output_subdir=null"], "leave it out"),
     "no directory": (["hydra.run.dir=null"], "hydra.run.dir=null: expected a value other than null"),
+    "a setting of Hydra's": (["hydra.job.chdir=perhaps"], "hydra.job.chdir=perhaps: expected true or false"),
+    "an option that is not there": (["--foo"], "unrecognized arguments: --foo"),
     "a number of seeds": (["seeds=0"], "seeds=0"),
     "accents, not quoted": (["dataset.name=ünï cöde"], """'dataset.name="ünï cöde"'"""),
 }
@@ -151,6 +153,23 @@ def test_a_missing_file_is_named_and_nothing_is_said_of_where_runs_go(tmp_path, 
     monkeypatch.chdir(tmp_path)
     code, _, err = call(cli.main, capsys, monkeypatch, *SMALL)
     assert code == 1 and err == f"metarun: {tmp_path}/nope.npz: No such file or directory.\n"
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["way=5000,6000", "-m"], "way=5000"),
+        (["-m", "wya=2,3"], "Did you mean way"),
+        (["way=2,3", "hydra/launcher=nope", "-m"], "hydra/launcher=nope: there is no such launcher"),
+        (["-m", "way=2,3", "hydra/launcher=together"], "hydra/launcher=together"),
+        (["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=abc", "outer_lr=1,2"], "expected a whole number"),
+    ],
+)
+def test_a_refused_sweep_leaves_nothing(settings, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(cli.main, capsys, monkeypatch, *SMALL, *settings)
+    assert code != 0 and words in err and "Traceback" not in err, err
+    assert listing(tmp_path) == {}
 
 
 def test_the_version_is_metaruns(capsys, monkeypatch):

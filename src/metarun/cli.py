@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import directories, mistakes
-from metarun.config import FEW_SHOT, RL, composed, conf_dir, register
+from metarun.config import COMMANDS, FEW_SHOT, RL, composed, conf_dir, register
 from metarun.errors import ConfigError, MetarunError, one_of, positive_int, seed_of
 from metarun.factories import CODE, TARGET
 from metarun.machine import versions
@@ -51,7 +52,7 @@ def rl_main() -> None:
 
 def data_main() -> None:
     """`metarun-data`: lists, prepares, verifies and shows data sets."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="metarun-data",
         description="Data sets: what there is, what is prepared and whether it is whole, and what it looks like.",
     )
@@ -106,7 +107,7 @@ def replay_main() -> None:
 
 def reproduce_main() -> None:
     """`metarun-reproduce`: runs a cell of a paper's table, and says whether its figure is reproduced."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="metarun-reproduce",
         usage="metarun-reproduce (--list | PAPER/CELL [seeds=N] [output=DIR] [KEY=VALUE ...])",
         description="Runs, or resumes, a published experiment, and says by a test of equivalence whether it reproduces.",
@@ -149,7 +150,7 @@ def compare_main() -> None:
 
 def report_main() -> None:
     """`metarun-report`: one page over any set of runs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="metarun-report",
         description="Writes one HTML page over all runs at or below some directories, those of sweeps and job arrays too. "
         "Runs that differ in nothing but their seed are a row, the mean over them with how much they differ.",
@@ -222,6 +223,13 @@ Prints the likeliest class of each picture, and writes probabilities.csv and pre
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are messages like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_said(f"{message}. `{self.prog} --help` says what there is.", _MISTAKE))
+
+
 class _Ended(BaseException):
     """Carries what ended a run past Hydra, which would print a line of its own before it."""
 
@@ -243,7 +251,7 @@ def _of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoRetur
     def command() -> None:
         if "--version" in sys.argv[1:]:
             return print(_version())
-        sys.argv[1:] = _seeds_as_points(sys.argv[1:])
+        sys.argv[1:] = _seeds_as_points(_options_first(sys.argv[1:], COMMANDS[part]))
         for argument in sys.argv[1:]:
             if argument.lstrip("+~").startswith("hydra.output_subdir"):
                 raise MetarunError(f"{argument}: leave it out. metarun writes .hydra itself, once a run is accepted.")
@@ -259,6 +267,20 @@ def _version() -> str:
     """metarun's own version, and those of what it computes with."""
     of = versions()
     return ", ".join([f"metarun {of.pop('metarun')}", *(f"{name} {number}" for name, number in of.items())])
+
+
+def _options_first(arguments: list[str], command: str) -> list[str]:
+    """Has options such as `-m` stand anywhere; raises `MetarunError` for one that Hydra does not have."""
+
+    def refuse(message: str) -> NoReturn:
+        raise MetarunError(f"{message}. `{command} --help` lists the settings, `{command} --hydra-help` the options.")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    options, settings = list(arguments), parser.parse_intermixed_args(arguments).overrides
+    for setting in settings:
+        options.remove(setting)
+    return [*options, *settings]
 
 
 def _seeds_as_points(arguments: list[str]) -> list[str]:
@@ -287,7 +309,7 @@ def _seeds_as_points(arguments: list[str]) -> list[str]:
 
 def _of_settings(entry: Callable[[list[str]], None], prog: str, usage: str, description: str, epilog: str) -> NoReturn:
     """Ends in what `entry` does with the arguments of a command that takes KEY=VALUE alone, or in its `--help`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog,
         usage=f"{prog} {usage}",
         description=description,
@@ -299,7 +321,7 @@ def _of_settings(entry: Callable[[list[str]], None], prog: str, usage: str, desc
     sys.exit(_told(lambda: entry(settings)))
 
 
-def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def _parsed(parser: "_Parser") -> argparse.Namespace:
     """The arguments of a command; after `--version`, which every command has, it ends."""
     parser.add_argument("--version", action="version", version=_version(), help="the versions of what computes")
     return parser.parse_args()

@@ -28,7 +28,7 @@ HYDRA = ".hydra"
 # Bytes of the largest configuration that is read.
 LARGEST_YAML = 10**6
 # What a directory holds before any work is done.
-_NO_WORK = {LOCK, SWEEP_COMMAND}
+_NO_WORK = {LOCK, SWEEP_COMMAND, "multirun.yaml"}
 # The directories that this command makes: each with those above it that it makes as well, the deepest first.
 _made: list[list[Path]] = []
 

@@ -23,6 +23,8 @@ from metarun.config import COMMANDS, COMMON, SCHEMAS, conf_dir
 from metarun.errors import some
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+# How OmegaConf calls types.
+_NAMED = {"Integer": _WORDS[int], "Float": _WORDS[float], "Boolean": _WORDS[bool], "bool": _WORDS[bool]}
 # Parts of an override: what comes before the key, the key, and the value.
 _OVERRIDE = re.compile(r"(?P<prefix>[~+]*)(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 
@@ -182,14 +184,14 @@ def _of_value(error: OmegaConfBaseException, part: str, arguments: Sequence[str]
     if isinstance(error, ValidationError):
         if "not Optional" in str(error) and key.startswith("hydra."):
             return f"{got}: expected a value other than null."
-        return f"{got}: expected {_allowed(key, part)}."
+        return f"{got}: expected {_allowed(key, part, str(error))}."
     if isinstance(error, ConfigKeyError):
         return _of_key(key, "", part, arguments)
     return f"{got}: {' '.join(_own_lines(str(error)))}"
 
 
-def _allowed(key: str, part: str) -> str:
-    """The values that a key of the schema takes, in words."""
+def _allowed(key: str, part: str, text: str) -> str:
+    """The values that a key takes, in words: one of the schema's, or one of Hydra's, of which an error's text tells."""
     kind: typing.Any = SCHEMAS[part]
     for name in key.split("."):
         hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
@@ -197,6 +199,11 @@ def _allowed(key: str, part: str) -> str:
     if dataclasses.is_dataclass(kind):
         names = ", ".join(f"{key}.{each.name}" for each in dataclasses.fields(kind))
         return f"its keys one by one: {names}"
+    if kind is None:
+        named = next(
+            (word for name, word in _NAMED.items() if f"to {name}" in text or f"is not a valid {name}" in text), None
+        )
+        return named or "a value of another type"
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     words = [_WORDS.get(each) for each in kinds if each is not type(None)]
     return " or ".join([*(word or "another value" for word in words), *["null"] * (type(None) in kinds)])
