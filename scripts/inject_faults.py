@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 METARUN = str(Path(sys.executable).with_name("metarun"))
 SMALL = ["model.filters=4", "steps_per_dispatch=10", "eval_every=200", "val_tasks=50", "eval_tasks=50"]
@@ -32,10 +31,12 @@ TIMES = ("seconds", "tasks_per_second")
 
 
 def arrays(directory: Path) -> dict[str, np.ndarray]:
-    """The arrays of the newest checkpoint of a run."""
+    """The arrays of the newest checkpoint of a run, as bytes."""
     newest = max((directory / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(newest.absolute() / "arrays")
+    stored = json.loads((newest / "manifest.json").read_text())["arrays"]
+    sizes = [size for size, _ in stored.values()]
+    data = np.split(np.fromfile(newest / "arrays.bin", np.uint8), np.cumsum(sizes)[:-1])
+    return dict(zip(stored, data, strict=True))
 
 
 def metrics(directory: Path) -> list[dict]:

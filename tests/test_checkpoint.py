@@ -1,4 +1,8 @@
+import hashlib
+import json
 import logging
+import os
+import random
 import shutil
 from typing import Any, NamedTuple
 
@@ -8,9 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from small_disk import fill, needs_root, small_disk
+from small_run import call
 
-from metarun import checkpoint
+from metarun import checkpoint, cli
 from metarun.errors import MetarunError
+from metarun.files import canonical_json, plain
 
 
 class Pair(NamedTuple):
@@ -90,7 +96,7 @@ DAMAGES = [flip_a_byte, truncate, lambda path: path.unlink()]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=["flipped", "truncated", "deleted"])
-@pytest.mark.parametrize("file", ["manifest.json", "arrays/_METADATA", "arrays/d/*"])
+@pytest.mark.parametrize("file", ["manifest.json", "arrays.bin"])
 def test_a_damaged_one_is_passed_over(tmp_path, damage, file):
     checkpoint.save(tmp_path, 10, state_of(10), {})
     checkpoint.save(tmp_path, 20, state_of(20), {})
@@ -187,3 +193,299 @@ def test_a_disk_without_a_free_byte(tmp_path):
         (disk / "filler").unlink()
         assert names(disk) == ["10"]
         assert_same(checkpoint.load(checkpoint.newest(disk, never), state_of(0)), state_of(10))
+
+
+# ---- Any name that the file system has.
+
+NAMES = [
+    "lr[1]",
+    "hidden=[40,40]",
+    "a*b",
+    "a?b",
+    "{x}",
+    "~",
+    "%",
+    "%s",
+    "a b",
+    "ü",
+    "模型",
+    "n" * 255,
+    "#",
+    "-r",
+    ".r",
+    "a\nb",
+]
+NAMES += [
+    "[",
+    "[!a]",
+    "**",
+    "\\",
+    "'",
+    '"',
+    "$HOME",
+    "a:b",
+    "s3:",
+    "a|b",
+    "\t",
+    " ",
+    os.fsdecode(b"\xff\xfe"),
+    "e\u0301",
+]
+LETTERS = "ab[]{}*?!~%= #.-:;,|&$'\"\\\n\tüé模\U0001f600" + os.fsdecode(b"\xff\x80")
+
+
+def walk(count, seed):
+    """Directories at random depth, of names that no shell likes."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        parts = []
+        for _ in range(rng.randint(1, 3)):
+            drawn = "".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 12)))
+            parts.append(rng.choice([drawn, rng.choice(NAMES)]))
+        yield [part if part not in (".", "..") else "x" for part in parts]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_it_is_read_back_from_any_directory(tmp_path, monkeypatch, relative):
+    monkeypatch.chdir(tmp_path)
+    parts = [[name] for name in NAMES] + list(walk(40, seed=int(relative)))
+    state, template = state_of(1), state_of(0)
+    for number, names_of in enumerate(parts):
+        directory = (type(tmp_path)() if relative else tmp_path).joinpath(str(number), *names_of)
+        for step in (1, 2):
+            checkpoint.save(directory, step, state, {"number": number})
+        assert names(directory) == ["1", "2"]
+        saved = checkpoint.newest(directory, never)
+        assert (saved.step, saved.metadata) == (2, {"number": number})
+        assert_same(checkpoint.load(saved, template), state)
+
+
+def test_it_is_read_back_through_a_link(tmp_path):
+    (tmp_path / "lr[1]").mkdir()
+    (tmp_path / "a*").symlink_to("lr[1]")
+    checkpoint.save(tmp_path / "a*", 1, state_of(1), {})
+    assert_same(checkpoint.load(checkpoint.newest(tmp_path / "lr[1]", never), state_of(0)), state_of(1))
+
+
+def test_a_run_in_a_directory_named_like_a_pattern_can_be_tested(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = ["method=protonet", "model=mlp", "model.hidden=[4]", "way=2", "query_shot=1", "eval_query_shot=1"]
+    tiny += ["steps=1", "meta_batch_size=1", "eval_every=0", "eval_tasks=4"]
+    code, _, err = call(cli.main, capsys, monkeypatch, *tiny, "hydra.run.dir='lr[1]'")
+    assert code == 0, err
+    code, _, err = call(cli.eval_main, capsys, monkeypatch, "run=lr[1]")
+    assert code == 0 and list((tmp_path / "lr[1]" / "evaluations").glob("*.json")), err
+
+
+def test_a_kill_at_any_moment_leaves_one_that_is_whole(tmp_path, monkeypatch):
+    directory = tmp_path / "lr[1]" / "checkpoints"
+    for step in (1, 2):
+        checkpoint.save(directory, step, state_of(step), {})
+    moments = []
+
+    def watched(name):
+        true = getattr(os, name)
+
+        def call_of(*args, **options):
+            copy = tmp_path / f"moment {len(moments)}"
+            moments.append(copy)
+            with monkeypatch.context() as patch:
+                for other, function in originals.items():
+                    patch.setattr(os, other, function)
+                shutil.copytree(directory, copy)
+            return true(*args, **options)
+
+        return call_of
+
+    originals = {name: getattr(os, name) for name in ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir")}
+    with monkeypatch.context() as patch:
+        for name in originals:
+            patch.setattr(os, name, watched(name))
+        checkpoint.save(directory, 3, state_of(3), {})
+    found = []
+    for copy in moments:
+        checkpoint.remove_leftovers(copy)
+        saved = checkpoint.newest(copy, never)
+        assert_same(checkpoint.load(saved, state_of(0)), state_of(saved.step))
+        found.append(saved.step)
+    assert found == sorted(found) and set(found) == {2, 3} and len(found) > 8
+
+
+def test_what_is_not_read_as_it_was_written_costs_no_other(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, state_of(1), {})
+    checkpoint.save(tmp_path, 2, state_of(2), {})
+    write_json = checkpoint.write_json
+
+    def and_a_bad_disk(path, value):
+        write_json(path, value)
+        flip_a_byte(path.with_name("arrays.bin"))
+
+    monkeypatch.setattr(checkpoint, "write_json", and_a_bad_disk)
+    with pytest.raises(MetarunError, match="does not match its checksum.*the disk or the memory may be at fault"):
+        checkpoint.save(tmp_path, 3, state_of(3), {})
+    assert names(tmp_path) == ["1", "2"]
+    assert_same(checkpoint.load(checkpoint.newest(tmp_path, never), state_of(0)), state_of(2))
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "unicode digits", "leading zero"])
+def test_what_somebody_has_put_beside_them_is_no_obstacle(tmp_path, kind):
+    checkpoint.save(tmp_path, 1, state_of(1), {})
+    name = {"file": "7", "link": "7", "unicode digits": "７", "leading zero": "007"}[kind]
+    if kind == "link":
+        (tmp_path / name).symlink_to("1")
+    elif kind == "file":
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    assert checkpoint.newest(tmp_path, lambda text: None).step == 1
+    checkpoint.save(tmp_path, 7, state_of(7), {})
+    assert_same(checkpoint.load(checkpoint.newest(tmp_path, never), state_of(0)), state_of(7))
+    checkpoint.save(tmp_path, 8, state_of(8), {})
+    assert {"7", "8"} <= {*names(tmp_path)}
+
+
+# ---- What a stranger gives is data.
+
+
+def as_orbax_wrote_it(directory, step, state, metadata):
+    """Writes a checkpoint in the earlier format."""
+    import orbax.checkpoint as ocp
+
+    def fingerprint(path):
+        return [path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
+
+    place, leaves = directory / str(step), checkpoint.named_leaves(state)
+    place.mkdir(parents=True)
+    arrays = {name: array for name, leaf in leaves.items() if (array := checkpoint._host_array(leaf)).size}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(place.absolute() / "arrays", args=ocp.args.PyTreeSave(arrays))
+    files = [path for path in place.rglob("*") if path.is_file()]
+    write_manifest(
+        place,
+        step=step,
+        metadata=metadata,
+        leaves={name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves.items()},
+        files={str(path.relative_to(place)): fingerprint(path) for path in files},
+    )
+
+
+def write_manifest(place, **content):
+    content = {"sha256": hashlib.sha256(canonical_json(content).encode()).hexdigest(), **plain(content)}
+    (place / "manifest.json").write_text(json.dumps(content))
+
+
+def manifest_of(place):
+    content = json.loads((place / "manifest.json").read_text())
+    del content["sha256"]
+    return content
+
+
+def test_what_orbax_wrote_is_read_still(tmp_path):
+    as_orbax_wrote_it(tmp_path / "ok", 7, state_of(7), {"seconds": 0.1})
+    (tmp_path / "ok").rename(tmp_path / "lr[1]")
+    saved = checkpoint.newest(tmp_path / "lr[1]", never)
+    assert (saved.step, saved.metadata, saved.arrays) == (7, {"seconds": 0.1}, None)
+    assert_same(checkpoint.load(saved, state_of(0)), state_of(7))
+    part = checkpoint.load(saved, Pair(state_of(0).params, None), partial=True)
+    assert_same(part.params, state_of(7).params)
+    flip_a_byte(next((tmp_path / "lr[1]" / "7" / "arrays" / "d").glob("*")))
+    with pytest.raises(MetarunError, match="does not match its checksum"):
+        checkpoint.newest(tmp_path / "lr[1]", never)
+
+
+def change(**entries):
+    return lambda place: write_manifest(place, **{**manifest_of(place), **entries})
+
+
+def link_to_outside(name):
+    def damage(place):
+        outside = place.parent.parent / "outside"
+        (place / name).rename(outside)
+        (place / name).symlink_to(outside)
+
+    return damage
+
+
+def a_pipe(place):
+    (place / "arrays.bin").unlink()
+    os.mkfifo(place / "arrays.bin")
+
+
+def a_huge_manifest(place):
+    os.truncate(place / "manifest.json", 2**40)  # of zeros that take no space
+
+
+def huge_arrays(place):
+    os.truncate(place / "arrays.bin", 2**43)
+
+
+HOSTILE = {
+    "list": lambda place: (place / "manifest.json").write_text("[1]"),
+    "deep": lambda place: (place / "manifest.json").write_text("[" * 100_000),
+    "pickle": lambda place: (place / "manifest.json").write_bytes(b"\x80\x04cos\nsystem\n(S'touch x'\ntR."),
+    "utf-16": lambda place: (place / "manifest.json").write_text("{}", encoding="utf-16"),
+    "huge manifest": a_huge_manifest,
+    "huge arrays": huge_arrays,
+    "pipe": a_pipe,
+    "linked arrays": link_to_outside("arrays.bin"),
+    "linked manifest": link_to_outside("manifest.json"),
+    "leaves": change(leaves=[1]),
+    "leaf": change(leaves={"w": 1}),
+    "shape": change(leaves={"w": [["3"], "float32"]}),
+    "negative": change(leaves={"w": [[-3], "float32"]}),
+    "metadata": change(metadata=None),
+    "step": change(step=True),
+    "other names": change(arrays={"../../etc/passwd": [0, ""]}),
+    "no arrays": change(arrays={}),
+    "size": lambda place: change(arrays={"w": [-1, ""], "b": [25, ""]})(place),
+    "digest": change(arrays={"b": [4, 7], "w": [24, None]}),
+}
+
+
+@pytest.mark.parametrize("damage", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_one_is_one_message(tmp_path, damage):
+    checkpoint.save(tmp_path / "c", 1, {"b": np.ones(1, np.float32), "w": np.ones((2, 3), np.float32)}, {})
+    damage(tmp_path / "c" / "1")
+    with pytest.raises(MetarunError, match="No checkpoint in .* can be read"):
+        checkpoint.newest(tmp_path / "c", never)
+
+
+@pytest.mark.parametrize("leaf", [[[10**15], "float32"], [[6], "object"], [[6], "float64"], [[2], "key<fry>"]])
+def test_another_shape_or_type_than_is_stored_is_one_message(tmp_path, leaf):
+    checkpoint.save(tmp_path, 1, {"w": np.ones(6, np.float32)}, {})
+    change(leaves={"w": leaf})(tmp_path / "1")
+    saved = checkpoint.newest(tmp_path, never)
+    with pytest.raises(MetarunError, match="of another architecture"):
+        checkpoint.load(saved, {"w": np.ones(6, np.float32)})
+    if leaf[1] == "float64":
+        with pytest.raises(MetarunError, match="w has 24 bytes, which are not those of its shape"):
+            checkpoint.load(saved, {"w": np.ones(6, np.float64)})
+
+
+@pytest.mark.parametrize("kind", ["above", "absolute", "linked", "device"])
+def test_the_files_of_a_hostile_one_lie_in_its_directory(tmp_path, kind):
+    as_orbax_wrote_it(tmp_path / "c", 1, {"w": np.ones(6, np.float32)}, {})
+    place, outside = tmp_path / "c" / "1", tmp_path / "outside"
+    outside.write_bytes(b"secret")
+    file = next((place / "arrays" / "d").glob("*"))
+    entry = [6, hashlib.sha256(b"secret").hexdigest()]
+    files = manifest_of(place)["files"]
+    if kind == "linked":
+        file.rename(outside)
+        file.symlink_to(outside)
+    elif kind == "device":
+        file.unlink()
+        os.mkfifo(file)
+    else:
+        name = str(outside) if kind == "absolute" else "../../outside"
+        change(files={**files, name: entry})(place)
+    with pytest.raises(MetarunError, match="is not in its directory|is neither a file nor a directory"):
+        checkpoint.newest(tmp_path / "c", never)
+
+
+def test_what_orbax_is_to_read_is_no_larger_than_what_is_asked_for(tmp_path):
+    as_orbax_wrote_it(tmp_path, 1, {"w": np.zeros(4_000_000, np.float32)}, {})
+    change(leaves={"w": [[6], "float32"]})(tmp_path / "1")
+    saved = checkpoint.newest(tmp_path, never)
+    with pytest.raises(MetarunError, match="w is not stored with the shape and type of the manifest"):
+        checkpoint.load(saved, {"w": np.ones(6, np.float32)})

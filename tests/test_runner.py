@@ -350,7 +350,7 @@ def run_slowly(directory, began):
 def test_killed_ten_times(tmp_path):
     # Processes of a server that has imported everything: real ones, really killed, but quick to start.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metarun.runner", "orbax.checkpoint"])
+    context.set_forkserver_preload(["metarun.runner"])
     directory, delays, steps = tmp_path / "run", random.Random(0), []
     while len(steps) < 10:
         receiver, sender = context.Pipe(duplex=False)
