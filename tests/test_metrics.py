@@ -46,6 +46,46 @@ def test_a_new_run_starts_an_empty_file(tmp_path):
     assert lines(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "broken", [b"\0\0\0", b"\xff\xfe", b'{"step": "20"}', b'{"step": tru', b"[1]", b"[" * 50_000, b""]
+)
+def test_a_broken_line_costs_no_other(tmp_path, broken):
+    write_steps(tmp_path, 0, [10, 20, 30])
+    lines_of = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_bytes(lines_of[0] + broken + b"\n" + b"".join(lines_of[1:]))
+    write_steps(tmp_path, 20, [40])
+    assert [line["step"] for line in lines(tmp_path)] == [10, 20, 40]
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("mine")
+    for target in ("precious", "absent"):
+        (tmp_path / "run" / "metrics.jsonl").unlink(missing_ok=True)
+        (tmp_path / "run" / "metrics.jsonl").symlink_to(tmp_path / target)
+        with pytest.raises(MetarunError, match="Cannot write .*metrics.jsonl"):
+            metrics.jsonl(tmp_path / "run", 0)
+    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("when", ["opened", "written", "closed"])
+def test_a_logger_that_fails_is_said_once_and_ends_no_run(tmp_path, when):
+    def fails(now):
+        if now == when:
+            raise RuntimeError("no\nserver")
+
+    def factory(directory, resume_step):
+        fails("opened")
+        return metrics.Logger(lambda step, values: fails("written"), lambda: fails("closed"))
+
+    said = []
+    logger = metrics.unfailing(factory, tmp_path, 0, said.append)
+    logger.write(1, {})
+    logger.write(2, {})
+    logger.close()
+    assert len(said) == 1 and said[0].startswith("metarun: ") and said[0].endswith("RuntimeError: no server")
+
+
 @pytest.mark.parametrize("half", ['{"step": 30, "tra', '{"step": 30}', "\0\0\0\n", '"text"\n', "{}\n"])
 def test_a_broken_end_goes_on_resuming(tmp_path, half):
     write_steps(tmp_path, 0, [10, 20])

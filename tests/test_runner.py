@@ -5,12 +5,14 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,6 +25,7 @@ from toy_experiment import FACTS, PLAN, toy_experiment
 from metarun import checkpoint, files, metrics, runner
 from metarun.ensemble import members_of
 from metarun.errors import ConfigError, MetarunError
+from metarun.report.curves import learning_curve
 from metarun.runner import REQUEUE, Interrupted, RunSettings, load_selected, protocol_id
 
 SETTINGS = RunSettings(
@@ -31,7 +34,16 @@ SETTINGS = RunSettings(
 TIMES = {"seconds", "tasks_per_second", "compile_seconds"}
 
 
-def run(directory, settings=SETTINGS, experiment=None, identity=None, said=None, **changes):
+def run(
+    directory,
+    settings=SETTINGS,
+    experiment=None,
+    identity=None,
+    said=None,
+    draw=None,
+    logger=metrics.no_logger,
+    **changes,
+):
     settings = RunSettings(**{**vars(settings), **changes})
     console = Console(file=said or io.StringIO(), width=200)
     return runner.run(
@@ -40,6 +52,8 @@ def run(directory, settings=SETTINGS, experiment=None, identity=None, said=None,
         directory,
         facts=FACTS,
         identity=identity or {"seed": 0, "method.inner_lr": 0.4},
+        draw=draw,
+        logger=logger,
         console=console,
     )
 
@@ -430,6 +444,89 @@ def test_a_half_written_line_is_written_again(uninterrupted, tmp_path):
         stream.write('{"step": 40, "train/l')
     run(tmp_path)
     assert_same_run(tmp_path, uninterrupted)
+
+
+def directory_in_its_place(file):
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGED_LOGS = {
+    "removed": lambda file: file.unlink(),
+    "emptied": lambda file: file.write_bytes(b""),
+    "zero byte": lambda file: file.write_bytes(file.read_bytes().replace(b"step", b"st\0p", 3)),
+    "no UTF-8": lambda file: file.write_bytes(b"\xff" + file.read_bytes()),
+    "no validation": lambda file: file.write_text(re.sub(r', "val/mse.*', "}", file.read_text())),
+    "a list": lambda file: file.write_text("[1]\n" + file.read_text()),
+    "a directory": directory_in_its_place,
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LOGS.values(), ids=DAMAGED_LOGS)
+def test_a_damaged_log_costs_no_result(uninterrupted, tmp_path, damage):
+    run_of = shutil.copytree(uninterrupted, tmp_path / "run")
+    (run_of / "result.json").unlink()
+    damage(run_of / "metrics.jsonl")
+    said = io.StringIO()
+    run(run_of, said=said, draw=curve)
+    assert result_of(run_of) == result_of(uninterrupted)
+    drawn = (run_of / "plots" / "learning_curve.png").exists()
+    assert drawn != ("metarun: plots/learning_curve.png could not be drawn. " in said.getvalue()), said.getvalue()
+
+
+def curve(directory, params, selected_step, tested):
+    files = directory / "metrics.jsonl", directory / "plots" / "learning_curve.png"
+    return {"learning_curve.png": partial(learning_curve, *files, metric="mse", selected_step=selected_step)}
+
+
+def test_what_cannot_be_drawn_or_logged_costs_no_result(uninterrupted, tmp_path):
+    def fails(*_):
+        raise RuntimeError("no font\nat all")
+
+    def draw(directory, *rest):
+        return {"a.png": fails, **curve(directory, *rest)}
+
+    said = io.StringIO()
+    run(tmp_path / "a", said=said, draw=draw, logger=fails)
+    assert said.getvalue().count("metarun: plots/a.png could not be drawn. RuntimeError: no font at all\n") == 1
+    assert "without one of its logs. RuntimeError: no font at all" in said.getvalue()
+    assert (tmp_path / "a" / "plots" / "learning_curve.png").exists()
+    assert_same_run(tmp_path / "a", uninterrupted)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "plots").write_text("")  # and so no directory
+    run(tmp_path / "b", said=said, draw=curve)
+    assert "learning_curve.png could not be drawn. Cannot write" in said.getvalue()
+    run(tmp_path / "c", said=said, draw=fails)
+    assert "metarun: plots/ could not be drawn. RuntimeError" in said.getvalue()
+    assert result_of(tmp_path / "c") == result_of(tmp_path / "b") == result_of(uninterrupted)
+
+
+@needs_root
+def test_a_disk_that_is_filled_by_pictures_has_room_for_the_result(uninterrupted, tmp_path):
+    with small_disk(tmp_path / "disk", "600k") as disk:
+
+        def too_large():
+            files.write_bytes(disk / "run" / "plots" / "large.png", bytes(2_000_000))
+
+        said = io.StringIO()
+        run(disk / "run", said=said, draw=lambda *_: {"large.png": too_large})
+        assert "large.png could not be drawn. Cannot write" in said.getvalue() and "disk is full" in said.getvalue()
+        assert_same_run(disk / "run", uninterrupted)
+        assert not list((disk / "run" / "plots").iterdir())
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"ledger": 1}, {"ledger": {"best": 3}}, {"ledger": {"best": [1]}}, {"ledger": {"x": 1}}, {"form": 1}]
+    + [{"identity": [1]}, {"ledger": {"seconds": "1"}}, {"ledger": {"best": [{"step": "1", "value": 1, "ci95": 1}]}}],
+)
+def test_a_checkpoint_with_other_facts_is_one_message(tmp_path, facts):
+    train = toy_experiment().init()
+    facts = facts and {"ledger": {}, "form": "", "identity": {}, **facts}
+    checkpoint.save(tmp_path / "checkpoints", 1, runner.RunState(train, train.params), facts)
+    with pytest.raises(MetarunError, match="is not one of a run"):
+        run(tmp_path)
 
 
 def diverging(at_step, name):

@@ -103,6 +103,12 @@ def true_or_false(key: str, value: object) -> bool:
     return value
 
 
+def in_a_line(error: Exception) -> str:
+    """What an error says, in one line; of one that is not ours, with its kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, MetarunError) else f"{type(error).__name__}: {text}"
+
+
 def some(names: Sequence[str]) -> str:
     """The first three of many names, for a message."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -5,14 +5,18 @@ What an earlier piece of the run logged beyond that step is dropped: it is about
 """
 
 import json
+import math
+import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.files import plain, writing
+from metarun.errors import ConfigError, MetarunError, in_a_line
+from metarun.files import plain, write_bytes, writing
 
 
 class Logger(NamedTuple):
@@ -34,13 +38,13 @@ def jsonl(directory: Path, resume_step: int) -> Logger:
 
     Args:
       directory: directory of the run.
-      resume_step: lines of later steps are removed, and whatever follows the first line that is not whole.
+      resume_step: lines of later steps are removed, and those that are no JSON object with a step.
 
     Raises:
       MetarunError: the file cannot be written, now or at a `write`.
     """
     path = directory / "metrics.jsonl"
-    append, close = _appending(path, _whole_lines(path, resume_step))
+    append, close = _appending(path, _cleaned(path, resume_step))
 
     def write(step: int, values: Mapping[str, float | None]) -> None:
         append((json.dumps(plain({"step": step, **values}), allow_nan=False) + "\n").encode())
@@ -91,27 +95,72 @@ def no_logger(directory: Path, resume_step: int) -> Logger:
     return Logger(write=lambda step, values: None, close=lambda: None)
 
 
-def _whole_lines(path: Path, last_step: int) -> int:
-    """Returns the length in bytes of the lines of `path` up to `last_step`, short of the first that is broken."""
-    length = 0
-    if path.exists():
-        with writing(path), path.open("rb") as stream:
-            for line in stream:
-                try:
-                    step = json.loads(line)["step"]
-                except (ValueError, KeyError, TypeError):
-                    break
-                if step > last_step or not line.endswith(b"\n"):
-                    break
-                length += len(line)
-    return length
+def unfailing(
+    factory: Callable[[Path, int], Logger], directory: Path, resume_step: int, say: Callable[[str], object]
+) -> Logger:
+    """Returns the logger of `factory`, which no run is to end for: once it fails, that is said, and it takes no more.
+
+    Args:
+      factory: of a logger.
+      directory: as the factory takes it.
+      resume_step: as the factory takes it.
+      say: told in one line what could not be logged.
+
+    Raises:
+      ConfigError: a setting of the logger cannot be used.
+    """
+    at_work: list[Logger] = []
+
+    def guarded(call: Callable[[], Logger | None]) -> None:
+        try:
+            if (made := call()) is not None:
+                at_work.append(made)
+        except ConfigError:
+            raise
+        except Exception as error:  # of whatever kind: loggers are others' code
+            at_work.clear()
+            say(f"metarun: from here on the run goes on without one of its logs. {in_a_line(error)}")
+
+    def write(step: int, values: Mapping[str, float | None]) -> None:
+        for each in [*at_work]:
+            guarded(partial(each.write, step, values))
+
+    def close() -> None:
+        for each in [*at_work]:
+            guarded(each.close)
+
+    guarded(lambda: factory(directory, resume_step))
+    return Logger(write, close)
+
+
+def _cleaned(path: Path, last_step: int) -> int:
+    """Takes out of `path` the lines that are broken, and returns the length in bytes of those up to `last_step`."""
+    if not path.exists():
+        return 0
+    with writing(path):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise MetarunError(f"Cannot write {path}: it is a link or a device. Remove it.")
+        lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= last_step]
+    if kept != lines[: len(kept)]:
+        write_bytes(path, b"".join(kept))
+    return sum(map(len, kept))
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinity for what is none."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return step if type(step) is int else math.inf
 
 
 def _appending(path: Path, length: int) -> tuple[Callable[[bytes], None], Callable[[], None]]:
     """Opens `path`, cuts it to `length` bytes, and returns `(append, close)`."""
     with writing(path):
         # Unbuffered: nothing is left over that a later flush or close could stumble on when the disk is full.
-        stream = path.open("ab", buffering=0)
+        stream = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666), "ab", 0)
         stream.truncate(length)
 
     def append(data: bytes) -> None:

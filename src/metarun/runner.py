@@ -29,6 +29,7 @@ from metarun.ensemble import Ensemble, members_of, together
 from metarun.errors import (
     ConfigError,
     MetarunError,
+    in_a_line,
     non_negative_int,
     one_of,
     positive_float,
@@ -50,6 +51,10 @@ DIVERGED = "diverged"
 # What asks a run to stop, in words: Ctrl-C; schedulers before they kill a job; its own time limit.
 _STOPS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2"}
 _STOPS[signal.SIGALRM] = "its time_limit"
+
+
+# Draws the pictures of a run, see `run`.
+Draw = Callable[[Path, Params, int | None, Evaluation], Mapping[str, Callable[[], None]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +134,22 @@ class Ledger:
     compile_seconds: float = 0.0
     best: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
+    @classmethod
+    def of(cls, saved: checkpoint.Saved) -> "Ledger":
+        """That of a checkpoint; raises `MetarunError` where what is saved there is not of a run."""
+        facts = saved.metadata
+        try:
+            ledger = cls(**facts["ledger"])
+            numbers = [ledger.seconds, ledger.timed_steps, ledger.compile_seconds]
+            numbers += [each[key] for each in ledger.best for key in ("step", "value", "ci95")]
+            good = all(type(each) in (int, float) for each in numbers) and isinstance(facts["form"], str)
+            good = good and isinstance(facts["identity"], dict)
+        except (KeyError, TypeError):
+            good = False
+        if not good:
+            raise MetarunError(f"Checkpoint {saved.path} is not one of a run: its facts in manifest.json are others.")
+        return ledger
+
     def selected_steps(self, step: int) -> list[int]:
         """The steps whose parameters are selected at `step`: those of the best validations, or the last."""
         return [each["step"] for each in self.best] or [step]
@@ -157,7 +178,7 @@ def run(
     facts: Mapping[str, Any],
     identity: Mapping[str, Any],
     logger: Callable[[Path, int], metrics.Logger] = metrics.no_logger,
-    draw: Callable[[Path | None, Params, int | None, Evaluation], None] | None = None,
+    draw: Draw | None = None,
     console: Console | None = None,
     record: Callable[[], None] | None = None,
     stop: "Stop | None" = None,
@@ -177,9 +198,10 @@ def run(
       directory: of the run; gets `metrics.jsonl`, `checkpoints/STEP/` and `result.json`, and is locked meanwhile.
       facts: entries of `result.json` that are known beforehand: method, dataset, way, shot, seed, device, ...
       identity: flat key -> value, the settings that a checkpoint must have been made with to be continued.
-      logger: factory of a logger beside `metrics.jsonl`, such as `metrics.tensorboard`.
-      draw: `(directory, selected_params, selected_step, test) -> None`, draws the run's pictures, before `result.json`;
-        with None for the directory in a process that does not write.
+      logger: factory of a logger beside `metrics.jsonl`, such as `metrics.tensorboard`. Where one of the two fails, that
+        is said, and the run goes on.
+      draw: `(directory, selected_params, selected_step, test) -> {file in plots/: what draws it}`; called in every
+        process, and what it returns in the one that writes, before `result.json`. What fails of it is said.
       console: where progress and messages go; standard error by default. Of several processes, one is enough.
       record: writes into the directory how the run was made; called once nothing can refuse it any more.
       stop: what asks it to end, where somebody else sees to the signals and the time limit.
@@ -228,7 +250,7 @@ def load_selected(saved: checkpoint.Saved, template: Params) -> Params | Ensembl
 
 def selected_steps(saved: checkpoint.Saved) -> list[int]:
     """Returns the steps whose parameters `load_selected` returns, the best first."""
-    return Ledger(**saved.metadata["ledger"]).selected_steps(saved.step)
+    return Ledger.of(saved).selected_steps(saved.step)
 
 
 def reported(tested: Evaluation, facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,7 +280,7 @@ def _run(
     facts: Mapping[str, Any],
     identity: Mapping[str, Any],
     logger: Callable[[Path, int], metrics.Logger],
-    draw: Callable[[Path | None, Params, int | None, Evaluation], None] | None,
+    draw: Draw | None,
     console: Console,
     record: Callable[[], None] | None,
     stop: "Stop",
@@ -271,8 +293,9 @@ def _run(
     if first and settings.resume:
         saved = checkpoint.newest(checkpoints, say)
         if saved is not None:
+            ledger = Ledger.of(saved)
             _check_continues(saved, identity, settings, directory)
-            begun = saved.step, saved.metadata["ledger"], _finished(result_path, experiment, settings)
+            begun = saved.step, dataclasses.asdict(ledger), _finished(result_path, experiment, settings)
     begun = processes.from_first(begun)
     step, ledger = 0, Ledger()
     if begun is not None:
@@ -299,7 +322,8 @@ def _run(
             record()
 
     with contextlib.ExitStack() as opened, _memory_named(plan):
-        loggers = [metrics.jsonl(directory, step), logger(directory, step)] if first else []
+        made = (metrics.jsonl, logger) if first else ()
+        loggers = [metrics.unfailing(each, directory, step, say) for each in made]
         for each in loggers:
             opened.callback(each.close)
         progress = opened.enter_context(RunProgress(console, step, settings.steps))
@@ -370,7 +394,7 @@ def _run(
     with _memory_named(plan):
         tested = experiment.evaluate(selected, "test", settings.eval_tasks, checks=True)
     if draw is not None:
-        draw(directory if first else None, selected, ledger.best[0]["step"] if ledger.best else None, tested)
+        _draw(partial(draw, directory, selected, ledger.best[0]["step"] if ledger.best else None, tested), say)
     result = {
         **reported(tested, facts, experiment.protocol),
         "steps": step,
@@ -385,6 +409,24 @@ def _run(
     if first:
         write_json(result_path, result)
     return plain(result)
+
+
+def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callable[[str], object]) -> None:
+    """Draws what can be drawn, and says what cannot: a result does not wait for its pictures."""
+    failed = {}
+    try:
+        made = pictures()
+    except Exception as error:
+        if processes.is_loss_of_another(error):
+            raise
+        made, failed[""] = {}, error
+    for name, picture in made.items() if processes.is_first() else ():
+        try:
+            picture()
+        except Exception as error:  # of whatever kind: matplotlib's, of fonts, of the disk
+            failed[name] = error
+    for name, error in failed.items():
+        say(f"metarun: plots/{name} could not be drawn. {in_a_line(error)}")
 
 
 def _restored(experiment: Experiment, saved: checkpoint.Saved | None, selected: int) -> RunState:
@@ -436,6 +478,7 @@ def _finished(path: Path, experiment: Experiment, settings: RunSettings) -> dict
     except (OSError, ValueError):
         return None
     asked = (settings.steps, settings.eval_tasks, protocol_id(experiment.protocol))
+    result = result if isinstance(result, dict) else {}
     return result if tuple(result.get(key) for key in ("steps", "num_tasks", "protocol_id")) == asked else None
 
 

@@ -120,7 +120,10 @@ def test_a_body_is_drawn(tmp_path):
     assert shown.captions == ["to count by 1"] * 2 and shown.goals is None and shown.seconds == 0.5
     np.testing.assert_array_equal(shown.limbs[0, 0, :, 0, 0, 0], [0, 1, 2, 0, 1, 2])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
-    pictures(experiment)(tmp_path, params, None, experiment.evaluate(params, "test", 2, checks=True))
+    made = pictures(experiment)(tmp_path, params, None, experiment.evaluate(params, "test", 2, checks=True))
+    assert list(made) == ["learning_curve.png", "rewards.png", "strip.png"]
+    for draw in made.values():
+        draw()
     assert (tmp_path / "plots" / "strip.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "plots" / "paths.png").exists()
 

@@ -55,10 +55,12 @@ def read_metrics(metrics_file: Path) -> Records:
     Raises:
       DataError: the file cannot be read, or a line is not a JSON object with a step; says which.
     """
+    if metrics_file.exists() and not metrics_file.is_file():
+        raise DataError(f"{metrics_file} cannot be read: it is no file.")
     try:
         text = metrics_file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{metrics_file} cannot be read: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{metrics_file} cannot be read: {getattr(error, 'strerror', 'it is no UTF-8')}.") from error
     records: dict[int, dict[str, float]] = {}
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:

@@ -1,6 +1,7 @@
 """What a person sees of one run: its heading, its result with the checks, its pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +31,37 @@ def heading(facts: Mapping[str, Any], directory: Path) -> str:
     return f"{what}\nSizes: {sizes}\n{directory}"
 
 
-def pictures(experiment: Experiment) -> Callable[[Path | None, Params, int | None, Evaluation], None]:
-    """Returns `(directory, params, selected_step, test) -> None`, which draws a run's pictures into `directory/plots`.
+def pictures(
+    experiment: Experiment,
+) -> Callable[[Path, Params, int | None, Evaluation], Mapping[str, Callable[[], None]]]:
+    """Returns `(directory, params, selected_step, test) -> {file: what draws it}`, a run's pictures in `directory/plots`.
 
-    With None for the directory it computes what it would draw, as all processes of a run have to, and leaves it to the first.
+    All processes of a run have to call it, for it computes what is to be drawn; one of them draws.
 
     `learning_curve.png` from `metrics.jsonl`, and `gallery.png`: a few test tasks as `params` answer them.
     """
 
-    def draw(directory: Path | None, params: Params, selected_step: int | None, tested: Evaluation) -> None:
+    def draw(
+        directory: Path, params: Params, selected_step: int | None, tested: Evaluation
+    ) -> Mapping[str, Callable[[], None]]:
         del tested
         tasks, before, after = experiment.examples(params, GALLERY_TASKS)
-        if directory is None:
-            return
         plots = directory / "plots"
-        learning_curve(
+        curve = partial(
+            learning_curve,
             directory / "metrics.jsonl",
             plots / "learning_curve.png",
             metric=experiment.metric,
             selected_step=selected_step,
         )
         if tasks.query.x.ndim == 5:
-            image_gallery(tasks, after.argmax(-1), plots / "gallery.png", num_tasks=GALLERY_TASKS)
+            gallery = partial(image_gallery, tasks, after.argmax(-1))
         elif tasks.query.x.shape[2:] == tasks.query.y.shape[2:] == (1,):
-            regression_gallery(tasks, before, after, plots / "gallery.png", num_tasks=GALLERY_TASKS)
+            gallery = partial(regression_gallery, tasks, before, after)
+        else:
+            return {"learning_curve.png": curve}
+        gallery = partial(gallery, plots / "gallery.png", num_tasks=GALLERY_TASKS)
+        return {"learning_curve.png": curve, "gallery.png": gallery}
 
     return draw
 

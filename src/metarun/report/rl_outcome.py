@@ -1,6 +1,7 @@
 """What a person sees of one run of meta-reinforcement learning: its heading, its result, its pictures."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +29,44 @@ def heading(facts: Mapping[str, Any], directory: Path) -> str:
     return f"{what}\nSizes: {sizes}\n{directory}"
 
 
-def pictures(experiment: Experiment) -> Callable[[Path | None, Params, int | None, Evaluation], None]:
-    """Returns `(directory, params, selected_step, test) -> None`, which draws a run's pictures into `directory/plots`.
+def pictures(
+    experiment: Experiment,
+) -> Callable[[Path, Params, int | None, Evaluation], Mapping[str, Callable[[], None]]]:
+    """Returns `(directory, params, selected_step, test) -> {file: what draws it}`, a run's pictures in `directory/plots`.
 
-    With None for the directory it computes what it would draw, as all processes of a run have to, and leaves it to the first.
+    All processes of a run have to call it, for it computes what is to be drawn; one of them draws.
 
     `learning_curve.png` from `metrics.jsonl`, and `rewards.png`: how the rewards of a trial came about, beside those of
     the agents that were not learnt; in the plane also `paths.png`, and of a body `strip.png`: what the learner does in a
     few test tasks.
     """
 
-    def draw(directory: Path | None, params: Params, selected_step: int | None, tested: Evaluation) -> None:
+    def draw(
+        directory: Path, params: Params, selected_step: int | None, tested: Evaluation
+    ) -> Mapping[str, Callable[[], None]]:
         shown = experiment.examples(params, SHOWN_TASKS) if experiment.examples else None
-        if directory is None:
-            return
         plots = directory / "plots"
-        learning_curve(
+        curve = partial(
+            learning_curve,
             directory / "metrics.jsonl",
             plots / "learning_curve.png",
             metric=experiment.metric,
             selected_step=selected_step,
         )
-        reward_curves(tested.beside["curves"], plots / "rewards.png")
+        made = {
+            "learning_curve.png": curve,
+            "rewards.png": partial(reward_curves, tested.beside["curves"], plots / "rewards.png"),
+        }
         if shown is None:
-            return
+            return made
         of = tested.beside["curves"]["over"]
         watched = shown.watched
         if shown.goals is not None:
-            paths(shown.goals, watched.observation, watched.live, watched.ended, plots / "paths.png", of=of)
+            seen = shown.goals, watched.observation, watched.live, watched.ended
+            made["paths.png"] = partial(paths, *seen, plots / "paths.png", of=of)
         if shown.limbs is not None:
-            strip(
+            made["strip.png"] = partial(
+                strip,
                 shown.captions,
                 shown.limbs,
                 watched.live,
@@ -67,6 +76,7 @@ def pictures(experiment: Experiment) -> Callable[[Path | None, Params, int | Non
                 seconds=shown.seconds,
                 of=of,
             )
+        return made
 
     return draw
 
