@@ -7,6 +7,7 @@ It is a format of its own because what a stranger gives is read here too: the ma
 is read that it does not account for. Earlier checkpoints, whose `arrays/` Orbax wrote, are read still.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -116,6 +117,14 @@ def newest(directory: Path, say: Callable[[str], object]) -> Saved | None:
     return None
 
 
+def newest_facts(directory: Path) -> Mapping[str, Any]:
+    """Returns the facts that the newest checkpoint in `directory` was saved with, its arrays left unread; {} without one."""
+    for step in _steps(directory):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            return _manifest_of(directory / str(step), step)["metadata"]
+    return {}
+
+
 def load(saved: Saved, template: Any, *, partial: bool = False) -> Any:
     """Returns the arrays of `saved`, bit for bit, in the structure of `template`.
 
@@ -210,6 +219,21 @@ def _verified(path: Path, step: int) -> Saved:
     Raises:
       OSError, ValueError, RecursionError: it is damaged.
     """
+    manifest = _manifest_of(path, step)
+    leaves, arrays = manifest["leaves"], manifest.get("arrays")
+    if arrays is None:
+        _check_files(path, manifest["files"])
+    else:
+        with _opened(path / _ARRAYS) as stream:
+            if _size(stream) != (expected := sum(size for size, _ in arrays.values())):
+                raise ValueError(f"{_ARRAYS} has {_size(stream)} bytes, not {expected}")
+            for name, (size, digest) in arrays.items():
+                _check_bytes(stream, size, digest, name)
+    return Saved(path, step, manifest["metadata"], leaves, arrays)
+
+
+def _manifest_of(path: Path, step: int) -> dict[str, Any]:
+    """Returns what the manifest of the checkpoint in `path` says; raises as `_verified`."""
     if path.is_symlink():
         raise ValueError("it is a link")
     with _opened(path / _MANIFEST) as stream:
@@ -229,15 +253,7 @@ def _verified(path: Path, step: int) -> Saved:
     )
     if not known or (arrays is not None and list(arrays) != list(leaves)):
         raise ValueError(f"{_MANIFEST} is not that of a checkpoint of step {step}")
-    if arrays is None:
-        _check_files(path, files)
-    else:
-        with _opened(path / _ARRAYS) as stream:
-            if _size(stream) != (expected := sum(size for size, _ in arrays.values())):
-                raise ValueError(f"{_ARRAYS} has {_size(stream)} bytes, not {expected}")
-            for name, (size, digest) in arrays.items():
-                _check_bytes(stream, size, digest, name)
-    return Saved(path, step, metadata, leaves, arrays)
+    return manifest
 
 
 def _is_table(value: Any, fits: Callable[[Any, Any], bool]) -> bool:
