@@ -157,9 +157,18 @@ def test_by_default_it_is_written_below_the_run_and_broken_files_are_named(runs,
     assert code == 0
     assert f"2 of the files in {query} cannot be used: " in out and "notes.txt (no picture of a known format)" in out
     assert f"1 of the files in {support} cannot be used: stray.png (in no class's folder). They are left out." in out
-    folder = run / "predictions" / "some pictures"
+    (folder,) = (run / "predictions" / "some pictures").iterdir()
     assert len(rows_of(folder)[1]) == 9 and (folder / "predictions.png").exists()
     assert f"probabilities.csv and predictions.png in {folder}" in out
+    # Another support set of the same name is another prediction; the same once more is no other.
+    before = (folder / "probabilities.csv").read_bytes()
+    other = shutil.copytree(support, tmp_path / "other" / "support")
+    (other / "ant").rename(other / "wasp")
+    for shown in (other, support):
+        assert predict(f"run={run}", f"support={shown}", f"query={query}")[0] == 0
+    (second,) = {*folder.parent.iterdir()} - {folder}
+    assert "wasp" in rows_of(second)[0] and "ant" in rows_of(folder)[0]
+    assert (folder / "probabilities.csv").read_bytes() == before
 
 
 def test_many_queries_are_answered_in_blocks(runs, folders, predict, tmp_path, monkeypatch):

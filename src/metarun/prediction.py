@@ -1,5 +1,7 @@
 """What `metarun-predict` does: a trained learner is shown a few pictures of each class and answers for others."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +65,8 @@ def predict(
       query: a folder of pictures, in folders or not.
       invert: whether light and dark change places, for each of the two folders: "true", "false", or "auto", where the
         run's data are light on dark and the pictures are not.
-      output: the folder to write in; None: predictions/NAME in that of the run, NAME being that of `query`.
+      output: the folder to write in; None: predictions/NAME/ID in that of the run, NAME being that of `query`, and ID
+        another for other pictures, classes or answers, so that no prediction replaces another.
       code: what the command line says of code of a user's own, see `saved_run.read`.
 
     Raises:
@@ -99,7 +102,7 @@ def predict(
     outputs = answered(params, lambda each: answers(method, each, support, query_x, together=transductive))
     found = Predictions(shown.names, support_x, shown.labels, asked.names, query_x, softmax(outputs))
     console.print(predictions.table(found))
-    folder = Path(output).expanduser() if output else saved.directory / FOLDER / folders["query"].resolve().name
+    folder = Path(output).expanduser() if output else saved.directory / FOLDER / folders["query"].resolve().name / _id(found)
     predictions.write_csv(found, folder / CSV)
     predictions.picture(found, folder / PICTURE)
     say(f"{CSV} and {PICTURE} in {folder}")
@@ -131,6 +134,14 @@ def softmax(outputs: np.ndarray) -> np.ndarray:
     """Probabilities of `outputs: [n, way]`, in float64."""
     exponentials = np.exp(outputs.astype(np.float64) - outputs.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def _id(found: Predictions) -> str:
+    """Returns eight hexadecimal digits that are equal for equal questions with equal answers."""
+    content = hashlib.sha256()
+    for part in found:
+        content.update(part.tobytes() if isinstance(part, np.ndarray) else json.dumps(part).encode())
+    return content.hexdigest()[:8]
 
 
 def _folder(key: str, value: str | None) -> Path:
