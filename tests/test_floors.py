@@ -69,6 +69,7 @@ FLOORS = [
         "metarun.cell",
         "metarun.factories",
         "metarun.mistakes",
+        "metarun.result",
         "metarun.ensemble",
         "metarun.equivalence",
         "metarun.protocol",
@@ -90,6 +91,7 @@ FLOORS = [
         "metarun.data.contents",
         "metarun.models.convolution",
     ],
+    ["metarun.reading"],
     [
         "metarun.types",
         "metarun.errors",

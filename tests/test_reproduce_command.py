@@ -9,10 +9,11 @@ from rich.console import Console
 from small_run import call, refused
 from test_cli import metarun
 
-from metarun import cli
+from metarun import cli, reproduce
 from metarun.cell import Cell, Figure
 from metarun.config import FEW_SHOT
 from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from metarun.errors import MetarunError
 from metarun.reproduce import Named, cells, differing, find, judged, said
 
 CELL = "finn2017/maml_omniglot_5w1s_quick"
@@ -73,6 +74,38 @@ def test_what_differs_from_the_papers_settings_is_that_of_the_test_first():
     assert not {"memory.chunk", "log_every", "dataset.source", "cell", "cell.quick_of", "experiment"} & {*keys}
     assert next(each for each in found if each.key == "outer_lr")[1:] == (0.001, 0.5)
     assert differing(find("finn2017/maml_omniglot_5w1s"), []) == []
+
+
+def test_a_run_by_other_settings_is_not_said_to_be_the_one_that_was_measured():
+    def words(overrides):
+        stream, outcome = io.StringIO(), judged(named(), [result(0.9865)])
+        own_keys = [each.key for each in differing(named(), overrides, whole=False)]
+        said(named(), outcome, differing(named(), overrides), Console(file=stream, width=200), own_keys)
+        return stream.getvalue()
+
+    measured = f"{100 * named().cell.measured.value:.2f}%"
+    assert f"This command has given {measured}" in words(["dataset.source=x", "log_every=1"])
+    other = words(["steps=200", "outer_lr=0.5"])
+    assert "This command has given" not in other
+    assert f"Without steps, outer_lr, the cell has given {measured}" in other
+
+
+def test_a_result_of_another_seed_or_of_no_schema_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "_run", lambda *_: 0)
+    of_seed = {**result(0.98), "method": "maml", "dataset": "omniglot", "protocol": {}, "protocol_id": "0", "seed": 0}
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "result.json").write_text(json.dumps(of_seed))
+
+    def command(seeds):
+        return reproduce.reproduce(CELL, {"output": str(tmp_path), "seeds": seeds}, Console(file=io.StringIO()))
+
+    assert command("1") == reproduce.EXIT[UNDECIDED]  # what lies in 1/ is not asked for
+    with pytest.raises(MetarunError, match="1/result.json is of seed 0, not 1"):
+        command("2")
+    (tmp_path / "0" / "result.json").write_text(json.dumps({**of_seed, "value": "abc"}))
+    with pytest.raises(MetarunError, match="value is 'abc': expected a finite number or null"):
+        command("1")
 
 
 def test_every_cell_has_a_name_of_its_own():

@@ -24,7 +24,7 @@ from toy_experiment import FACTS, PLAN, toy_experiment
 
 from metarun import checkpoint, files, metrics, runner
 from metarun.ensemble import members_of
-from metarun.errors import ConfigError, MetarunError
+from metarun.errors import ConfigError, Diverged, MetarunError
 from metarun.report.curves import learning_curve
 from metarun.runner import REQUEUE, Interrupted, RunSettings, load_selected, protocol_id
 
@@ -544,12 +544,50 @@ def diverging(at_step, name):
     return toy._replace(step=step)
 
 
-def test_a_loss_that_is_nan_ends_the_run(uninterrupted, tmp_path):
-    with pytest.raises(MetarunError, match=r"The loss is nan in step 43 .* checkpoint of step 40 is kept"):
+def listing(directory):
+    """Every file below a directory, byte for byte."""
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_loss_that_is_nan_ends_the_run_which_is_not_trained_again_unless_asked(uninterrupted, tmp_path):
+    with pytest.raises(Diverged, match=r"The loss is nan in step 43 .* checkpoint of step 40 is kept") as raised:
         run(tmp_path, experiment=diverging(43, "loss"))
-    assert state_of(tmp_path)[0] == 40
+    assert raised.value.step == 43 and state_of(tmp_path)[0] == 40
+    left = listing(tmp_path)
+    with pytest.raises(Diverged) as again:  # this experiment is sound: only what is written there says that it is not
+        run(tmp_path)
+    assert (again.value.step, str(again.value)) == (43, str(raised.value)) and "resume=false" in str(again.value)
+    assert listing(tmp_path) == left
+    assert run(tmp_path, steps=42)["steps"] == 42  # it does not come as far
+    with pytest.raises(Diverged):
+        run(tmp_path)
+    run(tmp_path, resume=False)
+    assert_same_run(tmp_path, uninterrupted)
+    assert not (tmp_path / "diverged").exists()
+
+
+def test_what_another_run_has_said_of_its_divergence_is_not_believed(uninterrupted, tmp_path):
+    with pytest.raises(Diverged):
+        run(tmp_path, experiment=diverging(3, "loss"), identity={"seed": 7})  # nothing was saved
     run(tmp_path)
     assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"step": "3"}', '{"step": 3, "message": 5, "identity": {}}', "\udcff"])
+def test_a_damaged_record_of_a_divergence_costs_a_run_nothing(tmp_path, text):
+    (tmp_path / "diverged").mkdir()
+    (tmp_path / "diverged" / "divergence.json").write_text(text, errors="surrogateescape")
+    assert run(tmp_path, steps=4)["steps"] == 4
+
+
+def test_a_result_that_does_not_fit_its_schema_is_found_again(tmp_path):
+    result = run(tmp_path, steps=8)
+    for damage in ({"value": "abc"}, {"checks": {"x": 5}}, {"selected_steps": 3}, {"protocol": [1]}):
+        (tmp_path / "result.json").write_text(
+            json.dumps({**json.loads((tmp_path / "result.json").read_text()), **damage})
+        )
+        assert run(tmp_path, steps=8)["value"] == result["value"]
+        assert json.loads((tmp_path / "result.json").read_text())["value"] == result["value"]
 
 
 def test_parameters_that_are_nan_are_never_saved(tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from test_cli import METARUN, SMALL, metarun, refused
 
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, Diverged
+from metarun.report.collection import collect
 from metarun.sweep import distribution_of
 
 POINT = ["method=protonet", *SMALL]
@@ -37,14 +38,21 @@ def test_a_sweep_says_what_came_of_its_points_and_the_next_is_a_new_one(tmp_path
     assert len(list(tmp_path.glob("multirun/*/*"))) == 2
 
 
+def rows(sweep):
+    """What `sweep.json` says, by point."""
+    return {row["point"]: row for row in json.loads((sweep / "sweep.json").read_text())}
+
+
 def test_a_bad_point_costs_no_other_and_the_same_command_tries_it_again(tmp_path):
     arguments = ["-m", *POINT, "outer_lr=-1,0.001"]
     for attempt in range(2):
         done = metarun(*arguments, cwd=tmp_path)
-        refused(done, "outer_lr=-1", "above 0")
-        assert ("is complete" in done.stderr) == bool(attempt)
+        refused(done, "1 of 2 points", "outer_lr=-1", "above 0")
+        assert done.returncode == 1 and ("is complete" in done.stderr) == bool(attempt)
         sweep = only(tmp_path.glob("multirun/*/*"))
-        assert [*results(sweep)] == ["1"] and not (sweep / "sweep.json").exists()
+        assert [*results(sweep)] == ["1"] and rows(sweep)["1"]["value"] == results(sweep)["1"]
+        assert (rows(sweep)["0"]["outcome"], rows(sweep)["0"]["value"]) == ("failed", None)
+        assert "failed: outer_lr=-1.0:" in done.stdout
 
 
 def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path):
@@ -102,9 +110,60 @@ def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
     refused(metarun(*free, "hydra.sweeper.direction=minimize", cwd=tmp_path), "direction=minimize", "maximize")
 
 
+def test_a_search_counts_a_trial_that_diverges_as_failed_and_goes_on(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    storage = f"sqlite:///{tmp_path}/search.db"
+    search = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", f"hydra.sweeper.storage={storage}", *POINT]
+    done = metarun(
+        *search, "hydra.sweeper.study_name=a", "outer_lr=choice(1e38,0.001)", "hydra.sweep.dir=a", cwd=tmp_path
+    )
+    assert done.returncode == 0 and "diverged at step" in done.stdout, done.stderr
+    trials = optuna.load_study(study_name="a", storage=storage).trials
+    states = {trial.params["outer_lr"]: (trial.state.name, trial.value) for trial in trials}
+    (row,) = [row for row in rows(tmp_path / "a").values() if row["outcome"] == "finished"]
+    assert states == {1e38: ("FAIL", None), 0.001: ("COMPLETE", row["val"])}
+
+    done = metarun(
+        *search, "hydra.sweeper.study_name=b", "outer_lr=choice(1e38,1e37)", "hydra.sweep.dir=b", cwd=tmp_path
+    )
+    refused(done, "2 of 2 points have no result", "is not finite", "outer_lr")
+    assert done.returncode == 1 and {row["outcome"] for row in rows(tmp_path / "b").values()} == {"diverged"}
+
+
+@pytest.mark.parametrize("launcher", ["basic", "together", "joblib"])
+def test_a_point_that_diverges_is_a_row_and_costs_no_other(tmp_path, launcher):
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    points = ["-m", *POINT, "outer_lr=1e38,0.001", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep"]
+    done = metarun(*points, cwd=tmp_path, COLUMNS="200")
+    refused(done, "1 of 2 points have no result", "metarun-replay run=", "resume=false")
+    assert done.returncode == 1
+    sweep, found = tmp_path / "sweep", rows(tmp_path / "sweep")
+    step = found["0"]["step"]
+    assert (found["0"]["outcome"], found["0"]["value"]) == ("diverged", None) and 1 <= step <= 4
+    assert f"diverged at step {step}" in done.stdout and f"{100 * found['1']['value']:.4g}% ±" in done.stdout
+    records, _ = collect([str(sweep)])
+    assert [record.unfinished and record.unfinished.state for record in records] == [f"diverged at step {step}", None]
+    if launcher == "together":  # what is left is what it would have been
+        alone = metarun(*POINT, "outer_lr=0.001", "hydra.run.dir=alone", cwd=tmp_path)
+        assert alone.returncode == 0, alone.stderr
+        result, single = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("sweep/1", "alone"))
+        assert (result["value"], result["val"]) == (single["value"], single["val"])
+    if launcher == "basic":  # the same command trains neither again
+        before = {
+            path: path.read_bytes() for path in sweep.glob("?/**/*") if path.is_file() and ".hydra" not in path.parts
+        }
+        again = metarun(*points, cwd=tmp_path)
+        refused(again, "1 of 2 points have no result")
+        assert again.returncode == 1 and "is complete" in again.stderr and rows(sweep) == found
+        assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_user_mistake_comes_back_from_another_process():
     error = pickle.loads(pickle.dumps(ConfigError("way", 0, "a whole number, 1 or more")))
     assert (str(error), error.key) == ("way=0: expected a whole number, 1 or more.", "way")
+    error = pickle.loads(pickle.dumps(Diverged(3, "The loss is nan")))
+    assert (str(error), error.step) == ("The loss is nan", 3)
 
 
 def test_seeds_are_trained_together_each_as_it_would_be_alone_and_their_distribution_is_said(tmp_path):
@@ -120,8 +179,15 @@ def test_seeds_are_trained_together_each_as_it_would_be_alone_and_their_distribu
     assert alone.returncode == 0, alone.stderr
     result, single = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("seeds/1", "alone"))
     assert (result["value"], result["ci95"]) == (single["value"], single["ci95"])
-    again = metarun(*POINT, "seeds=3", "seed=4", "hydra.run.dir=seeds", cwd=tmp_path)
+    again = metarun(*POINT, "seeds=2", "seed=4", "hydra.run.dir=seeds", cwd=tmp_path)
     assert again.returncode == 0 and again.stderr.count("is complete") >= 1
+    # Only what was asked for counts: what the first command has left beside is said, and as it was.
+    fewer = json.loads((tmp_path / "seeds" / "seeds.json").read_text())
+    assert (fewer["seeds"], fewer["values"]) == ([4, 5], values[:2]) and "2 seeds: accuracy" in again.stdout
+    assert list(rows(tmp_path / "seeds")) == ["0", "1"] and results(tmp_path / "seeds")["2"] == values[2]
+    assert "Of another command, and so not counted: 2 in" in again.stdout
+    records, faults = collect([str(tmp_path / "seeds")])
+    assert [record.result["seed"] for record in records] == [4, 5] and "left out: 2" in faults[0]
 
 
 @pytest.mark.parametrize("wrong", ["seeds=0", "seeds=few", "seeds=2 seed=x"])

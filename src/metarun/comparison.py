@@ -102,7 +102,9 @@ def _show(result: Mapping[str, Any], accuracy: bool, console: Console) -> None:
     how = "over the same tasks" if result["paired"] else "over different tasks"
     beside = f" (± {scale * result['ci95_unpaired']:.2g} if they were different ones)" if result["paired"] else ""
     words = f"second less first: {difference_said(difference, ci95)}{points}, 95% interval {how}{beside}."
-    if abs(difference) > ci95:
+    if not math.isfinite(difference + ci95):
+        words += " Not every number is finite: there is nothing to tell apart."
+    elif abs(difference) > ci95:
         which = "higher" if difference > 0 else "lower"
         words += f" The second is {which}."
     elif difference:

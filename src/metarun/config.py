@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 # In the directory of a sweep: the command that it is of; what came of its points, once they are done; and of
 # points that differ in their seeds alone, how the results are distributed.
-SWEEP_COMMAND, SWEEP_DONE, SWEEP_SEEDS = "command.json", "sweep.json", "seeds.json"
+SWEEP_COMMAND, SWEEP_DONE, SWEEP_SEEDS, SWEEP_OTHERS = "command.json", "sweep.json", "seeds.json", "others.json"
 # Keys that move no number: where data lie, how often things are written, how a run is fitted to a device.
 CIRCUMSTANCES = (
     "checkpoint_every",
@@ -116,10 +116,17 @@ class RLConfig(AnyRunConfig):
 SCHEMAS = {FEW_SHOT: RunConfig, RL: RLConfig}
 
 # What the plugins of Hydra leave to a user, as a run of ours wants it: a job whose time is up continues in the next; and a
-# search looks for the highest accuracy or reward, one point after the other unless a launcher can do more.
+# search looks for the highest accuracy or reward, one point after the other unless a launcher can do more. A point that
+# diverges ends neither a sweep nor a search.
 PRESETS = {
     "hydra/launcher/submitit_slurm": {"max_num_timeout": 1000},
-    "hydra/sweeper/optuna": {"direction": "maximize", "n_jobs": 1},
+    "hydra/sweeper/basic": {"_target_": "hydra_plugins.metarun_sweeps.Grid"},
+    "hydra/sweeper/optuna": {
+        "_target_": "hydra_plugins.metarun_sweeps.Search",
+        "direction": "maximize",
+        "n_jobs": 1,
+        "max_failure_rate": 1.0,
+    },
 }
 
 

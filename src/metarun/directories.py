@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import fcntl
-import io
 import json
 import os
 import sys
@@ -11,22 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import SWEEP_COMMAND, SWEEP_DONE
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, DataError
 from metarun.files import LOCK, plain, write_bytes
 from metarun.processes import launched
+from metarun.reading import json_of
 
 OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
 # In the directory of a run: how it was made, in the files that Hydra has for it.
 HYDRA = ".hydra"
-# Bytes of the largest configuration that is read.
-LARGEST_YAML = 10**6
 # What a directory holds before any work is done.
 _NO_WORK = {LOCK, SWEEP_COMMAND, "multirun.yaml"}
 # The directories that this command makes: each with those above it that it makes as well, the deepest first.
@@ -50,24 +46,6 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_dir", _own_run_dir, replace=True)
     # Kept once found: a point of a sweep is in the sweep's directory wherever it runs.
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
-
-
-def read_yaml(path: Path) -> Any:
-    """Returns what a small YAML file says, as plain values: nothing in it is looked up or called.
-
-    Raises:
-      OSError: it cannot be read.
-      ValueError: it is larger than `LARGEST_YAML`, is no YAML, or refers to parts of itself, which could multiply it.
-    """
-    if path.stat().st_size > LARGEST_YAML:
-        raise ValueError(f"{path.name} has more than {LARGEST_YAML:,} bytes")
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError(f"{path.name} has an alias (*NAME), which no configuration of a run has")
-        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise ValueError(f"{path.name} is no configuration: {str(error).splitlines()[0]}") from error
 
 
 def recorder(directory: Path, config: DictConfig) -> Callable[[], None]:
@@ -152,7 +130,8 @@ def run_dir(overrides: list[str], process: int | None = None) -> str:
     runs = OUTPUTS.glob(f"*/*/{HYDRA}/overrides.yaml") if "resume=false" not in overrides else []
     for file in sorted(runs, reverse=True):
         directory = file.parent.parent
-        unfinished = (directory / "checkpoints").is_dir() and not (directory / "result.json").exists()
+        begun = any((directory / name).is_dir() for name in ("checkpoints", "diverged"))
+        unfinished = begun and not (directory / "result.json").exists()
         if unfinished and _text(file) == command and _is_free(directory):
             return str(directory)
     return str(_new_directory(OUTPUTS))
@@ -168,7 +147,7 @@ def sweep_dir() -> str:
     text = json.dumps(command) + "\n"
     for file in sorted(begun, reverse=True):
         directory = file.parent
-        unfinished = not (directory / SWEEP_DONE).exists() and _text(file) == text
+        unfinished = _text(file) == text and not _all_finished(directory / SWEEP_DONE)
         if unfinished and all(_is_free(lock.parent) for lock in directory.glob(f"*/{LOCK}")):
             return str(directory)
     directory = _new_directory(SWEEPS)
@@ -198,6 +177,16 @@ def _text(file: Path) -> str | None:
         return file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
+
+
+def _all_finished(file: Path) -> bool:
+    """Whether a `sweep.json` says that every point of the sweep has a result."""
+    try:
+        rows = json_of(file)
+    except DataError:
+        return False
+    rows = rows if isinstance(rows, list) else [None]
+    return all(isinstance(row, dict) and row.get("outcome", "finished") == "finished" for row in rows)
 
 
 def _remove_empty(directory: Path) -> None:

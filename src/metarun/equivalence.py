@@ -120,7 +120,8 @@ def _spread(ours: Ours, published_ci95: float | None, seeds: int | None, times: 
             return _NORMAL * math.sqrt(variance)
         from scipy.special import stdtrit  # slow to load, and of several seeds alone
 
-        freedom = variance**2 / (of_seeds**2 / (seeds - 1))
+        ratio = variance / of_seeds  # before it is squared: the square of a small variance is 0
+        freedom = ratio * ratio * (seeds - 1)
         return float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
 
     return _Spread(half(tasks + theirs, seed + seed / seeds), half(tasks, seed / seeds))

@@ -29,6 +29,22 @@ class ConfigError(MetarunError):
         return type(self), self._given
 
 
+class Diverged(MetarunError):
+    """A run whose loss or parameters stopped being finite, and would again.
+
+    Args:
+      step: the outer step in which they did.
+      message: what the user is told.
+    """
+
+    def __init__(self, step: int, message: str):
+        self.step = step
+        super().__init__(message)
+
+    def __reduce__(self):
+        return type(self), (self.step, str(self))
+
+
 class DataError(MetarunError):
     """A data set that is absent, broken, or too small; the message names the file and the ways out."""
 

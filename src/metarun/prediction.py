@@ -102,7 +102,9 @@ def predict(
     outputs = answered(params, lambda each: answers(method, each, support, query_x, together=transductive))
     found = Predictions(shown.names, support_x, shown.labels, asked.names, query_x, softmax(outputs))
     console.print(predictions.table(found))
-    folder = Path(output).expanduser() if output else saved.directory / FOLDER / folders["query"].resolve().name / _id(found)
+    folder = (
+        Path(output).expanduser() if output else saved.directory / FOLDER / folders["query"].resolve().name / _id(found)
+    )
     predictions.write_csv(found, folder / CSV)
     predictions.picture(found, folder / PICTURE)
     say(f"{CSV} and {PICTURE} in {folder}")

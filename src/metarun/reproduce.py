@@ -5,7 +5,6 @@ The run itself is the command that anybody can type, in a process of its own.
 
 import difflib
 import glob
-import json
 import signal
 import subprocess
 import sys
@@ -22,8 +21,9 @@ from rich.text import Text
 from metarun.cell import Cell, cell_of
 from metarun.config import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL, composed, conf_dir
 from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, Verdict, difference_said, verdict
-from metarun.errors import MetarunError, positive_int
+from metarun.errors import MetarunError, positive_int, some
 from metarun.protocol import ABSENT, Difference, flattened
+from metarun.result import RESULT, read_result
 
 # Exit codes; 1 and 2 are those of errors.
 EXIT = {REPRODUCED: 0, NOT_REPRODUCED: 3, UNDECIDED: 4}
@@ -117,7 +117,7 @@ def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -
       console: where the verdict goes.
 
     Raises:
-      MetarunError: there is no such cell, or a setting cannot be used.
+      MetarunError: there is no such cell, a setting cannot be used, or a result is not that of its seed.
     """
     named = find(name)
     own = dict(settings)
@@ -129,15 +129,20 @@ def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -
     directory = Path(own.pop("output", OUTPUT / named.experiment)).expanduser()
     overrides = [f"{key}={value}" for key, value in own.items()]
     found = differing(named, overrides)  # before anything is trained: it composes, and so finds mistakes
-    results = []
+    own_keys = [difference.key for difference in differing(named, overrides, whole=False)]
     code = _run(named, seeds, overrides, directory)
     if code:
         return code
-    for seed in range(seeds):
-        results.append(json.loads((directory / str(seed) / "result.json").read_text(encoding="utf-8")))
-    outcome = judged(named, results)
-    said(named, outcome, found, console)
+    outcome = judged(named, [_of_seed(directory / str(seed) / RESULT, seed) for seed in range(seeds)])
+    said(named, outcome, found, console, own_keys)
     return EXIT[outcome.verdict.verdict]
+
+
+def _of_seed(file: Path, seed: int) -> Mapping[str, Any]:
+    result = read_result(file)
+    if result["seed"] != seed:
+        raise MetarunError(f"{file} is of seed {result['seed']}, not {seed}: name another directory with output=DIR.")
+    return result
 
 
 def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
@@ -161,16 +166,17 @@ def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
     return Outcome(found, failed, results)
 
 
-def differing(named: Named, overrides: Sequence[str]) -> list[Difference]:
+def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> list[Difference]:
     """The settings in which a run of a cell differs from the paper's: as `first` theirs, as `second` ours.
 
-    Those of the test come first, for they alone make numbers incomparable.
+    Those of the test come first, for they alone make numbers incomparable. With `whole` false, those in which it differs
+    from the cell as it stands, which may be a short version of the paper's.
     """
-    whole = named.cell.quick_of or named.experiment
+    other = named.cell.quick_of or named.experiment if whole else named.experiment
     theirs, ours = (
         {**dict(flattened(OmegaConf.to_container(config))), **_options(choices)}
         for config, choices in (
-            composed([f"experiment={whole}"], named.part),
+            composed([f"experiment={other}"], named.part),
             composed([f"experiment={named.experiment}", *overrides], named.part),
         )
     )
@@ -186,8 +192,17 @@ def differing(named: Named, overrides: Sequence[str]) -> list[Difference]:
     return sorted(found, key=lambda difference: not _of_test(difference.key))
 
 
-def said(named: Named, outcome: Outcome, found: Sequence[Difference], console: Console) -> None:
-    """Prints published and ours, the verdict, what would decide, and what differs from the paper's settings."""
+def said(
+    named: Named, outcome: Outcome, found: Sequence[Difference], console: Console, own_keys: Sequence[str] = ()
+) -> None:
+    """Prints published and ours, the verdict, what would decide, and what differs from the paper's settings.
+
+    Args:
+      named, outcome: the cell, and what has come of it.
+      found: settings in which the run differs from the paper's.
+      console: where it goes.
+      own_keys: of the settings in which it differs from the cell as it stands, which make it another command.
+    """
     figure, cell, verdict = named.cell.published[named.paper], named.cell, outcome.verdict
     first = outcome.results[0]
     accuracy = first["metric"] == "accuracy"
@@ -214,7 +229,10 @@ def said(named: Named, outcome: Outcome, found: Sequence[Difference], console: C
     if cell.measured is not None:
         before = cell.measured
         words = f"{_with_ci95(before.value, before.ci95, accuracy)} in {before.minutes:.0f} minutes on {before.machine}"
-        say(Text(f"This command has given {words}."))
+        if own_keys:
+            say(Text(f"Without {some(own_keys)}, the cell has given {words}: this is another command."))
+        else:
+            say(Text(f"This command has given {words}."))
     if not found and not cell.differs:
         say("Settings: those of the paper, as far as they are known.")
         return

@@ -7,7 +7,6 @@ what it would have computed: dispatches begin and end at the same steps wherever
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -28,6 +27,8 @@ from metarun import checkpoint, metrics, processes
 from metarun.ensemble import Ensemble, members_of, together
 from metarun.errors import (
     ConfigError,
+    DataError,
+    Diverged,
     MetarunError,
     in_a_line,
     non_negative_int,
@@ -41,13 +42,12 @@ from metarun.factories import ANY, CODE, SAME, refuse_other_code
 from metarun.files import canonical_json, locked, plain, write_json, writing
 from metarun.memory import in_words
 from metarun.progress import RunProgress
+from metarun.result import DIVERGED, DIVERGENCE, RESULT, read_divergence, read_result
 from metarun.types import Evaluation, Experiment, Inspection, Metrics, Params, Plan, TrainState
 
 # Exit code of a run that was told to stop and can be continued: EX_TEMPFAIL of sysexits.h, "try again". A scheduler that
 # starts the command again on it needs to know nothing else.
 REQUEUE = 75
-# In the directory of a run that has diverged: its state before the step in which it did.
-DIVERGED = "diverged"
 # What asks a run to stop, in words: Ctrl-C; schedulers before they kill a job; its own time limit.
 _STOPS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2"}
 _STOPS[signal.SIGALRM] = "its time_limit"
@@ -211,8 +211,9 @@ def run(
 
     Raises:
       Interrupted: a signal came, or time is up; the user has been told.
-      MetarunError: the loss is not finite; the directory is in use or cannot be written; its checkpoints are damaged,
-        of another architecture or of other settings.
+      Diverged: the loss or a parameter is not finite; or was not when this run was here before, and is not trained again.
+      MetarunError: the directory is in use or cannot be written; its checkpoints are damaged, of another architecture or
+        of other settings.
     """
     directory = Path(directory)
     first = processes.is_first()
@@ -285,9 +286,9 @@ def _run(
     record: Callable[[], None] | None,
     stop: "Stop",
 ) -> dict[str, Any]:
-    checkpoints, result_path = directory / "checkpoints", directory / "result.json"
+    checkpoints, result_path = directory / "checkpoints", directory / RESULT
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    first, saved, begun = processes.is_first(), None, None
+    first, saved, begun, diverged = processes.is_first(), None, None, None
 
     # ---- Resume, or begin. Until the command is known to be acceptable, nothing in the directory changes.
     if first and settings.resume:
@@ -296,7 +297,10 @@ def _run(
             ledger = Ledger.of(saved)
             _check_continues(saved, identity, settings, directory)
             begun = saved.step, dataclasses.asdict(ledger), _finished(result_path, experiment, settings)
-    begun = processes.from_first(begun)
+        diverged = _diverged_before(directory, identity, settings)
+    begun, diverged = processes.from_first((begun, diverged))
+    if diverged is not None:
+        raise Diverged(*diverged)
     step, ledger = 0, Ledger()
     if begun is not None:
         step, ledger, result = begun[0], Ledger(**begun[1]), begun[2]
@@ -317,6 +321,7 @@ def _run(
     if first:
         if not settings.resume:
             _remove_run(directory)
+        _remove_divergence_of_another(directory, identity)
         checkpoint.remove_leftovers(checkpoints)
         if record is not None:
             record()
@@ -471,15 +476,40 @@ def _check_continues(
         raise ConfigError("steps", settings.steps, f"{saved.step} or more: the run in {directory} is that far")
 
 
+def _diverged_before(directory: Path, identity: Mapping[str, Any], settings: RunSettings) -> tuple[int, str] | None:
+    """Where the same run has diverged and what was said of it, if it would again within its steps."""
+    found = _divergence(directory)
+    if found is None or found["identity"] != identity or found["step"] > settings.steps:
+        return None
+    return found["step"], found["message"]
+
+
+def _remove_divergence_of_another(directory: Path, identity: Mapping[str, Any]) -> None:
+    """Removes what a run of other settings has left as it diverged; nothing that could be continued is there."""
+    found = _divergence(directory)
+    if found is not None and found["identity"] != identity:
+        with writing(directory):
+            shutil.rmtree(directory / DIVERGED)
+
+
+def _divergence(directory: Path) -> Mapping[str, Any] | None:
+    try:
+        return read_divergence(directory)
+    except DataError:  # the run is trained again, and writes it anew
+        return None
+
+
 def _finished(path: Path, experiment: Experiment, settings: RunSettings) -> dict[str, Any] | None:
     """Returns the result in `path` if it is of as many steps and as many test tasks under the same protocol."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        result = read_result(path)
+    except DataError:
         return None
     asked = (settings.steps, settings.eval_tasks, protocol_id(experiment.protocol))
-    result = result if isinstance(result, dict) else {}
-    return result if tuple(result.get(key) for key in ("steps", "num_tasks", "protocol_id")) == asked else None
+    whole = {"val", "selected_steps"} <= result.keys()
+    return (
+        result if whole and tuple(result.get(key) for key in ("steps", "num_tasks", "protocol_id")) == asked else None
+    )
 
 
 @jax.jit
@@ -602,10 +632,15 @@ def _diverged(
     else:
         alone = ", each of which by itself gives a finite loss and gradient," * (inspection.loss is not None)
         whose = f"the seeds of its {number} tasks{alone}"
-    return MetarunError(
+    message = (
         f"{what} in step {step} of the run in {directory}; {kept}. The state before that step and {whose} are in "
-        f"{directory / DIVERGED}: `metarun-replay run={directory}` computes it again. {advice}"
+        f"{directory / DIVERGED}: `metarun-replay run={directory}` computes it again. {advice} The same command does "
+        "not train it again; with resume=false it does."
     )
+    if first:
+        with contextlib.suppress(MetarunError):  # then it is found again
+            write_json(directory / DIVERGED / DIVERGENCE, {"step": step, "message": message, "identity": identity})
+    return Diverged(step, message)
 
 
 def offending(inspection: Inspection) -> list[int]:

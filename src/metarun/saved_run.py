@@ -15,9 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun import checkpoint, factories
 from metarun.composition import Keys
 from metarun.config import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS, composed, conf_dir
-from metarun.directories import HYDRA, contradictions, read_yaml
-from metarun.errors import ConfigError, MetarunError, one_of, some
+from metarun.directories import HYDRA, contradictions
+from metarun.errors import ConfigError, DataError, MetarunError, one_of, some
 from metarun.factories import ANY, CODE, SAME, TARGET, refuse_other_code
+from metarun.reading import yaml_of
 
 CHECKPOINTS = "checkpoints"
 # The group that tasks come from, of each part of `conf/`.
@@ -114,7 +115,7 @@ def read(
         raise ConfigError(key, directory, "the directory of a run, such as outputs/DATE/TIME")
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     try:
-        values, choices = read_yaml(files[0]), _choices_of(read_yaml(files[1]))
+        values, choices = yaml_of(files[0]), _choices_of(yaml_of(files[1]))
         if not isinstance(values, dict):
             raise ValueError("config.yaml is no mapping")
         part = RL if TASKS[RL] in values else FEW_SHOT
@@ -124,7 +125,7 @@ def read(
         unsaid = {name: today[name] for name in CIRCUMSTANCES if name in today and name not in values}
         alone = {"distributed": dict.fromkeys(("address", "processes", "process"))}
         config = OmegaConf.merge(OmegaConf.structured(SCHEMAS[part]), unsaid, values, alone)
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, OmegaConfBaseException) as error:
+    except (DataError, OSError, ValueError, TypeError, AttributeError, LookupError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
         raise MetarunError(f"The configuration in {root / HYDRA} cannot be read: {reason}.") from error
     saved = checkpoint.newest(root / folder, say)

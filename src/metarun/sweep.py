@@ -1,36 +1,35 @@
-"""A sweep as a whole: its points trained together, and in the end what came of each of them."""
+"""A sweep as a whole: its points trained together, and in the end what came of each of them.
 
-import json
+What a sweep consists of is what its sweeper has launched, and nothing else that may lie in its directory.
+"""
+
 import statistics
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from metarun.config import SWEEP_DONE, SWEEP_SEEDS
+from metarun.config import SWEEP_DONE, SWEEP_OTHERS, SWEEP_SEEDS
 from metarun.equivalence import Ours, over_seeds
-from metarun.files import write_json
+from metarun.errors import Diverged, MetarunError
+from metarun.files import write_json, writing
+from metarun.reading import shown_path
+from metarun.result import RESULT, read_result
 
-
-class Outcome(Callback):
-    """Once all points of a sweep have ended well, writes `sweep.json` into its directory and prints it as a table."""
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        directory = Path(config.hydra.sweep.dir)
-        found = points(directory)
-        write_json(directory / SWEEP_DONE, found)
-        console = Console()
-        console.print(table_of(found))
-        if (distribution := distribution_of(directory, found)) is not None:
-            write_json(directory / SWEEP_SEEDS, distribution)
-            console.print(_in_words(distribution), highlight=False, soft_wrap=True)
-        console.print(f"{SWEEP_DONE} and a directory for each point in {directory}", highlight=False, soft_wrap=True)
+FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+_MISTAKES = (MetarunError, HydraException, OmegaConfBaseException)
+_UNFINISHED = 1  # exit code of a sweep with points that have no result
 
 
 class Point(NamedTuple):
@@ -49,12 +48,150 @@ class Point(NamedTuple):
     record: Callable[[], None]
 
 
-def train_together(made: Sequence[Point]) -> list[float | None]:
-    """Trains the points of a sweep by one program, each in its directory, and returns their best validations.
+class Outcome(NamedTuple):
+    """What has come of a point that a sweeper has launched.
+
+    Attributes:
+      directory: of the run.
+      overrides: the settings that it was given.
+      error: what ended it; None where it has a result.
+    """
+
+    directory: Path
+    overrides: Sequence[str]
+    error: Exception | None
+
+
+class Points(Launcher):
+    """A launcher around that of a sweep, which keeps what came of each point, so that no point costs the others theirs.
+
+    Args:
+      launcher: the one that was chosen, set up.
+      failures: how a sweeper wants points without a result: False for as points that return nothing; True for as points
+        that raise, which a search counts.
+    """
+
+    def __init__(self, launcher: Launcher, *, failures: bool):
+        self._launcher, self._failures = launcher, failures
+        self.outcomes: list[Outcome] = []
+
+    def setup(self, **_: Any) -> None:
+        """Nothing: the launcher within has been."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        returns = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
+        before = len(self.outcomes)
+        self.outcomes += [
+            Outcome(Path(point.hydra_cfg.hydra.runtime.output_dir), list(point.overrides), _error_of(point))
+            for point in returns
+        ]
+        if self._failures and not before and all(_is_refused(outcome) for outcome in self.outcomes):
+            raise self.outcomes[0].error  # the first trials are all refused: the mistake is the search's
+        return [
+            point if outcome.error is None else _without_result(outcome.error if self._failures else None)
+            for point, outcome in zip(returns, self.outcomes[before:], strict=True)
+        ]
+
+
+class _Failed(JobReturn):
+    """A point that raises, without a line of Hydra's, to whoever asks for its return value."""
+
+    @property
+    def return_value(self) -> Any:
+        raise self._return_value
+
+
+def _without_result(error: Exception | None) -> JobReturn:
+    point = JobReturn() if error is None else _Failed()
+    point.status, point._return_value = JobStatus.COMPLETED, error
+    return point
+
+
+def _error_of(point: JobReturn) -> Exception | None:
+    return None if point.status == JobStatus.COMPLETED else point._return_value
+
+
+def _is_refused(outcome: Outcome) -> bool:
+    return isinstance(outcome.error, _MISTAKES) and not isinstance(outcome.error, Diverged)
+
+
+@contextmanager
+def told(points: Points, directory: Path, *, search: bool) -> Iterator[None]:
+    """Whatever the body, a sweeper's work, ends in: writes and prints what came of the points that it has launched.
+
+    Args:
+      points: around the launcher.
+      directory: of the sweep.
+      search: whether points without a result are a part of the work, as long as there are others.
+
+    Raises:
+      SystemExit: points have no result, and it is said which; code 1.
+      Exception: the first error of a point where all were refused, as a single run's, and then nothing is written; or
+        where it is no mistake of the user's.
+    """
+    stopped: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        stopped = error
+    outcomes = points.outcomes
+    without = [outcome for outcome in outcomes if outcome.error is not None]
+    if not outcomes or all(_is_refused(outcome) for outcome in outcomes):
+        if stopped is not None or outcomes:
+            raise stopped or outcomes[0].error
+        return
+    found = rows(directory, outcomes)
+    write_json(directory / SWEEP_DONE, found)
+    console = Console()
+    console.print(table_of(found))
+    distribution = distribution_of(directory, found)
+    if distribution is not None:
+        write_json(directory / SWEEP_SEEDS, distribution)
+        console.print(_in_words(distribution), highlight=False, soft_wrap=True)
+    else:
+        _remove(directory / SWEEP_SEEDS)  # of an earlier command
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say(f"{SWEEP_DONE} and a directory for each point in {directory}")
+    _tell_others(directory, outcomes, say)
+    errors = [outcome.error for outcome in without]
+    nothing_found = search and len(without) == len(outcomes) and isinstance(stopped, ValueError)  # which Optuna says so
+    if stopped is not None and not nothing_found and not any(stopped is error for error in errors):
+        raise stopped
+    for error in errors:
+        if not isinstance(error, _MISTAKES):
+            raise error
+    if without and not (search and len(without) < len(outcomes) and all(row["outcome"] != FAILED for row in found)):
+        which = "; ".join(f"{row['point']}: {row['reason']}" for row in found if row["reason"] is not None)
+        words = f"metarun: {len(without)} of {len(outcomes)} points have no result. {which}"
+        Console(stderr=True).print(words, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(_UNFINISHED)
+
+
+def _remove(path: Path) -> None:
+    with writing(path):
+        path.unlink(missing_ok=True)
+
+
+def _tell_others(directory: Path, outcomes: Sequence[Outcome], say: Callable[[str], None]) -> None:
+    """Says, and writes down for reports, which directories of runs in that of the sweep are no points of it."""
+    own = {outcome.directory.resolve() for outcome in outcomes}
+    runs = (file.parent.parent for file in sorted(directory.rglob(".hydra/config.yaml")))
+    others = [str(run.relative_to(directory)) for run in runs if run.resolve() not in own]
+    if not others:
+        return _remove(directory / SWEEP_OTHERS)
+    write_json(directory / SWEEP_OTHERS, others)
+    say(f"Of another command, and so not counted: {', '.join(map(shown_path, others))} in {directory}")
+
+
+def train_together(made: Sequence[Point]) -> list[float | None | Exception]:
+    """Trains the points of a sweep by one program, each in its directory.
+
+    Returns:
+      The best validation of each, or the error that has ended it, which costs the others nothing.
 
     Raises:
       ConfigError: they differ in more than numbers.
-      Interrupted, MetarunError: as `runner.run`.
+      Interrupted, MetarunError: as `together.train`.
     """
     from metarun import runner, together
 
@@ -81,35 +218,50 @@ def train_together(made: Sequence[Point]) -> list[float | None]:
         return together.train([point.run.experiment for point in made], drive)
 
 
-def points(directory: Path) -> list[dict[str, Any]]:
-    """Returns, in the order of their numbers, what became of a sweep's points.
+def rows(directory: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Returns what became of a sweep's points, in the order in which they were launched.
+
+    Args:
+      directory: of the sweep.
+      outcomes: of its points.
 
     Returns:
-      A list of `{point, overrides, metric, value, ci95, val}`: the name of its directory, the settings that it was given,
-      and of `result.json` what was found; those of a point without a result are None.
+      A list of `{point, overrides, metric, value, ci95, val, outcome, step, reason}`: the name of its directory, the
+      settings that it was given, and of `result.json` what was found; `outcome` is "finished", "diverged" or "failed".
+      What it is of a point without a result is None, and then `reason` says why; `step` is that of a divergence.
     """
     found = []
-    for path in sorted(directory.glob("*/.hydra/overrides.yaml"), key=lambda path: (len(path.parts[-3]), path)):
-        point = path.parent.parent
-        result = {}
-        if (point / "result.json").exists():
-            result = json.loads((point / "result.json").read_text(encoding="utf-8"))
+    for outcome in outcomes:
+        result, error = {}, outcome.error
+        if error is None:
+            try:
+                result = read_result(outcome.directory / RESULT)
+            except MetarunError as unreadable:
+                error = unreadable
         found.append(
             {
-                "point": point.name,
-                "overrides": list(OmegaConf.load(path)),
+                "point": _name(outcome.directory, directory),
+                "overrides": list(outcome.overrides),
                 **{key: result.get(key) for key in ("metric", "value", "ci95", "val")},
+                "outcome": FINISHED if error is None else DIVERGED if isinstance(error, Diverged) else FAILED,
+                "step": error.step if isinstance(error, Diverged) else None,
+                "reason": None if error is None else (str(error).splitlines() or [type(error).__name__])[0],
             }
         )
     return found
 
 
-def distribution_of(directory: Path, found: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _name(point: Path, directory: Path) -> str:
+    point, directory = point.resolve(), directory.resolve()
+    return str(point.relative_to(directory) if point.is_relative_to(directory) else point)
+
+
+def distribution_of(directory: Path, found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """How the results of points are distributed that differ in their seeds alone; None where there are no such.
 
     Args:
       directory: of the sweep.
-      found: from `points`.
+      found: from `rows`.
 
     Returns:
       `value`, the mean over seeds; `ci95`, half the width of its 95% interval over tasks and seeds; `sd`, the standard
@@ -118,10 +270,11 @@ def distribution_of(directory: Path, found: list[dict[str, Any]]) -> dict[str, A
     others = [{each for each in point["overrides"] if not each.startswith("seed=")} for point in found]
     if len(found) < 2 or any(other != others[0] for other in others) or any(point["value"] is None for point in found):
         return None
-    paths = [directory / point["point"] / "result.json" for point in found]
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    results = [read_result(directory / point["point"] / RESULT) for point in found]
     shared = {key: results[0][key] for key in ("metric", "num_tasks", "protocol_id")}
     if any(result[key] != value for result in results for key, value in shared.items()):
+        return None
+    if any(result["ci95"] is None for result in results):
         return None
     values = [result["value"] for result in results]
     value, ci95 = over_seeds(Ours(values, max(result["ci95"] for result in results), shared["num_tasks"]))
@@ -145,7 +298,7 @@ def _in_words(distribution: dict[str, Any]) -> str:
     )
 
 
-def table_of(found: list[dict[str, Any]]) -> Table:
+def table_of(found: Sequence[dict[str, Any]]) -> Table:
     """The points of a sweep, a row each, with the settings in which they differ."""
     common = set.intersection(*(set(point["overrides"]) for point in found)) if len(found) > 1 else set()
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -154,6 +307,13 @@ def table_of(found: list[dict[str, Any]]) -> Table:
     for point in found:
         own = " ".join(override for override in point["overrides"] if override not in common)
         scale, unit = (100, "%") if point["metric"] == "accuracy" else (1, "")
-        said = ["" if x is None else f"{scale * x:.4g}{unit}" for x in (point["val"], point["value"], point["ci95"])]
-        table.add_row(point["point"], Text(own), said[0], f"{said[1]} ± {said[2]}" if said[1] else "no result")
+        val, value, ci95 = (
+            None if x is None else f"{scale * x:.4g}{unit}" for x in (point["val"], point["value"], point["ci95"])
+        )
+        said = f"{value or 'not finite'}" + (f" ± {ci95}" if ci95 else "")
+        if point["outcome"] == DIVERGED:
+            said = f"diverged at step {point['step']}"
+        elif point["outcome"] == FAILED:
+            said = f"failed: {point['reason']}"
+        table.add_row(Text(point["point"]), Text(own), val or "", Text(said))
     return table

@@ -117,16 +117,17 @@ def train(experiments: Sequence[Experiment], drive: Callable[[int, Experiment], 
       drive: `(number, experiment) -> result`, such as by `runner.run`.
 
     Returns:
-      The results, in order.
+      The results, in order; of a drive that has raised, its exception, which costs the others nothing: the arrays of
+      one run are none of another's, and the others' steps no longer wait for it.
 
     Raises:
-      BaseException: the first error of a drive, when all have ended.
+      BaseException: the first of a drive that is no `Exception`, such as an interruption, when all have ended.
       ConfigError, MetarunError: as `Steps`.
     """
     steps = Steps(experiments)
     evaluating = threading.Lock()  # one at a time: their memory, and the cores
     results: list[Any] = [None] * len(experiments)
-    errors: dict[int, BaseException] = {}
+    interruptions: dict[int, BaseException] = {}
 
     def run(number: int) -> None:
         experiment = experiments[number]
@@ -144,8 +145,10 @@ def train(experiments: Sequence[Experiment], drive: Callable[[int, Experiment], 
                     evaluate=evaluate,
                 ),
             )
+        except Exception as error:
+            results[number] = error
         except BaseException as error:
-            errors[number] = error
+            interruptions[number] = error
         finally:
             steps.leave(number)
 
@@ -154,8 +157,8 @@ def train(experiments: Sequence[Experiment], drive: Callable[[int, Experiment], 
         thread.start()
     for thread in threads:
         thread.join()
-    if errors:
-        raise errors[min(errors)]
+    if interruptions:
+        raise interruptions[min(interruptions)]
     return results
 
 

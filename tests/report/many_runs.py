@@ -34,6 +34,9 @@ def write_run(
     config = {"dataset": {"source": str(directory)}, "method": {"name": method, "eval_inner_steps": inner_steps}}
     config |= {"way": way, "shot": shot, "seed": seed, **(settings or {})}
     (directory / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    choices = {"method": method, "dataset": "omniglot", "hydra/launcher": "basic"}
+    of_hydra = {"hydra": {"runtime": {"choices": choices}}}
+    (directory / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(of_hydra))
     own = [f"method={method}", f"way={way}", f"shot={shot}", f"seed={seed}", *overrides]
     (directory / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(own))
     draw = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 
 from metarun.errors import DataError, MetarunError
-from metarun.report.curves import draw_learning_curve, learning_curve, read_metrics
+from metarun.report.curves import draw_learning_curve, learning_curve
 
 
 def run_of(num_lines, metric="accuracy", every=10, validate_every=50):
@@ -106,22 +106,14 @@ def test_what_was_not_finite_is_left_out():
     np.testing.assert_array_equal(validation.get_xdata(), [100, 150, 200])
 
 
-def test_lines_of_a_step_are_merged_and_an_unfinished_last_line_left_out(tmp_path):
-    lines = [{"step": 2, "train/loss": 1.0}, {"step": 1, "train/loss": 2.0}, {"step": 2, "val/accuracy": 0.5}]
-    path = write(tmp_path / "metrics.jsonl", lines, end='\n{"step": 3, "tra')
-    assert read_metrics(path) == {
-        1: {"step": 1, "train/loss": 2.0},
-        2: {"step": 2, "train/loss": 1.0, "val/accuracy": 0.5},
-    }
-    assert list(read_metrics(path)) == [1, 2]
-
-
-@pytest.mark.parametrize("bad", ["{", "[1]", "7", '{"train/loss": 1}'])
-def test_a_broken_line_is_named(tmp_path, bad):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "train/loss": 1.0}\n' + bad + "\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2"):
-        read_metrics(path)
+def test_a_validation_whose_interval_is_missing_is_drawn_without(tmp_path):
+    lines = [*run_of(20)]
+    for line in lines:
+        line.pop("val/ci95", None)
+    path = write(tmp_path / "metrics.jsonl", lines)
+    learning_curve(path, tmp_path / "curve.png", metric="accuracy", selected_step=50)
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    assert "±" not in legend_of(draw_learning_curve(records_of(lines), metric="accuracy", selected_step=50))[-1]
 
 
 def test_nothing_to_draw_is_an_error(tmp_path):

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from metarun.report import rl_outcome
 from metarun.report.outcome import heading, summary
+from metarun.report.rl_outcome import regret_in_words
 
 CHECKS = {
     "query_order": {"passed": True, "value": 0.0},
@@ -49,7 +51,7 @@ def test_a_value_that_is_not_finite_says_what_to_change():
         "query_count": {"passed": True, "value": None, "alone": None, "changed": 0.0, "declared_transductive": False}
     }
     text = printed(RESULT | {"metric": "mse", "value": None, "ci95": None, "checks": checks})
-    assert text.startswith("test mse not finite ± not finite\n")
+    assert text.startswith("test mse not finite\n")
     assert "method.eval_inner_steps" in text
 
 
@@ -61,3 +63,30 @@ def test_heading(way, setting):
         heading(facts, Path("run"))
         == f"maml on glyphs, {setting}, seed 3, on 2 x cpu\nSizes: meta_params 1,234, generated 56\nrun"
     )
+
+
+@pytest.mark.parametrize(
+    "value, ci95, words",
+    [
+        (-6.427, 0.5, "regret -6.427 ± 0.5 against optimistic psrl: the learner is better than optimistic psrl"),
+        (1.25, 0.5, "regret 1.25 ± 0.5 against optimistic psrl: the learner is worse than optimistic psrl"),
+        (
+            -0.25,
+            0.5,
+            "regret -0.25 ± 0.5 against optimistic psrl: the learner and optimistic psrl cannot be told apart",
+        ),
+        (None, None, "regret not finite against optimistic psrl"),
+    ],
+)
+def test_a_regret_says_which_of_the_two_is_better(value, ci95, words):
+    assert regret_in_words({"value": value, "ci95": ci95, "against": "optimistic_psrl"}) == words
+
+
+def test_a_result_that_a_reader_has_let_through_can_be_said_whatever_it_lacks():
+    checks = {"query_count": {"passed": True}, "labels_by_class": {"passed": False, "value": None}}
+    assert "test accuracy 95.12%\n" in printed(RESULT | {"ci95": None, "checks": checks, "tasks_per_second": None})
+    console = Console(file=io.StringIO(), width=80)
+    lacking = {"metric": "reward", "value": None, "ci95": None, "num_tasks": 4, "selected_steps": [1], "checks": {}}
+    yardsticks = {"a": {"value": None, "ci95": None}, "b": {"value": 1.5, "ci95": None}}
+    console.print(rl_outcome.summary(lacking | {"yardsticks": yardsticks}))
+    assert console.file.getvalue().startswith("test reward not finite\n")

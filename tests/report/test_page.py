@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import os
+import pathlib
 import re
 import shutil
 import time
@@ -19,7 +21,8 @@ from metarun.report import tables
 from metarun.report.collection import collect, differing_keys
 from metarun.report.page import page
 from metarun.report.replicates import together
-from metarun.sweep import distribution_of, points
+from metarun.result import faults_of
+from metarun.sweep import Outcome, distribution_of, rows
 
 # The result of several seeds, as the page has it.
 OF_SEEDS = r"([\d.]+)% ± ([\d.]+)%\n(\d+) seeds, from ([\d.]+)% to ([\d.]+)%"
@@ -75,6 +78,162 @@ def test_what_is_unfinished_or_damaged_is_said_and_costs_no_other(tmp_path):
         collect([str(tmp_path / "whole" / "plots")])
 
 
+def test_what_is_unfinished_says_what_it_is_and_how_far(tmp_path):
+    def run(name, *, metrics=True, **settings):
+        directory = write_run(tmp_path / name, **settings)
+        (directory / "result.json").unlink()
+        if not metrics:
+            (directory / "metrics.jsonl").unlink()
+        return directory
+
+    run("a", method="protonet", way=20, settings={"steps": 6000})
+    (run("b", metrics=False, settings={"steps": 6000}) / "checkpoints" / "40").mkdir(parents=True)
+    (run("c") / "diverged").mkdir()
+    divergence = {"step": 12, "message": "The loss is nan", "identity": {"seed": 0}}
+    (tmp_path / "c" / "diverged" / "divergence.json").write_text(json.dumps(divergence))
+    env = run("d", settings={"env": {"episodes": 2}, "steps": 10}, metrics=False)
+    (env / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {method: rl2, env: maze}}}")
+    (run("e", settings={"steps": "many", "way": []}) / ".hydra" / "hydra.yaml").write_text("hydra: [runtime]")
+    records, faults = collect([str(tmp_path)])
+    assert faults == [] and [tuple(record.unfinished) for record in records] == [
+        ("protonet", "omniglot, 20-way 1-shot", "not finished: step 3000 of 6000"),
+        ("maml", "omniglot, 5-way 1-shot", "not finished: step 40 of 6000"),
+        ("maml", "omniglot, 5-way 1-shot", "diverged at step 12"),
+        ("rl2", "maze, 2 episodes", "not finished: step 0 of 10"),
+        ("", "", "not finished: step 3000"),
+    ]
+    text = tables.markdown(records)
+    assert "| protonet | omniglot, 20-way 1-shot | not finished: step 3000 of 6000 |" in text
+    assert "| maml | omniglot, 5-way 1-shot | diverged at step 12 |" in text
+    assert '"state":"diverged at step 12","method":"maml"' in page(records, faults)
+
+
+ODD = ("abc", "", 5, -1, 1.5, True, None, [1], [], {"x": 5}, {}, 10**400, "</script><b>", "\ud800", "\x1b[2J", [[[1]]])
+NOT_JSON = ("NaN", "-Infinity", "1e999", '{"a":' * 30 + "1" + "}" * 30, "9" * 5000)
+
+
+def damaged(value, path=()):
+    """A value with each of its fields, however deep, replaced in turn by each odd one, as JSON."""
+    if isinstance(value, dict):
+        for key in value:
+            rest = {name: entry for name, entry in value.items() if name != key}
+            yield (*path, key), rest
+            for field, other in damaged(value[key], (*path, key)):
+                yield field, {**value, key: other}
+    for odd in ODD:
+        yield path, odd
+
+
+def test_a_result_with_any_field_of_any_other_kind_costs_no_other_run(tmp_path):
+    """Each odd result is a run of its own, all beside a whole one: the page has that, and names what does not fit."""
+    write_run(tmp_path / "whole", value=0.8125)
+    source = write_run(tmp_path / "source", curves={"over": "inner step", "learner": [0.5]}, selected_steps=[3000])
+    result = json.loads((source / "result.json").read_text())
+    shutil.rmtree(source)
+    cases = [(field, json.dumps(value)) for field, value in damaged(result)]
+    text = json.dumps({**result, "value": "VALUE"})
+    cases += [(("value",), text.replace('"VALUE"', odd)) for odd in NOT_JSON]
+    cases += [(("protocol",), json.dumps({**result, "protocol": "P"}).replace('"P"', odd)) for odd in NOT_JSON]
+    bad = 0
+    for number, (_, odd) in enumerate(cases):
+        directory = tmp_path / f"{number:04}"
+        (directory / ".hydra").mkdir(parents=True)
+        (directory / ".hydra" / "config.yaml").write_text("way: 5\n")
+        (directory / "result.json").write_text(odd)
+        try:
+            bad += bool(faults_of(json.loads(odd)))
+        except ValueError:
+            bad += 1
+    assert len(cases) > 300 and bad > 200
+    records, faults = collect([str(tmp_path)])
+    assert len(records) == len(cases) + 1 and len(faults) == bad
+    for (field, odd), record in zip(cases, records, strict=False):
+        if record.result is None:
+            (fault,) = [fault for fault in faults if f"/{record.name}/result.json " in fault]
+            assert not field or field[0] in fault or "it is no JSON" in fault, (odd, fault)
+            assert fault.isprintable()
+    text = page(records, faults)
+    assert "0.8125" in text and "NaN" not in text.split("<script")[1] and text.encode() and "<b>" not in text
+    for form in (tables.markdown, tables.comma_separated, tables.latex):
+        assert form(records).encode() and "81.25" in form(records)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "hydra.yaml"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "abc",
+            "5",
+            "[1, [2]]",
+            "{1: 2}",
+            "{a: 2020-01-01}",
+            "a: !!python/name:os.system",
+            "a: &x [*x]",
+            "{" * 3000,
+        ),
+        *(
+            "hydra: 5",
+            "hydra: {runtime: {choices: {method: [1], dataset: {a: 1}}}}",
+            "steps: {a: 1}",
+            "dataset: 7\nway: x",
+        ),
+        *("\x00", "way: .nan", 'method: "\\ud800"', "way: 0x" + "f" * 5000, "env: 5", "a: |\n" + 600_000 * " "),
+    ],
+    ids=lambda text: ascii(text)[:20],
+)
+def test_a_configuration_of_any_other_kind_costs_no_other_run(tmp_path, name, text):
+    write_run(tmp_path / "whole", value=0.8125)
+    (write_run(tmp_path / "odd") / "result.json").unlink()
+    (tmp_path / "odd" / ".hydra" / name).write_text(text)
+    records, faults = collect([str(tmp_path)])
+    assert [record.name for record in records] == ["odd", "whole"]
+    assert all("odd" in fault for fault in faults)
+    assert "0.8125" in page(records, faults) and "81.25" in tables.markdown(records)
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "evaluations/x.json", "evaluations/sweep-1.json"])
+def test_what_is_no_file_of_text_is_named(tmp_path, name):
+    write_run(tmp_path / "whole", value=0.8125)
+    odd = write_run(tmp_path / "odd") / name
+    for make in (
+        lambda: odd.mkdir(parents=True),
+        lambda: odd.write_bytes(b"\xff\x00"),
+        lambda: odd.symlink_to("/dev/zero"),
+    ):
+        if odd.is_dir():
+            odd.rmdir()
+        odd.unlink(missing_ok=True)
+        make()
+        records, (fault,) = collect([str(tmp_path)])
+        assert f"odd/{name} cannot be read" in fault and "0.8125" in page(records, [fault])
+
+
+def test_what_a_sweep_says_is_another_commands_is_no_point_of_it(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / "sweep" / str(seed), seed=seed)
+    (tmp_path / "sweep" / "others.json").write_text('["2", "gone", "../other"]')
+    write_run(tmp_path / "other", seed=7)
+    assert seeds_together(tmp_path) == [[0, 1, 7]]
+    _, (said,) = collect([str(tmp_path)])
+    assert "sweep: of another command than the sweep, and so left out: " in said and said.count("2") == 1
+    assert seeds_together(tmp_path / "sweep" / "2") == [[2]]  # which is asked for
+    for odd in ("[", "5", "[5]", '[""]'):
+        (tmp_path / "sweep" / "others.json").write_text(odd)
+        records, (said,) = collect([str(tmp_path)])
+        assert len(records) == 4 and "others.json" in said
+
+
+def test_names_of_files_in_other_encodings_can_be_written(tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/run-\xe9\x1b[2J")
+    write_run(pathlib.Path(odd), value=0.8125)
+    (pathlib.Path(odd) / "metrics.jsonl").write_text("{\n")
+    records, faults = collect([str(tmp_path)])
+    assert all(fault.isprintable() for fault in faults) and any("line 1" in fault for fault in faults)
+    assert "0.8125" in page(records, faults).encode().decode()
+
+
 def test_the_keys_in_which_protocols_differ_are_named(tmp_path):
     for k, steps in enumerate((3, 5, 3)):
         write_run(tmp_path / str(k), inner_steps=steps)
@@ -110,7 +269,8 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_taken_together(tmp_path):
     half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(tasks + seeds)
     assert (group.value, group.ci95, group.sd) == pytest.approx((0.93, half, np.std(values, ddof=1)))
     # And as the sweep that they are says it.
-    said = distribution_of(tmp_path, points(tmp_path))
+    outcomes = [Outcome(tmp_path / str(seed), [f"seed={seed}"], None) for seed in range(3)]
+    said = distribution_of(tmp_path, rows(tmp_path, outcomes))
     assert (group.value, group.ci95, group.sd) == pytest.approx((said["value"], said["ci95"], said["sd"]))
 
 

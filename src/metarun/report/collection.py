@@ -1,23 +1,35 @@
 """Runs found below directories, as plain records: what a report is made of."""
 
-import json
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from metarun.config import CIRCUMSTANCES, PACE
+from metarun.config import CIRCUMSTANCES, PACE, SWEEP_OTHERS
 from metarun.errors import ConfigError, DataError
 from metarun.files import canonical_json
 from metarun.protocol import flattened
-from metarun.report.curves import read_metrics
+from metarun.reading import is_text, json_of, shown_path, yaml_of
+from metarun.result import EVALUATIONS, RESULT, read_divergence, read_metrics, read_result, read_rows
 
 # Keys that make no other run besides the seed: where its data lie, how it is written down and how driven.
 _NO_OTHER_RUN = {"seed", *CIRCUMSTANCES, *PACE}
 PICTURES = ("gallery.png", "strip.png", "paths.png", "rewards.png")
-_NEEDED = ("metric", "value", "ci95", "num_tasks", "method", "protocol", "protocol_id", "seed", "checks")
+
+
+class Unfinished(NamedTuple):
+    """What is known of a run without a result, from its configuration and its metrics.
+
+    Attributes:
+      method: its name; "" where that is not known.
+      setting: its data set or environment and the size of its tasks, in words; "" likewise.
+      state: how far it is, in words: "not finished: step 300 of 1500", or "diverged at step 12".
+    """
+
+    method: str
+    setting: str
+    state: str
 
 
 class Record(NamedTuple):
@@ -33,6 +45,7 @@ class Record(NamedTuple):
       pictures: paths of its pictures of tasks.
       settings: what it was made by, the seed and what moves no number apart, so that it is equal for replicates; of an
         evaluation also what was trained and what was asked. "" where that is not known.
+      unfinished: what it is where there is no result; None where there is one.
     """
 
     name: str
@@ -43,13 +56,17 @@ class Record(NamedTuple):
     curve: Mapping[str, Sequence[tuple[int, float]]]
     pictures: Sequence[Path]
     settings: str
+    unfinished: Unfinished | None = None
 
 
 def collect(directories: Sequence[str]) -> tuple[list[Record], list[str]]:
     """Reads every run at or below some directories, of sweeps and job arrays as well.
 
+    What another command has left in the directory of a sweep is no point of it and is passed over, unless it is what was
+    given. Whatever cannot be read, or does not fit its schema, is passed over too.
+
     Returns:
-      The records, and a sentence for each file that could not be read.
+      The records, and a sentence for each thing that was passed over.
 
     Raises:
       ConfigError: one is no directory, or there is no run below any.
@@ -60,92 +77,171 @@ def collect(directories: Sequence[str]) -> tuple[list[Record], list[str]]:
         root = Path(given).expanduser()
         if not root.is_dir():
             raise ConfigError("DIR", given, "a directory of runs, such as outputs")
+        others = _of_other_commands(root, faults)
         for config in sorted(root.rglob(".hydra/config.yaml")):
             directory = config.parent.parent
-            if directory.resolve() not in runs:
-                runs[directory.resolve()] = list(_records(root, directory, faults))
+            if directory.resolve() in runs or others & {directory, *directory.parents} - {root, *root.parents}:
+                continue
+            runs[directory.resolve()] = list(_records(root, directory, faults))
     if not runs:
         raise ConfigError("DIR", " ".join(directories), "a directory with runs of metarun or metarun-rl below it")
     return [record for found in runs.values() for record in found], faults
 
 
+def _of_other_commands(root: Path, faults: list[str]) -> set[Path]:
+    """The directories below `root` that lie in that of a sweep without being its points."""
+    found: set[Path] = set()
+    for file in sorted(root.rglob(SWEEP_OTHERS)):
+        try:
+            names = json_of(file)
+        except DataError as error:
+            faults.append(str(error))
+            continue
+        if not isinstance(names, list) or not all(is_text(name) and name for name in names):
+            faults.append(f"{shown_path(file)} is no list of directories.")
+            continue
+        there = {name: file.parent / name for name in sorted(names) if (file.parent / name / ".hydra").is_dir()}
+        if there:
+            found |= {directory for directory in there.values() if directory.is_relative_to(file.parent)}
+            faults.append(
+                f"{shown_path(file.parent)}: of another command than the sweep, and so left out: "
+                f"{', '.join(there)}. A report of the directory itself has it."
+            )
+    return found
+
+
 def _records(root: Path, directory: Path, faults: list[str]) -> Iterator[Record]:
-    name = str(directory.relative_to(root)) if directory != root else directory.resolve().name
-    command, settings = _command(directory, faults)
-    own = _result(directory / "result.json", faults)
+    name = _written(directory.relative_to(root) if directory != root else Path(directory.resolve().name))
+    config, command, settings = _configuration(directory, faults)
+    own = _result(directory / RESULT, faults)
     pictures = [path for path in (directory / "plots" / picture for picture in PICTURES) if path.is_file()]
-    yield Record(name, directory, command, own, False, _curve(directory, faults), pictures, settings)
-    for file in sorted(directory.glob("evaluations/*.json")):
+    curve, step = _curve(directory, faults)
+    unfinished = None if own else _unfinished(directory, config, curve, step, faults)
+    yield Record(name, directory, command, own, False, curve, pictures, settings, unfinished)
+    for file in sorted(directory.glob(f"{EVALUATIONS}/*.json")):
         if file.name.startswith("compared-with-"):
             continue
         if file.name.startswith("sweep-"):
-            rows = _read(file, faults) or []
-            found = [(f"{row['key']}={row['value']}", row["result"]) for row in rows if row.get("key")]
+            found = [(f"{row['key']}={row['value']}", row["result"]) for row in _rows(file, faults) if row["key"]]
         else:
             result = _result(file, faults)
-            found = [] if result is None else [(file.stem, result)]
+            found = [] if result is None else [(_written(file.stem), result)]
         for what, result in found:
             # An unfinished run does not say how far it was. And a protocol does not say all that was asked: the last
             # parameters of a run are tested under that of the best.
             asked = [settings, own["protocol_id"], own.get("steps"), what] if own and settings else []
             same = canonical_json(asked) if asked else ""
-            yield Record(f"{name}: {what}", directory, f"metarun-eval run={directory}", result, True, {}, [], same)
+            evaluation = shlex.join(["metarun-eval", f"run={_written(directory)}"])
+            yield Record(f"{name}: {what}", directory, evaluation, result, True, {}, [], same)
 
 
-def _command(directory: Path, faults: list[str]) -> tuple[str, str]:
-    """What was typed, and the settings that it made, see `Record`."""
+def _written(path: Path | str) -> str:
+    """A name of a file as text that can be written in any encoding: bytes that are no UTF-8 become question marks."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _configuration(directory: Path, faults: list[str]) -> tuple[Mapping[str, Any], str, str]:
+    """The configuration of a run, what was typed, and the settings that it made, see `Record`; all empty if unreadable."""
+    folder = directory / ".hydra"
     try:
-        config = yaml.safe_load((directory / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
-        path = directory / ".hydra" / "overrides.yaml"
-        overrides = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []
-        program = "metarun-rl" if "env" in config else "metarun"
-        matter = {
-            key: value
-            for key, value in flattened(config)
-            if key not in _NO_OTHER_RUN and key.split(".")[0] not in _NO_OTHER_RUN
-        }
-        return shlex.join([program, *map(str, overrides or [])]), canonical_json(matter)
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        faults.append(f"{directory}: its configuration cannot be read ({str(error).splitlines()[0]}).")
-        return "", ""
+        config = yaml_of(folder / "config.yaml")
+        if not isinstance(config, dict):
+            raise DataError(f"{shown_path(folder / 'config.yaml')} is no configuration: expected keys with values.")
+        overrides = yaml_of(folder / "overrides.yaml") if (folder / "overrides.yaml").exists() else []
+        if not isinstance(overrides, list | None) or not all(is_text(each) for each in overrides or []):
+            raise DataError(
+                f"{shown_path(folder / 'overrides.yaml')} is no command line: expected a list of KEY=VALUE."
+            )
+    except DataError as error:
+        faults.append(f"{shown_path(directory)}: its configuration cannot be read: {error}")
+        return {}, "", ""
+    program = "metarun-rl" if "env" in config else "metarun"
+    matter = {
+        key: value
+        for key, value in flattened(config)
+        if key not in _NO_OTHER_RUN and key.split(".")[0] not in _NO_OTHER_RUN
+    }
+    return config, shlex.join([program, *(overrides or [])]), canonical_json(matter)
 
 
-def _read(file: Path, faults: list[str]) -> Any:
+def _unfinished(
+    directory: Path,
+    config: Mapping[str, Any],
+    curve: Mapping[str, Any],
+    step: int | None,
+    faults: list[str],
+) -> Unfinished:
+    """What a run without a result is: `curve` and `step` are what its metrics say, and how far they go."""
+    choices = _choices(directory)
+    tasks = "env" if "env" in config else "dataset"
+    node = config.get(tasks)
+    sizes = {key: config.get(key) for key in ("way", "shot")}
+    sizes["episodes"] = node.get("episodes") if isinstance(node, dict) else None
+    sizes = {key: value for key, value in sizes.items() if isinstance(value, int)}
+    if any(name.endswith(("/mse", "/mae")) for name in curve):  # of a regression, which has no classes
+        sizes.pop("way", None)
+    setting = setting_of({tasks: choices[tasks], **sizes}) if tasks in choices else ""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        faults.append(f"{file} cannot be read ({error}).")
-        return None
+        divergence = read_divergence(directory)
+    except DataError as error:
+        faults.append(str(error))
+        divergence = None
+    if divergence is not None:
+        state = f"diverged at step {divergence['step']}"
+    else:
+        checkpoints = [int(path.name) for path in directory.glob("checkpoints/*") if path.name.isdecimal()]
+        reached = max([*checkpoints, step or 0])
+        steps = config.get("steps")
+        whole = f" of {steps}" if isinstance(steps, int) and not isinstance(steps, bool) else ""
+        state = f"not finished: step {reached}{whole}"
+    return Unfinished(choices.get("method", ""), setting, state)
+
+
+def _choices(directory: Path) -> dict[str, str]:
+    """The option chosen in each group, as far as a run says it."""
+    try:
+        node = yaml_of(directory / ".hydra" / "hydra.yaml")
+        choices = node["hydra"]["runtime"]["choices"].items()
+    except (DataError, LookupError, TypeError, AttributeError):
+        return {}
+    return {group: option for group, option in choices if is_text(option)}
+
+
+def _rows(file: Path, faults: list[str]) -> list[dict[str, Any]]:
+    try:
+        rows, sentences = read_rows(file)
+    except DataError as error:
+        rows, sentences = [], [str(error)]
+    faults += sentences
+    return rows
 
 
 def _result(file: Path, faults: list[str]) -> Mapping[str, Any] | None:
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
-    result = _read(file, faults)
-    if result is None:
-        return None
-    missing = [key for key in _NEEDED if key not in result] if isinstance(result, dict) else ["everything"]
-    if missing:
-        faults.append(f"{file} is no result of a run: it has no {', '.join(missing)}.")
-        return None
-    return result
-
-
-def _curve(directory: Path, faults: list[str]) -> dict[str, list[tuple[int, float]]]:
-    file = directory / "metrics.jsonl"
-    if not file.exists():
-        return {}
     try:
-        records = read_metrics(file)
+        return read_result(file)
     except DataError as error:
         faults.append(str(error))
-        return {}
+        return None
+
+
+def _curve(directory: Path, faults: list[str]) -> tuple[dict[str, list[tuple[int, float]]], int | None]:
+    """The curves of a run, see `Record`, and the last step that its metrics have."""
+    file = directory / "metrics.jsonl"
+    if not os.path.lexists(file):
+        return {}, None
+    try:
+        records, sentences = read_metrics(file)
+    except DataError as error:
+        records, sentences = {}, [str(error)]
+    faults += sentences
     curve: dict[str, list[tuple[int, float]]] = {}
     for step, values in records.items():
         for name, value in values.items():
-            if name.startswith(("train/", "val/")) and isinstance(value, (int, float)) and name != "val/ci95":
+            if name.startswith(("train/", "val/")) and value is not None and name != "val/ci95":
                 curve.setdefault(name, []).append((step, value))
-    return curve
+    return curve, max(records, default=None)
 
 
 def differing_keys(records: Iterable[Record]) -> dict[str, list[Any]]:
@@ -167,6 +263,6 @@ def differing_keys(records: Iterable[Record]) -> dict[str, list[Any]]:
 def setting_of(result: Mapping[str, Any]) -> str:
     """What a result is of, in words: its data set or environment, and the size of its tasks."""
     if "env" in result:
-        return f"{result['env']}, {result.get('episodes')} episodes"
+        return result["env"] + (f", {result['episodes']} episodes" if result.get("episodes") else "")
     way = f"{result['way']}-way " if result.get("way") else ""
-    return f"{result.get('dataset')}, {way}{result.get('shot')}-shot"
+    return result["dataset"] + (f", {way}{result['shot']}-shot" if result.get("shot") else "")

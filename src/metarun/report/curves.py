@@ -1,6 +1,5 @@
 """The learning curve of a run, drawn from its metrics.jsonl."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from metarun.errors import DataError
 from metarun.report.figure import BLUE, LABEL_SIZE, VERMILION, quiet, save
+from metarun.result import read_metrics
 
 # Of the metrics that are no errors.
 TITLES = {"accuracy": "Accuracy on query sets", "reward": "Total reward of a trial"}
 
-Records = Mapping[int, Mapping[str, float]]
+Records = Mapping[int, Mapping[str, float | None]]
 
 # From this many points on, a curve is a band of noise, and a running mean is drawn over it.
 SMOOTH_FROM = 60
@@ -38,44 +38,19 @@ def learning_curve(metrics_file: Path, output: Path, *, metric: str, selected_st
       DataError: the file cannot be read, holds nothing to draw, or has no validation at `selected_step`.
       MetarunError: `output` cannot be written.
     """
-    records = read_metrics(metrics_file)
+    records, _ = read_metrics(metrics_file)  # a report of the run names what does not fit
     if not any("train/loss" in record for record in records.values()):
         raise DataError(f"{metrics_file} has no train/loss to draw.")
-    if selected_step is not None and f"val/{metric}" not in records.get(selected_step, {}):
+    if selected_step is not None and records.get(selected_step, {}).get(f"val/{metric}") is None:
         raise DataError(f"{metrics_file} has no val/{metric} at the selected step {selected_step}.")
     save(draw_learning_curve(records, metric=metric, selected_step=selected_step), output)
-
-
-def read_metrics(metrics_file: Path) -> Records:
-    """Reads a metrics.jsonl into `{step: {name: value}}`, in the order of the steps.
-
-    Lines of one step are merged, the later one winning, as a run resumed from an earlier step writes it again. A last
-    line without its end is what a killed run was writing, and is left out.
-
-    Raises:
-      DataError: the file cannot be read, or a line is not a JSON object with a step; says which.
-    """
-    if metrics_file.exists() and not metrics_file.is_file():
-        raise DataError(f"{metrics_file} cannot be read: it is no file.")
-    try:
-        text = metrics_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{metrics_file} cannot be read: {getattr(error, 'strerror', 'it is no UTF-8')}.") from error
-    records: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            record = json.loads(line)
-            records.setdefault(record["step"], {}).update(record)
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{metrics_file}, line {number}: expected a JSON object with a step.") from error
-    return dict(sorted(records.items()))
 
 
 def draw_learning_curve(records: Records, *, metric: str, selected_step: int | None = None) -> Figure:
     """Returns the figure of `learning_curve`: the loss at the left, the metric at the right.
 
     Args:
-      records: `{step: {name: value}}`, as `read_metrics` returns.
+      records: `{step: {name: value}}`, as `result.read_metrics` returns.
       metric: as in `learning_curve`.
       selected_step: as in `learning_curve`; its record has the validation metric.
     """
@@ -137,7 +112,7 @@ def _draw_training(axes: Axes, steps: np.ndarray, values: np.ndarray) -> Line2D:
 
 def _draw_validation(axes: Axes, records: Records, metric: str) -> Line2D:
     steps, values = _series(records, f"val/{metric}")
-    ci95 = np.array([records[step]["val/ci95"] for step in steps.tolist()], dtype=float)
+    ci95 = np.array([records[step].get("val/ci95") for step in steps.tolist()], dtype=float)
     axes.fill_between(steps, values - ci95, values + ci95, color=VERMILION, alpha=0.2, linewidth=0)
     label = "validation, 95% interval over tasks"
     (line,) = axes.plot(steps, values, color=VERMILION, linewidth=1.6, marker="o", markersize=3.5, label=label)
@@ -145,8 +120,9 @@ def _draw_validation(axes: Axes, records: Records, metric: str) -> Line2D:
 
 
 def _mark_selected(axes: Axes, step: int, record: Mapping[str, float], metric: str) -> Line2D:
-    value, ci95 = record[f"val/{metric}"], record["val/ci95"]
-    number = f"{value:.1%} ± {ci95:.1%}" if metric == "accuracy" else f"{value:.3g} ± {ci95:.2g}"
+    value, ci95 = record[f"val/{metric}"], record.get("val/ci95")
+    form, of_interval = (".1%", ".1%") if metric == "accuracy" else (".3g", ".2g")
+    number = f"{value:{form}}" + ("" if ci95 is None else f" ± {ci95:{of_interval}}")
     ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black"}
     (mark,) = axes.plot([step], [value], linestyle="none", label=f"selected, step {step:,}: {number}", **ring)
     return mark

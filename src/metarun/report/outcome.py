@@ -81,7 +81,9 @@ def summary(result: Mapping[str, Any]) -> Group:
         return f"{100 * x:.2f}%" if result["metric"] == "accuracy" else f"{x:.4g}"
 
     table = check_table(result["checks"], number)
-    value = f"test {result['metric']} {number(result['value'])} ± {number(result['ci95'])}"
+    value = f"test {result['metric']} {number(result['value'])}"
+    if result["ci95"] is not None:
+        value += f" ± {number(result['ci95'])}"
     parts = [Text(value, "bold"), Text(tested_on(result)), table]
     if result["value"] is None:
         advice = (
@@ -98,14 +100,18 @@ def check_table(checks: Mapping[str, Mapping[str, Any]], number: Callable[[float
         table.add_column(column)
     for name, check in checks.items():
         verdict = Text("passed", "green") if check["passed"] else Text("FAILED", "bold red")
-        table.add_row(name.replace("_", " "), verdict, _check_value(name, check, number))
+        try:
+            value = _check_value(name, check, number)
+        except (LookupError, TypeError, ValueError):  # of another version, or not finite
+            value = number(check.get("value"))
+        table.add_row(name.replace("_", " "), verdict, value)
     return table
 
 
 def tested_on(result: Mapping[str, Any]) -> str:
     """On how many tasks a result was found, with which parameters, and how fast they were trained."""
     how = f"95% interval over {result['num_tasks']} tasks; {parameters_of(result['selected_steps'])}"
-    return how + (f"; {result['tasks_per_second']:.0f} tasks/s" if "tasks_per_second" in result else "")
+    return how + (f"; {result['tasks_per_second']:.0f} tasks/s" if result.get("tasks_per_second") else "")
 
 
 def parameters_of(steps: Sequence[int]) -> str:

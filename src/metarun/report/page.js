@@ -34,7 +34,7 @@ const distribution = (row) => {
 const COLUMNS = [
   { name: "method", of: (run) => run.method },
   { name: "setting", of: (run) => run.setting },
-  { name: "result", number: true, of: (run) => run.value, show: (run) => (run.finished ? shown(run, run.value, run.ci95) : "not finished") },
+  { name: "result", number: true, of: (run) => run.value, show: (run) => (run.finished ? shown(run, run.value, run.ci95) : run.state) },
   { name: "published", number: true, of: (run) => (run.published.length ? run.published[0].value : null),
     show: (run) => run.published.map((figure) => `${shown(run, figure.value, figure.ci95)} (${figure.source})`).join("; ") },
   { name: "difference", number: true, of: (run) => (run.published.length && run.value !== null ? run.value - run.published[0].value : null),
@@ -85,7 +85,7 @@ const cell = (run, column) => {
   }
   if (column.name === "result" && several(run)) return make("td", { class: "number" }, text, distribution(run));
   if (column.name === "seconds" && several(run)) return make("td", { class: "number", title: "of all seeds" }, text);
-  const classes = [column.number ? "number" : "", text.startsWith("FAILED") || text === "not finite" ? "bad" : "",
+  const classes = [column.number ? "number" : "", text.startsWith("FAILED") || text.startsWith("diverged") || text === "not finite" ? "bad" : "",
     text === "passed" ? "good" : ""];
   return make("td", { class: classes.join(" ").trim() }, text);
 };
@@ -170,7 +170,7 @@ const draw = (list) => {
   for (const metric of new Set(drawn.map((run) => run.metric || "accuracy"))) {
     for (const part of ["val", "train"]) {
       const series = drawn.filter((run) => (run.metric || "accuracy") === metric && run.curve[part]?.length > 1).map((run) => ({
-        name: run.name, legend: run.method || "not finished", colour: colours.get(run.method),
+        name: run.name, legend: run.method || "unknown", colour: colours.get(run.method),
         points: run.curve[part].map(([step, value]) => [step, metric === "accuracy" ? 100 * value : value]) }));
       chart(holder, `${part === "val" ? "Validation" : "Training"} ${metric}${metric === "accuracy" ? ", %" : ""}`, "outer step", series);
     }
@@ -192,7 +192,7 @@ const draw = (list) => {
 // ---- Once.
 for (const run of runs) {
   run.kind = run.evaluation ? "evaluation" : "run";
-  run.searched = [run.method, run.setting, run.name, run.command, run.checks, run.protocol, ...run.marks].join(" ").toLowerCase();
+  run.searched = [run.method, run.setting, run.state, run.name, run.command, run.checks, run.protocol, ...run.marks].join(" ").toLowerCase();
   run.setting_but = (key) => (key === "way" ? run.setting.replace(/\d+-way /, "") : key === "shot" ? run.setting.replace(/\d+-shot/, "") : run.setting);
 }
 for (const run of runs) run.members = [run];

@@ -12,7 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from metarun.files import plain
 from metarun.protocol import flattened
+from metarun.reading import is_number
 from metarun.report import tables
 from metarun.report.collection import Record, differing_keys, setting_of
 from metarun.report.replicates import Replicates, together
@@ -58,9 +60,14 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
         WARNINGS="".join(f'<p class="warning">{html.escape(fault)}</p>' for fault in faults),
         DIFFERENCES=_differences(keys),
         GALLERY=_gallery(records),
-        DATA=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),  # so that no text ends the script
+        DATA=_script(data),
         SCRIPT=script,
     )
+
+
+def _script(data: Mapping[str, Any]) -> str:
+    """Data as JSON that every browser reads: without NaN, and with no text in it that could end the script."""
+    return json.dumps(plain(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,8 +79,9 @@ def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
         "command": record.command,
         "evaluation": record.evaluation,
         "finished": record.result is not None,
-        "method": result.get("method", ""),
-        "setting": setting_of(result) if result else "",
+        "state": record.unfinished.state if record.unfinished else "",
+        "method": record.unfinished.method if record.unfinished else result.get("method", ""),
+        "setting": record.unfinished.setting if record.unfinished else setting_of(result),
         "metric": result.get("metric") or ("reward" if any("reward" in name for name in record.curve) else "accuracy"),
         **{key: result.get(key) for key in ("value", "ci95", "seed", "steps", "seconds", "way", "shot")},
         "device": result.get("device", ""),
@@ -82,7 +90,7 @@ def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
         "checks": tables.checks_of([record]) if record.result else "",
         "protocol": result.get("protocol_id", ""),
         "marks": [f"{key.removeprefix('method.')}={protocol[key]}" for key in keys if key in protocol],
-        "inner_steps": protocol.get("method.eval_inner_steps"),
+        "inner_steps": steps if is_number(steps := protocol.get("method.eval_inner_steps")) else None,
         "alike": {name: _alike(protocol, key) for name, key in _VARIED.items()},
         "curve": {part: _thinned(_curve_of(record, part)) for part in ("val", "train")},
         "within": [value for value in within.get("learner", []) if value is not None][:500],
@@ -122,7 +130,8 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:
     """At most `_POINTS` of them, the last always, as means of equal numbers."""
     size = -(-len(points) // _POINTS) or 1
     blocks = [points[at : at + size] for at in range(0, len(points), size)]
-    return [[block[-1][0], float(f"{sum(value for _, value in block) / len(block):.4g}")] for block in blocks]
+    # Each by its own share: a sum of large numbers would be none.
+    return [[block[-1][0], float(f"{sum(value / len(block) for _, value in block):.4g}")] for block in blocks]
 
 
 def _differences(keys: Mapping[str, Sequence[Any]]) -> str:

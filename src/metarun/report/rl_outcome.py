@@ -1,5 +1,6 @@
 """What a person sees of one run of meta-reinforcement learning: its heading, its result, its pictures."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -84,21 +85,41 @@ def pictures(
 def summary(result: Mapping[str, Any]) -> Group:
     """The result with its interval, the agents that were not learnt, and the checks, to be printed."""
 
-    def interval(entry: Mapping[str, float]) -> str:
-        return f"{entry['value']:.4g} ± {entry['ci95']:.2g}"
-
-    parts = [Text(f"test {result['metric']} {interval(result)}", "bold"), Text(tested_on(result))]
-    if result["curves"]["over"] == "inner step":
-        points = zip(result["curves"]["learner"], result["learner_curve_ci95"], strict=True)
-        returns = [interval({"value": value, "ci95": ci95}) for value, ci95 in points]
+    parts = [Text(f"test {result['metric']} {_interval(result)}", "bold"), Text(tested_on(result))]
+    curves = result.get("curves", {})  # a result of another version may have none
+    if curves.get("over") == "inner step":
+        points = zip(curves.get("learner", []), result.get("learner_curve_ci95", []), strict=False)
+        returns = [_interval({"value": value, "ci95": ci95}) for value, ci95 in points]
         parts.append(Text(f"after 0 to {len(returns) - 1} inner steps: {', '.join(returns)}"))
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
     table.add_column("on the same tasks")
     table.add_column(result["metric"])
-    ranked = sorted(result["yardsticks"].items(), key=lambda item: -item[1]["value"])
+    ranked = sorted(result.get("yardsticks", {}).items(), key=lambda item: -_or(item[1]["value"], -math.inf))
     for name, entry in ranked:
-        table.add_row(name.replace("_", " "), interval(entry))
+        table.add_row(name.replace("_", " "), _interval(entry))
     parts.append(table)
     if "regret" in result:
-        parts.append(Text(f"regret {interval(result['regret'])} against {result['regret']['against']}"))
+        parts.append(Text(regret_in_words(result["regret"])))
     return Group(*parts, check_table(result["checks"], lambda x: f"{x:.4g}")) if result["checks"] else Group(*parts)
+
+
+def regret_in_words(regret: Mapping[str, Any]) -> str:
+    """A regret, the best other agent's value less the learner's, and which of the two it says is better."""
+    value, ci95, against = regret["value"], regret["ci95"], regret["against"].replace("_", " ")
+    said = f"regret {_interval(regret)} against {against}"
+    if value is None:
+        return said
+    if abs(value) <= _or(ci95, 0):
+        return f"{said}: the learner and {against} cannot be told apart"
+    return f"{said}: the learner is {'worse' if value > 0 else 'better'} than {against}"
+
+
+def _interval(entry: Mapping[str, float | None]) -> str:
+    value, ci95 = entry["value"], entry["ci95"]
+    if value is None:
+        return "not finite"
+    return f"{value:.4g}" + ("" if ci95 is None else f" ± {ci95:.2g}")
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value

@@ -24,7 +24,9 @@ def row(group: Replicates) -> dict[str, str]:
     record, others = group.records[0], len(group.records) - 1
     result = record.result
     if result is None:
-        return dict.fromkeys(COLUMNS, "") | {"result": "not finished", "run": record.name}
+        method, setting, state = record.unfinished or ("", "", "not finished")
+        known = {"method": method, "setting": setting, "result": state, "run": record.name}
+        return dict.fromkeys(COLUMNS, "") | known
     accuracy = result["metric"] == "accuracy"
     published = "; ".join(
         f"{_value(figure['value'], figure.get('ci95'), accuracy)} ({figure['source']})"
@@ -58,8 +60,12 @@ def seeds_of(records: Sequence[Record]) -> str:
 def checks_of(records: Sequence[Record]) -> str:
     """What the checks of some results say, in words: which have failed in any."""
     checks = [(name, check["passed"]) for record in records for name, check in record.result["checks"].items()]
-    failed = {name.replace("_", " "): None for name, passed in checks if not passed}
-    return f"FAILED: {', '.join(failed)}" if failed else "passed" if checks else "not run"
+    failed, left_out = (
+        ", ".join({name.replace("_", " "): None for name, passed in checks if passed is which})
+        for which in (False, None)
+    )
+    found = f"FAILED: {failed}" if failed else "passed" if any(passed for _, passed in checks) else "not run"
+    return found + f"; not checked: {left_out}" * bool(left_out)
 
 
 def markdown(records: Sequence[Record]) -> str:

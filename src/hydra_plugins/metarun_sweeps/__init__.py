@@ -1,0 +1,38 @@
+"""Hydra's own sweeper and Optuna's, in which a point without a result costs no other point its own.
+
+`metarun.config.PRESETS` has them stand where the choices `hydra/sweeper=basic` and `=optuna` name the originals.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+try:
+    from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+except ImportError:  # of the extra "tune"
+    OptunaSweeper = None
+
+
+class Grid(BasicSweeper):
+    """Every point of a grid, whatever comes of the others."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from metarun.sweep import Points, told
+
+        self.launcher = Points(self.launcher, failures=False)
+        with told(self.launcher, Path(self.config.hydra.sweep.dir), search=False):
+            return super().sweep(arguments)
+
+
+if OptunaSweeper is not None:
+
+    class Search(OptunaSweeper):
+        """A search, of which a point without a result is a failed trial."""
+
+        def sweep(self, arguments: list[str]) -> None:
+            from metarun.sweep import Points, told
+
+            self.sweeper.launcher = Points(self.sweeper.launcher, failures=True)
+            with told(self.sweeper.launcher, Path(self.sweeper.config.hydra.sweep.dir), search=True):
+                super().sweep(arguments)
