@@ -14,6 +14,7 @@ from small_disk import fill, needs_root, small_disk
 
 from metarun import cli
 from metarun.data.cache import cache_dir
+from metarun.result import faults_of
 
 METARUN = Path(sys.executable).with_name("metarun")
 # A run of seconds: the smallest network on the embedded data.
@@ -72,6 +73,7 @@ def test_a_run_leaves_what_it_promises(finished):
         "checks",
     ]:
         assert key in result
+    assert faults_of(result) == []
     assert (result["method"], result["dataset"], result["way"], result["shot"]) == ("maml", "glyphs", 5, 1)
     assert 0 <= result["value"] <= 1 and result["num_tasks"] == 4 and result["steps"] == 4
     assert set(result["checks"]) >= {"chance_before_adaptation", "query_order", "query_count", "relabelling"}

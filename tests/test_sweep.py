@@ -7,11 +7,13 @@ import time
 
 import numpy as np
 import pytest
+from many_runs import write_run
 from test_cli import METARUN, SMALL, metarun, refused
 
-from metarun.errors import ConfigError, Diverged
+from metarun.config import run_dir, sweep_dir
+from metarun.errors import ConfigError, Diverged, MetarunError
 from metarun.report.collection import collect
-from metarun.sweep import distribution_of
+from metarun.sweep import Outcome, distribution_of, told
 
 POINT = ["method=protonet", *SMALL]
 
@@ -126,8 +128,93 @@ def test_a_search_counts_a_trial_that_diverges_as_failed_and_goes_on(tmp_path):
     done = metarun(
         *search, "hydra.sweeper.study_name=b", "outer_lr=choice(1e38,1e37)", "hydra.sweep.dir=b", cwd=tmp_path
     )
-    refused(done, "2 of 2 points have no result", "is not finite", "outer_lr")
+    refused(done, "2 of 2 points have no result", "The loss is nan", "Lower outer_lr")
     assert done.returncode == 1 and {row["outcome"] for row in rows(tmp_path / "b").values()} == {"diverged"}
+
+
+class Launched:
+    """Points as a sweeper has launched them, in a directory, each with a result or the error that has ended it."""
+
+    def __init__(self, directory, *errors):
+        self.outcomes = []
+        for number, error in enumerate(errors):
+            write_run(directory / str(number), seed=number, value=0.25 * (number + 1))
+            self.outcomes.append(Outcome(directory / str(number), [f"seed={number}"], error))
+
+
+def ended(directory, *errors, search=False, raises=None):
+    with told(Launched(directory, *errors), directory, search=search):
+        if raises is not None:
+            raise raises
+
+
+def test_a_sweep_with_points_that_have_no_result_ends_in_its_table_and_exit_code_1(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:  # what lies in the directory of a point that failed is not its result
+        ended(tmp_path, None, Diverged(7, "The loss is nan in step 7"), ConfigError("way", 0, "more"))
+    said = capsys.readouterr()
+    assert stopped.value.code == 1 and said.err == (
+        "metarun: 2 of 3 points have no result.\n  1: The loss is nan in step 7\n  2: way=0: expected more.\n"
+    )
+    told_of = [(row["value"], row["outcome"], row["step"]) for row in rows(tmp_path).values()]
+    assert told_of == [(0.25, "finished", None), (None, "diverged", 7), (None, "failed", None)]
+    assert "diverged at step 7" in said.out and "failed: way=0: expected more." in said.out
+    assert not (tmp_path / "seeds.json").exists()
+
+
+def test_a_result_that_does_not_fit_its_schema_is_a_failed_point(tmp_path, capsys):
+    launched = Launched(tmp_path, None, None)
+    (tmp_path / "1" / "result.json").write_text('{"value": "abc"}')
+    with pytest.raises(SystemExit), told(launched, tmp_path, search=False):
+        pass
+    assert "1/result.json is no result of a run" in capsys.readouterr().err
+    assert [row["outcome"] for row in rows(tmp_path).values()] == ["finished", "failed"]
+
+
+def test_where_every_point_is_refused_the_command_is_and_nothing_is_written(tmp_path):
+    for search in (False, True):
+        with pytest.raises(ConfigError, match="way=0"):
+            ended(tmp_path / str(search), ConfigError("way", 0, "more"), MetarunError("other"), search=search)
+        assert not [*tmp_path.glob("*/*.json")]
+
+
+def test_a_search_is_done_where_some_trial_has_a_result_and_says_where_none_has(tmp_path, capsys):
+    ended(tmp_path / "a", Diverged(7, "The loss is nan"), None, search=True)
+    assert "metarun: " not in capsys.readouterr().err
+    nothing = ValueError("No trials are completed yet.")  # as Optuna says it
+    with pytest.raises(SystemExit):
+        ended(tmp_path / "b", Diverged(7, "The loss is nan"), search=True, raises=nothing)
+    assert "1 of 1 points have no result" in capsys.readouterr().err and len(rows(tmp_path / "b")) == 1
+
+
+def test_an_error_of_the_program_or_of_the_sweeper_is_raised_after_the_table(tmp_path):
+    for name, errors, raises in (("a", (None, KeyError("x")), None), ("b", (None, Diverged(1, "y")), KeyError("x"))):
+        with pytest.raises(KeyError):
+            ended(tmp_path / name, *errors, raises=raises)
+        assert len(rows(tmp_path / name)) == 2
+    with pytest.raises(ConfigError):  # before anything was launched
+        ended(tmp_path, raises=ConfigError("way", 0, "more"))
+    assert not (tmp_path / "sweep.json").exists()
+
+
+def test_a_sweep_with_a_point_without_a_result_is_continued_by_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["metarun", "-m", "seed=0,1"])
+    directory = sweep_dir()
+    (tmp_path / directory / "sweep.json").write_text('[{"outcome": "finished"}, {"outcome": "diverged"}]')
+    assert sweep_dir() == directory
+    (tmp_path / directory / "sweep.json").write_text('[{"outcome": "finished"}]')
+    assert sweep_dir() != directory
+
+
+def test_a_run_that_diverged_before_it_saved_is_found_by_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = tmp_path / run_dir(["seed=1"])
+    (directory / ".hydra").mkdir()
+    (directory / ".hydra" / "overrides.yaml").write_text("- seed=1\n")
+    assert tmp_path / run_dir(["seed=1"]) != directory
+    (directory / "diverged").mkdir()
+    assert tmp_path / run_dir(["seed=1"]) == directory
+    assert tmp_path / run_dir(["seed=1", "resume=false"]) != directory
 
 
 @pytest.mark.parametrize("launcher", ["basic", "together", "joblib"])

@@ -135,12 +135,12 @@ def told(points: Points, directory: Path, *, search: bool) -> Iterator[None]:
     except Exception as error:
         stopped = error
     outcomes = points.outcomes
-    without = [outcome for outcome in outcomes if outcome.error is not None]
     if not outcomes or all(_is_refused(outcome) for outcome in outcomes):
         if stopped is not None or outcomes:
             raise stopped or outcomes[0].error
         return
     found = rows(directory, outcomes)
+    without = [row for row in found if row["outcome"] != FINISHED]
     write_json(directory / SWEEP_DONE, found)
     console = Console()
     console.print(table_of(found))
@@ -153,16 +153,17 @@ def told(points: Points, directory: Path, *, search: bool) -> Iterator[None]:
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{SWEEP_DONE} and a directory for each point in {directory}")
     _tell_others(directory, outcomes, say)
-    errors = [outcome.error for outcome in without]
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     nothing_found = search and len(without) == len(outcomes) and isinstance(stopped, ValueError)  # which Optuna says so
     if stopped is not None and not nothing_found and not any(stopped is error for error in errors):
         raise stopped
     for error in errors:
         if not isinstance(error, _MISTAKES):
             raise error
-    if without and not (search and len(without) < len(outcomes) and all(row["outcome"] != FAILED for row in found)):
-        which = "; ".join(f"{row['point']}: {row['reason']}" for row in found if row["reason"] is not None)
-        words = f"metarun: {len(without)} of {len(outcomes)} points have no result. {which}"
+    some_found = search and len(without) < len(found) and all(row["outcome"] == DIVERGED for row in without)
+    if without and not some_found:
+        which = "".join(f"\n  {row['point']}: {row['reason']}" for row in without)
+        words = f"metarun: {len(without)} of {len(outcomes)} points have no result.{which}"
         Console(stderr=True).print(words, markup=False, highlight=False, soft_wrap=True)
         sys.exit(_UNFINISHED)
 

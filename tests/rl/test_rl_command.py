@@ -13,6 +13,7 @@ from small_run import call, refused
 
 from metarun import cli
 from metarun.data.cache import cache_dir
+from metarun.result import faults_of
 
 COMMANDS = Path(sys.executable).parent
 SMALL = ["meta_batch_size=8", "method.hidden=4", "steps=4", "steps_per_dispatch=2", "eval_tasks=8", "env.episodes=4"]
@@ -43,6 +44,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(finished):
     cwd, out = finished
     result = json.loads((cwd / "run" / "result.json").read_text())
+    assert faults_of(result) == []
     assert (result["metric"], result["method"], result["env"]) == ("reward", "rl2", "bernoulli_bandit")
     assert {"value", "ci95", "protocol_id", "yardsticks", "regret", "curves", "checks", "seed", "versions"} <= {*result}
     for picture in ("learning_curve.png", "rewards.png"):

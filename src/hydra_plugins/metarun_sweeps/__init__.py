@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from omegaconf import DictConfig
 
 try:
     from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 except ImportError:  # of the extra "tune"
     OptunaSweeper = None
+
+
+def _writes(config: DictConfig) -> bool:
+    """Whether this process is the one that writes, of those that train every point together."""
+    from metarun.config import launched
+
+    return not (config.distributed.process or launched()[1])
 
 
 class Grid(BasicSweeper):
@@ -20,6 +28,8 @@ class Grid(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from metarun.sweep import Points, told
 
+        if not _writes(self.config):
+            return super().sweep(arguments)
         self.launcher = Points(self.launcher, failures=False)
         with told(self.launcher, Path(self.config.hydra.sweep.dir), search=False):
             return super().sweep(arguments)
@@ -35,4 +45,10 @@ if OptunaSweeper is not None:
 
             self.sweeper.launcher = Points(self.sweeper.launcher, failures=True)
             with told(self.sweeper.launcher, Path(self.sweeper.config.hydra.sweep.dir), search=True):
-                super().sweep(arguments)
+                try:
+                    super().sweep(arguments)
+                except RuntimeError as error:
+                    # How Optuna's grid says that it is at its end, which the plug-in expects of a last trial that has
+                    # a result, and not of one that has failed.
+                    if "Study.stop" not in str(error):
+                        raise

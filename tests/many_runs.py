@@ -1,6 +1,6 @@
 """Directories of runs as the runner leaves them, for reports: written in a moment, nothing is trained.
 
-python tests/report/many_runs.py DIR 200    # to look at
+python tests/many_runs.py DIR 200    # to look at
 """
 
 import io
