@@ -5,9 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small_run import begun, call, refused
 
 from metarun import cli
+from metarun.comparison import _show
 from metarun.evaluation import asked
 from metarun.saved_run import read
 
@@ -115,3 +117,10 @@ def test_a_method_without_inner_steps_has_no_such_convention(run, evaluate):
     assert code == 0, err
     assert "eval_inner_steps" not in out and "method.query_statistics" in out and "the run's own" in out
     refused(evaluate(f"run={run}", "protocol=all"), "protocol=all", "own", "sweep")
+
+
+def test_numbers_that_are_not_finite_are_not_told_apart(capsys):
+    run = {"run": "r", "method": "m", "value": float("nan"), "ci95": 0.1}
+    result = {"runs": [run, run], "difference": float("nan"), "ci95": 0.1, "paired": False, "num_tasks": 10}
+    _show(result, False, Console())
+    assert "Not every number is finite" in capsys.readouterr().out

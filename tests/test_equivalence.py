@@ -7,7 +7,16 @@ import pytest
 from scipy import stats
 
 import verdict_rates
-from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, difference_said, paired, verdict
+from metarun.equivalence import (
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNDECIDED,
+    Ours,
+    difference_said,
+    over_seeds,
+    paired,
+    verdict,
+)
 from metarun.errors import MetarunError
 from metarun.protocol import Difference, differences, refuse_different
 
@@ -166,3 +175,8 @@ def test_a_difference_of_rounding_alone_is_none():
     assert difference_said(-9.158, 0.88) == "-9.16 ± 0.88" and difference_said(-45.0, 12.3) == "-45 ± 12"
     assert difference_said(0.5, 0.0) == "+0.50 ± 0.00"
     assert difference_said(math.nan, math.nan) == "+nan ± nan"
+
+
+def test_values_that_differ_by_next_to_nothing_have_an_interval():
+    value, ci95 = over_seeds(Ours([0.0, 1e-100, 0.0], 1e-90, 100))  # the square of whose variance is 0
+    assert value == pytest.approx(1e-100 / 3) and 0 < ci95 < 1e-80

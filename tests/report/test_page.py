@@ -150,6 +150,7 @@ def test_a_result_with_any_field_of_any_other_kind_costs_no_other_run(tmp_path):
     for (field, odd), record in zip(cases, records, strict=False):
         if record.result is None:
             (fault,) = [fault for fault in faults if f"/{record.name}/result.json " in fault]
+            assert record.unfinished.state == "result.json cannot be used"
             assert not field or field[0] in fault or "it is no JSON" in fault, (odd, fault)
             assert fault.isprintable()
     text = page(records, faults)

@@ -24,7 +24,8 @@ class Unfinished(NamedTuple):
     Attributes:
       method: its name; "" where that is not known.
       setting: its data set or environment and the size of its tasks, in words; "" likewise.
-      state: how far it is, in words: "not finished: step 300 of 1500", or "diverged at step 12".
+      state: how far it is, in words: "not finished: step 300 of 1500", "diverged at step 12", or that what it says of its
+        result cannot be used.
     """
 
     method: str
@@ -186,7 +187,9 @@ def _unfinished(
     except DataError as error:
         faults.append(str(error))
         divergence = None
-    if divergence is not None:
+    if os.path.lexists(directory / RESULT):  # a fault says why
+        state = f"{RESULT} cannot be used"
+    elif divergence is not None:
         state = f"diverged at step {divergence['step']}"
     else:
         checkpoints = [int(path.name) for path in directory.glob("checkpoints/*") if path.name.isdecimal()]
