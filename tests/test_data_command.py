@@ -1,5 +1,6 @@
 """`metarun-data`, as a user calls it."""
 
+import os
 import sys
 
 import numpy as np
@@ -85,6 +86,17 @@ def test_show_draws_every_split(pictures, monkeypatch, capsys):
     assert call(monkeypatch, capsys, "show", "image_folder", *settings(pictures), "--output", "a.png")[0] == 0
     with Image.open("a.png") as sheet:
         assert sheet.size == drawn.shape[::-1]
+
+
+def test_names_of_any_bytes_are_prepared_verified_and_drawn(pictures, monkeypatch, capsys):
+    (pictures / "class 00").rename(pictures / os.fsdecode("狗".encode("gbk")))
+    (pictures / "class 01").rename(pictures / "$猫$\n")
+    for command in (["prepare", "image_folder"], ["show", "image_folder"]):
+        code, _, err = call(monkeypatch, capsys, *command, *settings(pictures))
+        assert code == 0, err
+    assert call(monkeypatch, capsys, "verify")[0] == 0
+    with Image.open("image_folder.png") as sheet:
+        assert {0, 20} <= set(np.unique(np.asarray(sheet.convert("L"))).tolist())
 
 
 @pytest.mark.parametrize(

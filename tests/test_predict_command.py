@@ -1,6 +1,7 @@
 """`metarun-predict`, as a user calls it; and every method, as it does."""
 
 import csv
+import os
 import shutil
 
 import jax
@@ -204,7 +205,7 @@ def test_what_a_run_holds_is_enough_to_make_its_learner(runs):
         ({"query": None}, ["query=None: expected a folder of pictures"]),
         ({"query": "/nowhere"}, ["query=/nowhere: expected a folder of pictures"]),
         ({"invert": "maybe"}, ["invert=maybe: expected one of auto, true, false"]),
-        ({"way": "3"}, ["way: there is no such key; there are run, support, query, invert, output."]),
+        ({"way": "3"}, ["way: there is no such key; there are run, support, query, invert, links, output."]),
         ({"support": "empty"}, ["empty has 0 folders with pictures: expected support=DIR"]),
         ({"query": "empty"}, ["empty has no pictures: expected query=DIR"]),
         ({"output": "/dev/null/out"}, ["Cannot write /dev/null/out", "output=DIR"]),
@@ -275,3 +276,32 @@ def test_help_names_the_keys(predict):
     assert code == 0 and "run=DIR support=DIR query=DIR" in out
     for key in ("support", "query", "invert", "output", "probabilities.csv"):
         assert key in out
+
+
+def test_names_of_any_bytes(runs, folders, predict, tmp_path):
+    gbk = os.fsdecode("狗".encode("gbk"))
+    support, query = (shutil.copytree(folders / name, tmp_path / name / gbk) for name in ("support", "query"))
+    (support / "ant").rename(support / gbk)
+    (query / "ant" / "10.png").rename(query / "ant" / f"{gbk}\n猫.png")
+    settings = [f"run={runs('nearest_neighbor')}", f"support={support}", f"query={query}", f"output={tmp_path / 'out'}"]
+    code, out, err = predict(*settings)
+    assert code == 0, err
+    with (tmp_path / "out" / "probabilities.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        header, *rows = csv.reader(file)
+    assert header[2:] == ["bee", "cat", gbk]
+    assert {row[0]: row[1] for row in rows}[f"ant/{gbk}\n猫.png"] == gbk
+    assert r"ant/\xb9\xb7\n猫.png" in out and (tmp_path / "out" / "predictions.png").stat().st_size > 10_000
+
+
+def test_linked_folders_are_followed_or_refused_by_name(runs, folders, predict, tmp_path):
+    support, query = (shutil.copytree(folders / name, tmp_path / name) for name in ("support", "query"))
+    (query / "ant").rename(tmp_path / "ant")
+    (query / "ant").symlink_to("../ant")
+    (query / "bee" / "up").symlink_to("..")
+    settings = [f"run={runs('nearest_neighbor')}", f"support={support}", f"query={query}", f"output={tmp_path / 'out'}"]
+    refused(predict(*settings), "query has 1 links to folders that lead out of it: ant.", "unless you set links=follow")
+    code, out, _ = predict(*settings, "links=follow")
+    assert code == 0 and "bee/up (a link to a folder that it is in)" in out
+    assert list(rows_of(tmp_path / "out")[1]) == [f"{c}/{k}.png" for c in NAMES for k in (10, 11, 12)]
+    (support / "wasp").symlink_to("bee")
+    refused(predict(*settings, "links=follow"), "bee and wasp of", "are one folder, by a link")

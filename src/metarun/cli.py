@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ from metarun.machine import versions
 
 _FAILED = 1
 _MISTAKE = 2
-_PREDICT = ("run", "support", "query", "invert", "output")
+_PREDICT = ("run", "support", "query", "invert", "links", "output")
 # What the system says of a directory in which a run cannot write.
 _REFUSED_WRITING = (
     errno.EACCES,
@@ -216,6 +217,7 @@ keys:
   query      a folder of pictures, in folders or not
   invert     whether light and dark change places: true, false, or auto (the default), which does so with pictures that
              are dark on light where the run's data are light on dark
+  links      which links to folders are followed: inside (the default; others are refused by name), or follow (all)
   output     the folder to write in; the default is predictions/NAME in that of the run, NAME being that of the query
   GROUP._target_, code   for code of your own, as `metarun-eval --help` says
 
@@ -394,7 +396,7 @@ def _report(arguments: argparse.Namespace) -> None:
     texts = {name: form(records) for name, form in forms.items() if getattr(arguments, name) is not None}
     for name, text in {"output": page(records, faults), **texts}.items():
         path = Path(getattr(arguments, name)).expanduser()
-        write_bytes(path, text.encode())
+        write_bytes(path, text.encode("utf-8", "backslashreplace"))  # of a directory in bytes that are no UTF-8
         print(f"{len(records)} results in {path}")
 
 
@@ -458,6 +460,9 @@ def _told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
       entry: what to run.
       part: of `conf/`, whose keys are meant where an error does not say.
     """
+    # A folder may be called by bytes that no terminal can show, and a terminal may show ASCII alone.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         entry()
     except MetarunError as error:

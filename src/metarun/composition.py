@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.cell import stated
-from metarun.config import CIRCUMSTANCES, conf_dir
+from metarun.config import CIRCUMSTANCES, LATER, conf_dir
 from metarun.errors import ConfigError, MetarunError
 from metarun.factories import CODE, TARGET, code_of, imported, names_code
 from metarun.machine import device_name, environment, versions
@@ -198,4 +198,5 @@ def identity(values: Mapping[str, Any], choices: Mapping[str, str], facts: Mappi
             flat[key] = value
     over_the_run = values["optimizer"].get("schedule") in OVER_THE_RUN
     may_change = set(MAY_DIFFER) - ({"steps"} if over_the_run else set())
+    flat = {key: value for key, value in flat.items() if key not in LATER or value != LATER[key]}
     return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}

@@ -49,7 +49,7 @@ def verify() -> None:
     for entry in entries():
         try:
             verified(entry)
-            kind = json.loads((entry / MANIFEST).read_text())["kind"]
+            kind = json.loads((entry / MANIFEST).read_bytes())["kind"]
             console.print(f"whole   {entry.name}  ({kind})")
         except DataError as error:
             broken.append(entry)

@@ -1,6 +1,7 @@
 """What a user is told when an input is wrong, and the checks that say it."""
 
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 # A device counts in 32 bits: with signs what there is of a thing, without what a key of random numbers is made of.
@@ -127,4 +128,17 @@ def in_a_line(error: Exception) -> str:
 
 def some(names: Sequence[str]) -> str:
     """The first three of many names, for a message."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def shown(name: str) -> str:
+    """A name as it can be shown anywhere: with escapes for what does not show, such as `\\n`, and for a byte that is no
+    UTF-8, such as `\\xb9`. A file may be called by anything, and what moves the cursor of a terminal is no name."""
+    return "".join(map(_escaped, name))
+
+
+def _escaped(character: str) -> str:
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # how Python holds a byte of a file name that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:x}"
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return character.encode("unicode_escape").decode() if hidden else character

@@ -13,7 +13,17 @@ from rich.console import Console
 from metarun import runner, saved_run
 from metarun.build import DataFacts, build_learner, recorded, shapes_of, takes_way
 from metarun.config import COMMANDS, FEW_SHOT
-from metarun.data.pictures import RESIZE, border_level, in_folder, left_out_in_words, read_all, read_classes
+from metarun.data.class_split import by_name
+from metarun.data.pictures import (
+    LINKS,
+    RESIZE,
+    border_level,
+    in_folder,
+    left_out_in_words,
+    read_all,
+    read_classes,
+    refuse_one_folder_twice,
+)
 from metarun.ensemble import Ensemble, answered
 from metarun.errors import ConfigError, DataError, MetarunError, one_of
 from metarun.report import predictions
@@ -51,6 +61,7 @@ def predict(
     support: str | None = None,
     query: str | None = None,
     invert: str = "auto",
+    links: str = "inside",
     output: str | None = None,
     code: Sequence[str] = (),
 ) -> None:
@@ -65,6 +76,7 @@ def predict(
       query: a folder of pictures, in folders or not.
       invert: whether light and dark change places, for each of the two folders: "true", "false", or "auto", where the
         run's data are light on dark and the pictures are not.
+      links: which links to folders are followed in both, see `pictures.in_folder`.
       output: the folder to write in; None: predictions/NAME/ID in that of the run, NAME being that of `query`, and ID
         another for other pictures, classes or answers, so that no prediction replaces another.
       code: what the command line says of code of a user's own, see `saved_run.read`.
@@ -78,14 +90,15 @@ def predict(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     one_of("invert", invert, INVERT)
+    one_of("links", links, LINKS)
     folders = {"support": _folder("support", support), "query": _folder("query", query)}
     saved = saved_run.read(run, say, overrides=code)
     if saved.part != FEW_SHOT:
         raise ConfigError("run", run, f"a run on images in classes; it is one of {COMMANDS[saved.part]}")
     trained_on = recorded(saved.checkpoint.metadata["identity"])
     _check_images(trained_on, saved)
-    shown = _read_support(folders["support"], trained_on.input_shape, say)
-    asked = _read_query(folders["query"], trained_on.input_shape, say)
+    shown = _read_support(folders["support"], trained_on.input_shape, say, links)
+    asked = _read_query(folders["query"], trained_on.input_shape, say, links)
     method, params = _learner(saved, trained_on, shown)
 
     method_name, data_name = saved.choices["method"], saved.choices["dataset"]
@@ -171,21 +184,27 @@ def _learner(run: saved_run.SavedRun, data: DataFacts, support: Pictures) -> tup
     return method, runner.load_selected(run.checkpoint, shapes_of(method, data))
 
 
-def _read_support(root: Path, shape: tuple[int, int, int], say: Callable[[str], None]) -> Pictures:
+def _read_support(
+    root: Path, shape: tuple[int, int, int], say: Callable[[str], None], links: str = "inside"
+) -> Pictures:
     left_out: dict[str, str] = {}
-    classes = dict(read_classes(list(in_folder(root)), shape, left_out))
+    classes = dict(read_classes(list(in_folder(root, links=links, key="links")), shape, left_out))
     _say_left_out(root, left_out, say)
     if len(classes) < 2:
         raise DataError(
             f"{root} has {len(classes)} folders with pictures: expected support=DIR with one for each class."
         )
+    by_name(list(classes))
+    refuse_one_folder_twice(root, classes)
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images) for images in classes.values()])
     return Pictures(root, list(classes), np.concatenate(list(classes.values())), labels)
 
 
-def _read_query(root: Path, shape: tuple[int, int, int], say: Callable[[str], None]) -> Pictures:
+def _read_query(root: Path, shape: tuple[int, int, int], say: Callable[[str], None], links: str = "inside") -> Pictures:
     left_out: dict[str, str] = {}
-    files = {str(path): image for path, image in read_all(list(in_folder(root)), shape, left_out)}
+    files = {
+        str(path): image for path, image in read_all(list(in_folder(root, links=links, key="links")), shape, left_out)
+    }
     _say_left_out(root, left_out, say)
     if not files:
         raise DataError(f"{root} has no pictures: expected query=DIR with the pictures to be classified.")

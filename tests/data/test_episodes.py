@@ -212,7 +212,7 @@ def test_training_tasks_may_have_another_size_than_those_of_the_test():
 def test_for_a_test_alone_the_other_splits_may_be_too_small_for_a_task():
     bank, classes = numbered_bank(), {"train": [0], "val": [1], "test": [2, 3, 4, 5]}
     loaded = SplitBank(bank, "abcdef", classes, {"name": "numbers"}, content_hashes(bank.images))
-    with pytest.raises(ConfigError, match="way=3"):
+    with pytest.raises(DataError, match=r"way=3: the train split \(classes: train 1, val 1, test 4\) has 1 class, and"):
         few_shot(loaded, way=3, shot=1, query_shot=2)
     data = few_shot(loaded, way=3, shot=1, query_shot=2, test_only=True)
     assert data.protocol["classes"] == {"train": 1, "val": 1, "test": 4}

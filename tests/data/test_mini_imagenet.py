@@ -110,6 +110,40 @@ def test_layouts_give_the_same_bytes(small, tmp_path):
         assert a.name == b.name and (a.name == "manifest.json" or a.read_bytes() == b.read_bytes())
 
 
+def test_tables_with_a_byte_order_mark_and_a_row_twice(small):
+    in_a_folder(small)
+    for split in SPLITS:
+        text = (small / f"{split}.csv").read_bytes()
+        (small / f"{split}.csv").write_bytes(b"\xef\xbb\xbf" + text + text.splitlines(keepends=True)[-1])
+    data = mini_imagenet(**SETTINGS, source=str(small))
+    assert data.protocol["images"] == {"train": 12, "val": 8, "test": 8}
+    np.testing.assert_array_equal(images_of(data.val)[:PER_CLASS], [pixels("n05", k) for k in range(PER_CLASS)])
+
+
+def test_linked_folders_of_classes(small, tmp_path):
+    folder_a_class(small)
+    (small / "all").mkdir()
+    (small / "test" / "n06").rename(small / "all" / "n06")  # one picture by two names is one picture
+    (small / "test" / "n06").symlink_to("../all/n06")
+    (small / "test" / "n07").rename(tmp_path / "n07")
+    (small / "test" / "n07").symlink_to(tmp_path / "n07")
+    with pytest.raises(DataError, match="has 1 links to folders that lead out of it: test/n07.*dataset.links=follow"):
+        mini_imagenet(**SETTINGS, source=str(small))
+    data = mini_imagenet(**SETTINGS, source=str(small), links="follow")
+    expected = np.stack([pixels(wnid, k) for wnid in SMALL["test"] for k in range(PER_CLASS)])
+    np.testing.assert_array_equal(images_of(data.test), expected)
+
+
+def test_pictures_in_bytes_that_are_no_unicode(small):
+    folder_a_class(small)
+    folder = small / "test" / "n06"
+    (folder / name_of("n06", 0)).rename(folder / os.fsdecode(b"a\xb9\xb7.jpg"))
+    np.testing.assert_array_equal(images_of(mini_imagenet(**SETTINGS, source=str(small)).test)[0], pixels("n06", 0))
+    (folder / os.fsdecode(b"a\xb9\xb7.jpg")).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"a\\xb9\\xb7.jpg of .* is broken"):
+        mini_imagenet(**SETTINGS, source=str(small))
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_pickles_of_every_protocol(protocol, small):
     in_pickles(small, protocol)

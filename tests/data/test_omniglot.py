@@ -120,6 +120,34 @@ def test_unpacked_folders_give_the_same(source, tmp_path):
     assert omniglot(**SETTINGS, source=str(unpacked), split="lake").protocol == zipped.protocol
 
 
+def test_linked_folders_of_what_was_unpacked(source, tmp_path):
+    zipped = omniglot(**SETTINGS, source=str(source), split="lake").protocol
+    unpacked = tmp_path / "unpacked"
+    for part in module.PARTS:
+        with zipfile.ZipFile(source / f"{part}.zip") as archive:
+            archive.extractall(unpacked)
+    background = unpacked / "images_background"
+    (background / ".kept").mkdir()
+    for place, link in ((background / ".kept" / "Beta", "Beta"), (tmp_path / "elsewhere", "Alpha")):
+        (background / link).rename(place)
+        (background / link).symlink_to(place)
+    with pytest.raises(
+        DataError, match="images_background has 1 links to folders that lead out of it: Alpha.*links=follow"
+    ):
+        omniglot(**SETTINGS, source=str(unpacked), split="lake")
+    assert omniglot(**SETTINGS, source=str(unpacked), split="lake", links="follow").protocol == zipped
+    (background / "Gone").symlink_to("nowhere")
+    with pytest.raises(DataError, match="Gone of .* cannot be read: a link to nothing"):
+        omniglot(**SETTINGS, source=str(unpacked), split="lake", links="follow")
+
+
+def test_a_list_with_a_byte_order_mark(source, tmp_path):
+    path = tmp_path / "bom.json"
+    path.write_bytes(json.dumps(listed()).encode("utf-8-sig"))
+    data = omniglot(**SETTINGS, source=str(source), split=str(path))
+    assert data.protocol["classes"] == {"train": 2, "val": 2, "test": 2}
+
+
 def test_a_folder_that_is_not_there():
     with pytest.raises(ConfigError, match="dataset.source=/no/such: expected a folder that holds images_b"):
         omniglot(**SETTINGS, source="/no/such")

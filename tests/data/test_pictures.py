@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -206,3 +207,86 @@ def test_the_level_of_the_border_is_the_median_of_the_outermost_pixels():
     assert border_level(images) == 1
     images[:2, 0] = images[:2, -1] = images[:2, :, 0] = images[:2, :, -1] = 51
     assert border_level(images) == 0.2
+
+
+def test_links_to_folders_are_followed_and_loops_are_named(tmp_path):
+    root = tmp_path / "root"
+    for name in ("raw/a", "b"):
+        (root / name).mkdir(parents=True)
+        (root / name / "1.png").write_bytes(name.encode())
+    (root / "a").symlink_to("raw/a")
+    (root / "raw" / "a" / "up").symlink_to("../..")
+    (root / "b" / "itself").symlink_to("itself")
+    (root / "nothing").symlink_to("../raw")
+    (root / ".git").symlink_to("/")
+    (tmp_path / "link").symlink_to(root)
+    found = {str(file.path): file for file in in_folder(tmp_path / "link")}
+    loops = ["a/up", "raw/a/up"]
+    assert list(found) == ["a/1.png", "a/up", "b/1.png", "b/itself", "nothing", "raw/a/1.png", "raw/a/up"]
+    assert found["a/1.png"].read() == b"raw/a"
+    for name in loops:
+        with pytest.raises(PictureError, match="a link to a folder that it is in"):
+            found[name].read()
+    for name in ("b/itself", "nothing"):
+        with pytest.raises(PictureError, match="a link to nothing"):
+            found[name].read()
+    left_out = {}
+    list(read_classes([found["nothing"], found["a/up"]], (2, 2, 1), left_out))
+    assert (
+        left_out["nothing"].startswith("a link to nothing") and left_out["a/up"] == "a link to a folder that it is in"
+    )
+
+
+def test_loops_out_of_the_folder_end_where_links_are_followed(tmp_path):
+    for name in ("root", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").write_bytes(b"")
+    (tmp_path / "root" / "away").symlink_to("../other")
+    (tmp_path / "other" / "back").symlink_to("../root")
+    paths = [str(file.path) for file in in_folder(tmp_path / "root", links="follow")]
+    assert paths == ["away/back", "away/other.png", "root.png"]
+    with pytest.raises(DataError, match="1 links to folders that lead out of it: away.*unless you set links=follow"):
+        list(in_folder(tmp_path / "root", key="links"))
+
+
+def test_links_that_double_what_there_is_at_every_turn_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_LINKS", 100)
+    for turn in range(12):
+        (tmp_path / str(turn)).mkdir()
+        for name in "ab":
+            (tmp_path / str(turn) / name).symlink_to(f"../{turn + 1}")
+    (tmp_path / "12").mkdir()
+    with pytest.raises(DataError, match="has more than 100 links to folders"):
+        list(in_folder(tmp_path))
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (entry,) = in_folder(tmp_path)
+    with pytest.raises(PictureError, match="neither a file nor a folder"):
+        entry.read()
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    (entry,) = in_folder(tmp_path)
+    assert str(entry.path) == "closed" and entry.unusable == "a folder that cannot be read: Permission denied"
+
+
+def test_a_link_in_an_archive_is_not_followed(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    link = zipfile.ZipInfo("a/link.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, str(tmp_path / "secret.png"))
+    (entry,) = in_zips([tmp_path / "a.zip"])
+    with pytest.raises(PictureError, match="a link, which in an archive is not followed"):
+        entry.read()

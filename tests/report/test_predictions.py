@@ -1,10 +1,14 @@
 import csv
+import os
+import unicodedata
 
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 from rich.console import Console
 
+from metarun.errors import shown
+from metarun.report.figure import NAME_LENGTH, Lettering
 from metarun.report.predictions import Predictions, draw_predictions, picture, table, write_csv
 
 
@@ -76,3 +80,42 @@ def test_of_many_queries_the_table_has_the_first():
     lines = printed.get().splitlines()
     assert lines[0].split() == ["query", "predicted", "probability"]
     assert lines[40].startswith("39.png") and "and 5 more" in lines[41]
+
+
+GBK = os.fsdecode("狗".encode("gbk"))
+
+
+def test_names_of_any_bytes_and_characters_pass_every_writer(tmp_path):
+    names = [GBK, "狗\u202e", "\x1b[31mred\x07"]
+    found = predictions(names=names, files=["กา.png", f"{GBK}.png", "a\r.png", "\U0001f415.png", "x"])
+    write_csv(found, tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        header, *rows = csv.reader(file)
+    assert header[2:] == names and [row[:2] for row in rows] == [
+        list(p) for p in zip(found.files, found.predicted, strict=True)
+    ]
+    picture(found, tmp_path / "a.png")  # a box in it would be a warning, and so an error
+    console = Console(width=100)
+    with console.capture() as printed:
+        console.print(table(found))
+    assert r"\xb9\xb7.png" in printed.get() and "\x1b[31m" not in printed.get() and printed.get().encode()
+    words = words_of(draw_predictions(found))
+    assert {r"\xb9\xb7", r"\x1b[31mred\x07", r"a\r.png"} <= {*words}
+
+
+def test_what_does_not_show_is_escaped_and_all_else_is_as_it_is():
+    assert shown(f"Größe 猫 {GBK}\n\u2028\u200d") == r"Größe 猫 \xb9\xb7\n\u2028\u200d"
+
+
+def test_a_character_that_one_font_lacks_is_drawn_by_another_and_one_that_all_lack_as_its_code():
+    # Of mathematics' script letters, in the fonts that matplotlib brings along; and of those in no font at all.
+    letters = Lettering(["\U0001d49c", "\U000e0fff x", "cafe\u0301 $1$"])
+    assert letters.families[0] == "sans-serif" and len(letters.families) == 2
+    assert letters.short("\U0001d49c") == "\U0001d49c" and letters.short("\U000e0fff x") == r"\U000e0fff x"
+    assert letters.short("cafe\u0301 $1$") == unicodedata.normalize(
+        "NFC", r"cafe\u0301 \$1\$".replace(r"\u0301", "\u0301")
+    )
+    assert Lettering(["Ж é"]).families == ["sans-serif"]
+    for name in ("a" * 40, "\U000e0fff" * 9):
+        cut = Lettering([name]).short(name)
+        assert cut.startswith("…") and len(cut) <= NAME_LENGTH and cut[1:] in name * 2 + r"\U000e0fff" * 9

@@ -113,7 +113,7 @@ def _build(folder: Path, manifest: Mapping[str, Any], build: Callable[[Path], No
         files = {
             path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(partial.iterdir())
         }
-        (partial / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1, ensure_ascii=False))
+        (partial / MANIFEST).write_bytes(json_bytes({**manifest, "files": files}))
         for path in [*partial.iterdir(), partial]:
             sync(path)
         partial.rename(folder)
@@ -137,7 +137,7 @@ def verified(folder: Path, up_to: int | None = None) -> Entry:
         return DataError(f"Cache file {folder / name} {why}. Delete the folder {folder} and run again: it is rebuilt.")
 
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise broken(MANIFEST, "cannot be read") from error
     for name, expected in files.items():
@@ -151,6 +151,12 @@ def verified(folder: Path, up_to: int | None = None) -> Entry:
             raise broken(name, f"cannot be read: {error.strerror or error}") from error
     listing = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
     return Entry(folder, hashlib.sha256(listing.encode()).hexdigest())
+
+
+def json_bytes(value: Any) -> bytes:
+    """`value` as JSON in UTF-8 with its letters as they are; a byte of a file name that is no UTF-8, as an escape of JSON."""
+    # What cannot be encoded is a lone surrogate, whose escape in Python is that of JSON: `json.loads` gives it back.
+    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def file_sha256(path: Path) -> str:

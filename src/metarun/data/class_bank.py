@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import numpy as np
 
+from metarun.data.cache import json_bytes
 from metarun.data.contents import content_hashes
 from metarun.progress import counted
 
@@ -123,7 +124,7 @@ def save(folder: Path, classes: Iterable[NamedClass], total: int | None = None) 
             raise ValueError("the header of a .npy file grew with the number of images")
     np.save(folder / HASHES, np.concatenate(hashes))
     described = {"names": names, "groups": groups, "count": count}
-    (folder / CLASSES).write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / CLASSES).write_bytes(json_bytes(described))
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
@@ -133,7 +134,7 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
 
 def load(folder: Path) -> NamedBank:
     """Reads what `save` wrote; the images and their hashes are mapped from the files, not read."""
-    classes = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+    classes = json.loads((folder / CLASSES).read_bytes())
     count = np.array(classes["count"], np.int32)
     images = np.load(folder / IMAGES, mmap_mode="r")
     bank = ClassBank(images, (np.cumsum(count) - count).astype(np.int32), count)

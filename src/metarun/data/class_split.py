@@ -3,13 +3,14 @@
 import hashlib
 import itertools
 import json
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metarun.data.cache import file_sha256
-from metarun.errors import ConfigError, DataError, some
+from metarun.errors import ConfigError, DataError, shown, some
 
 SPLITS = ("train", "val", "test")
 # Of the classes, meta-training's and meta-validation's share where nothing else is said, as miniImageNet has them.
@@ -21,9 +22,35 @@ PUBLISHED = {path.stem: path for path in sorted((Path(__file__).parent / "splits
 def shuffled(names: Sequence[str], seed: int, sizes: tuple[int, int, int]) -> dict[str, list[int]]:
     """All classes in random order, cut into splits of the given sizes, which sum to the number of classes."""
     # Ordered by a hash, which no version of a library can change as it can a generator of random numbers.
-    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed} {names[i]}".encode()).digest())
+    order = sorted(range(len(names)), key=lambda i: _rank(seed, names[i]))
     bounds = itertools.pairwise(itertools.accumulate(sizes, initial=0))
     return {split: order[start:stop] for split, (start, stop) in zip(SPLITS, bounds, strict=True)}
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
+
+
+def by_name(names: Sequence[str]) -> dict[str, int]:
+    """The number of each class by its name in Unicode's form NFC, for a list may spell a letter as a folder does not.
+
+    Raises:
+      DataError: two names are equal in that form, and so look alike.
+    """
+    found: dict[str, int] = {}
+    for i, name in enumerate(names):
+        first = found.setdefault(unicodedata.normalize("NFC", name), i)
+        if first != i:
+            raise DataError(
+                f"Two classes are called {shown(name)}, by different characters: {names[first]!a} and "
+                f"{name!a}. Rename one of them, or put them together."
+            )
+    return found
+
+
+def counts_in_words(classes: Mapping[str, Sequence[int]]) -> str:
+    """How many classes each split has: "train 4, val 1, test 1"."""
+    return ", ".join(f"{split} {len(its)}" for split, its in classes.items())
 
 
 def shuffled_or_from_file(
@@ -46,10 +73,22 @@ def shuffled_or_from_file(
     if split != "shuffled":
         listed = PUBLISHED.get(split, split)
         return from_file(names, listed, form="CLASS", others=f"{others}shuffled, {', '.join(PUBLISHED)}")
-    train, val = (max(1, round(share * len(names))) for share in (TRAIN_SHARE, VAL_SHARE))
-    if len(names) - train - val < 1:
-        raise DataError(f"There are {len(names)} classes; three or more are needed, for three splits.")
-    return shuffled(names, seed, (train, val, len(names) - train - val)), {"split": "shuffled", "split_seed": seed}
+    sizes = _shares(len(names))
+    if min(sizes) < 1:
+        enough = next(number for number in itertools.count(len(names)) if min(_shares(number)) >= 1)
+        would = ", ".join(f"{name} {size}" for name, size in zip(SPLITS, sizes, strict=True))
+        raise DataError(
+            f"There are {len(names)} classes, too few for dataset.split=shuffled, which needs {enough} or more: they would "
+            f"be {would}. Add classes, or name those of each split in a JSON file (dataset.split=FILE)."
+        )
+    return shuffled(names, seed, sizes), {"split": "shuffled", "split_seed": seed}
+
+
+def _shares(number: int) -> tuple[int, int, int]:
+    """How many of some classes are shuffled into each split; where they are too few, none are left for the last."""
+    train, val = (min(number, max(1, round(share * number))) for share in (TRAIN_SHARE, VAL_SHARE))
+    val = min(val, number - train)
+    return train, val, number - train - val
 
 
 def from_file(
@@ -74,20 +113,23 @@ def from_file(
     if not path.is_file():
         raise ConfigError("dataset.split", split, f"{others}, or the path of a JSON file")
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        # A byte order mark says which Unicode it is; and a folder's name may be in bytes that are none.
+        listed = json.loads(data.decode(json.detect_encoding(data), "surrogateescape"))
         entries = [name for split in SPLITS for name in listed[split]]
         well_formed = set(listed) == set(SPLITS) and all(isinstance(name, str) for name in entries)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         well_formed = False
     if not well_formed:
         expected = f'{{"train": ["{form}", ...], "val": [...], "test": [...]}}'
         raise DataError(f"{path} is not JSON of the form {expected}.")
-    index = {name: i for i, name in enumerate(names)}
-    if unknown := [name for name in entries if name not in index]:
-        raise DataError(f"{path} names {some(unknown)}, which the source does not have; it has e.g. {names[0]}.")
-    if repeated := [name for name, count in Counter(entries).items() if count > 1]:
+    index = by_name(names)
+    chosen = [index.get(unicodedata.normalize("NFC", name)) for name in entries]
+    if unknown := [name for name, number in zip(entries, chosen, strict=True) if number is None]:
+        raise DataError(f"{path} names {some(unknown)}, which the source does not have; it has e.g. {shown(names[0])}.")
+    if repeated := [names[number] for number, count in Counter(chosen).items() if count > 1]:
         raise DataError(f"{path} names {some(repeated)} more than once: a class is in one split only.")
     if empty := [split for split in SPLITS if not listed[split]]:
         raise DataError(f"{path} has no class in {some(empty)}.")
-    classes = {split: [index[name] for name in listed[split]] for split in SPLITS}
+    classes = {split: [index[unicodedata.normalize("NFC", name)] for name in listed[split]] for split in SPLITS}
     return classes, {"split": path.name, "split_sha256": file_sha256(path)}

@@ -13,6 +13,7 @@ from jax import lax, random
 
 from metarun.data import augment
 from metarun.data.class_bank import Array, ClassBank, SplitBank, of_classes
+from metarun.data.class_split import counts_in_words
 from metarun.data.contents import NUM_TURNS
 from metarun.data.pictures import border_level
 from metarun.errors import (
@@ -59,7 +60,7 @@ def episodes(
 
     Raises:
       ConfigError: a number that is not positive, or that asks for more classes or images than the bank has.
-      DataError: rotations of images that are not square.
+      DataError: there are less than two classes; or rotations of images that are not square.
 
     References:
       Rotations as classes: Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks", 2016.
@@ -71,6 +72,8 @@ def episodes(
     )
     turns = NUM_TURNS if true_or_false("dataset.rotations", rotations) else 1
     num_classes = turns * len(bank.count)
+    if num_classes < 2:
+        raise DataError(f"{way_key}={way}: {split} has {num_classes} class, and a task needs two or more of them.")
     if not 2 <= way <= num_classes:
         raise ConfigError(way_key, way, f"2 to {num_classes}, the number of classes in {split}")
     if shot + query_shot > (smallest := int(bank.count.min())):
@@ -176,7 +179,10 @@ def few_shot(
     classes = loaded.classes
     if loaded.uneven:
         needed = {split: positive_int(*shots[split]) + positive_int(*queries[split]) for split in turned}
-        classes = {split: _large_enough(loaded, split, needed[split]) for split in turned}
+        keys = {split: (shots[split][0], queries[split][0]) for split in turned}
+        classes = {split: _large_enough(loaded, split, needed[split], keys[split]) for split in turned}
+
+    them_all = f" (classes: {counts_in_words(classes)})"
 
     def source(split, bank, own_labels=False):
         cut = episodes(
@@ -185,7 +191,7 @@ def few_shot(
             shot=shots[split][1],
             query_shot=queries[split][1],
             rotations=turned[split],
-            split=f"the {split} split",
+            split=f"the {split} split{them_all}",
             way_key=ways[split][0],
             shot_key=shots[split][0],
             query_key=queries[split][0],
@@ -269,11 +275,11 @@ def _changed(source: TaskSource, changes: Sequence[Callable[[Array, Array], Arra
     return source_of(source.data, draw, cut)
 
 
-def _large_enough(loaded: SplitBank, split: str, need: int) -> list[int]:
-    """The classes of a split with `need` images or more; those that are left out are named."""
+def _large_enough(loaded: SplitBank, split: str, need: int, keys: tuple[str, str]) -> list[int]:
+    """The classes of a split with `need` images or more, as `keys` ask for; those that are left out are named."""
     kept = [c for c in loaded.classes[split] if loaded.bank.count[c] >= need]
     if not kept:
-        raise DataError(f"No class of {split} has {need} images. Lower shot or query_shot, or choose other data.")
+        raise DataError(f"No class of {split} has {need} images. Lower {keys[0]} or {keys[1]}, or choose other data.")
     if small := [loaded.names[c] for c in loaded.classes[split] if loaded.bank.count[c] < need]:
         print(f"Left out of {split}, having less than {need} images: {some(small)}.", file=sys.stderr)
     return kept

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +12,15 @@ import PIL
 from metarun.data import class_bank
 from metarun.data.cache import build_once
 from metarun.data.class_bank import NamedClass, SplitBank
-from metarun.data.class_split import SPLITS, TRAIN_SHARE, VAL_SHARE, shuffled, shuffled_or_from_file
+from metarun.data.class_split import (
+    SPLITS,
+    TRAIN_SHARE,
+    VAL_SHARE,
+    by_name,
+    counts_in_words,
+    shuffled,
+    shuffled_or_from_file,
+)
 from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import (
     RESIZE,
@@ -21,10 +30,18 @@ from metarun.data.pictures import (
     in_folder,
     left_out_in_words,
     read_classes,
+    refuse_one_folder_twice,
 )
-from metarun.errors import ConfigError, DataError, non_negative_int, some, true_or_false
+from metarun.errors import ConfigError, DataError, non_negative_int, one_of, some, true_or_false
 
 LEFT_OUT = "left_out.json"
+LAYOUTS = ("auto", "splits", "classes")
+# What folders of a split are called, capitals or not.
+ROLES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
 @few_shot_of
@@ -35,6 +52,8 @@ def image_folder(
     channels: int = 3,
     split: str | None = None,
     split_seed: int = 0,
+    layout: str = "auto",
+    links: str = "inside",
     strict: bool = False,
 ) -> SplitBank:
     """Returns few-shot classification of the pictures in a folder, in which each folder with pictures is a class.
@@ -48,13 +67,19 @@ def image_folder(
       channels: 1 (greyscale) or 3 (colour).
       split: "folders", the classes in the folders train, val and test of the source (without val, a fifth of train's by
         `split_seed`); "shuffled", 64% of the classes, 16% and 20% by `split_seed`; the path of a JSON file
-        `{"train": ["CLASS", ...], "val": [...], "test": [...]}`; or None, folders where there are such.
+        `{"train": ["CLASS", ...], "val": [...], "test": [...]}`; or None: "folders" or "shuffled", as `layout` says.
       split_seed: of the shuffle.
+      layout: how the folders are read where `split` does not say. "splits": folders train, val and test, also by the
+        other names in `ROLES` and in capitals, have a folder for each class; whatever is beside these is named and left
+        out. "classes": each folder with pictures is a class. "auto": splits where there are such folders and nothing
+        else, classes where no folders have such names; anything between is an error that says both readings.
+      links: which links to folders are followed, see `pictures.in_folder`.
       strict: whether a file that is left out is an error.
 
     Raises:
       ConfigError: a setting that cannot be used.
-      DataError: the folder has no classes, or too few, or one class in two splits; or `strict`, and a file is left out.
+      DataError: the folder has no classes, or too few, or one class in two splits; it can be read in two ways; a link
+        leads out of it; or `strict`, and a file is left out.
       MetarunError: the cache directory cannot be written.
     """
     if source is None or not (root := Path(source).expanduser()).is_dir():
@@ -62,8 +87,9 @@ def image_folder(
     side, channels = checked_size(image_size, channels)
     seed = non_negative_int("dataset.split_seed", split_seed)
     true_or_false("dataset.strict", strict)
+    layout = _layout(one_of("dataset.layout", layout, LAYOUTS), split)
 
-    files = list(in_folder(root))
+    files = list(in_folder(root, links=links))
     parameters = {
         "files": fingerprint(root, files),
         "size": [side, side, channels],
@@ -74,7 +100,19 @@ def image_folder(
     entry = build_once("image_folder", parameters, lambda folder: _prepare(folder, files, side, channels))
     _say_left_out(root, entry.folder / LEFT_OUT, strict)
     bank, names, _, hashes = class_bank.load(entry.folder)
-    classes, stated = _split(root, names, split, seed)
+    if not names:
+        raise DataError(f"{root} has 0 folders with pictures: expected one for each class.")
+    classes, stated = _split(root, names, split, seed, layout)
+    used = [names[c] for its in classes.values() for c in its]
+    if split in ("folders", None):
+        if "split_seed" in stated and stated["split"] == "folders":
+            held, kept = len(classes["val"]), len(classes["train"])
+            print(
+                f"{root} has no folder val: {held} of train's {held + kept} classes are held out for it.",
+                file=sys.stderr,
+            )
+        _say_beside(root, files, set(names) - set(used), strict)
+    refuse_one_folder_twice(root, used)
     return SplitBank(
         bank,
         names,
@@ -94,7 +132,7 @@ def _prepare(folder: Path, files: Sequence[Entry], side: int, channels: int) -> 
 
 
 def _say_left_out(root: Path, path: Path, strict: bool) -> None:
-    left_out = json.loads(path.read_text())
+    left_out = json.loads(path.read_bytes())
     if left_out:
         said = left_out_in_words(root, left_out)
         if strict:
@@ -102,29 +140,144 @@ def _say_left_out(root: Path, path: Path, strict: bool) -> None:
         print(f"{said} They are left out; all of them are in {path}.", file=sys.stderr)
 
 
+def _say_beside(root: Path, files: Sequence[Entry], unused: Collection[str], strict: bool) -> None:
+    """Names the pictures that are in none of the classes, where folders are splits."""
+    beside = [str(file.path) for file in files if str(file.path.parent) in unused]
+    if beside:
+        said = f"{len(beside)} of the files in {root} are in no class of train, val or test: {some(beside)}."
+        if strict:
+            raise DataError(f"{said} Put them elsewhere, or leave them out with dataset.strict=false.")
+        print(f"{said} They are left out.", file=sys.stderr)
+
+
+def _layout(layout: str, split: str | None) -> str:
+    """`dataset.layout`, or what `dataset.split` says of it."""
+    implied = {None: layout, "folders": "splits"}.get(split, "classes")
+    if layout not in ("auto", implied):
+        raise ConfigError("dataset.layout", layout, f"{implied}, or auto, with dataset.split={split}")
+    return implied
+
+
 def _split(
-    root: Path, names: Sequence[str], split: str | None, seed: int
+    root: Path, names: Sequence[str], split: str | None, seed: int, layout: str
 ) -> tuple[dict[str, list[int]], Mapping[str, Any]]:
-    if len(names) < 3:
-        raise DataError(f"{root} has {len(names)} folders with pictures; three or more are needed, one for each class.")
-    tops = [PurePosixPath(name).parts[0] for name in names]
-    # A class is in a folder of its own below train, val or test.
-    has_folders = {"train", "test"} <= set(tops) <= set(SPLITS) and all("/" in name for name in names)
-    if split not in ("folders", None) or (split is None and not has_folders):
-        return shuffled_or_from_file(names, split or "shuffled", seed, others="folders, ")
-    if not has_folders:
-        raise DataError(f"{root} has {some(sorted(set(tops)))}, where dataset.split=folders needs train, val and test.")
-    classes = {split: [c for c, top in enumerate(tops) if top == split] for split in SPLITS}
-    called = {split: {names[c].partition("/")[2] for c in classes[split]} for split in SPLITS}
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if shared := sorted(called[one] & called[other]):
-            raise DataError(
-                f"{some(shared)} is in {one} and in {other} of {root}: a class is in one split only. Where the folders "
-                "divide the images of the same classes, put them together and set dataset.split=shuffled."
-            )
+    if split not in ("folders", "shuffled", None):  # the list of a user, who names each folder
+        return shuffled_or_from_file(names, split, seed, others="folders, ")
+    by_name(names)
+    if layout == "auto":
+        layout = _unmistakable(root, names, seed)
+    if layout == "splits":
+        return _of_folders(root, names, seed)
+    _refuse_divided(root, names)
+    return shuffled_or_from_file(names, "shuffled", seed)
+
+
+def _role(folder: str) -> str | None:
+    return ROLES.get(folder.casefold())
+
+
+def _folders_of_splits(names: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+    """Of each split the folders at the top that are called so, and the classes below them."""
+    found: dict[str, dict[str, list[int]]] = {split: {} for split in SPLITS}
+    for c, name in enumerate(names):
+        top, _, below = name.partition("/")
+        if role := _role(top):
+            its = found[role].setdefault(top, [])
+            if below:
+                its.append(c)
+    return found
+
+
+def _unmistakable(root: Path, names: Sequence[str], seed: int) -> str:
+    """ "splits" or "classes", as the names of the folders leave no doubt.
+
+    Raises:
+      DataError: they do; it says both readings.
+    """
+    found = _folders_of_splits(names)
+    doubts = []
+    if sum(map(bool, found.values())) >= 2:
+        others = sorted({PurePosixPath(name).parts[0] for name in names if not _role(PurePosixPath(name).parts[0])})
+        if others:
+            its = [top for folders in found.values() for top in folders]
+            doubts.append(f"{some(others)} beside {', '.join(its)}")
+        doubts += _faults(found)
+        if not doubts:
+            return "splits"
+    elif deeper := _deeper_splits(names):
+        doubts.append(deeper)
+    else:
+        return "classes"
+    try:
+        classes, _ = _of_folders(root, names, seed)
+        as_splits = f"{counts_in_words(classes)} classes"
+    except DataError as error:
+        as_splits = f"an error ({error})"
+    try:
+        _refuse_divided(root, names)
+        as_classes = f"{counts_in_words(shuffled_or_from_file(names, 'shuffled', seed)[0])}, shuffled"
+    except DataError as error:
+        as_classes = f"an error ({error})"
+    raise DataError(
+        f"{root} can be read in two ways, because of {'; '.join(doubts)}. dataset.layout=splits, folders train, val and "
+        f"test above the classes: {as_splits}. dataset.layout=classes, each of {len(names)} folders with pictures a class: "
+        f"{as_classes}. Say which by dataset.layout, or name the classes of each split in a JSON file (dataset.split=FILE)."
+    )
+
+
+def _faults(found: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:
+    """Why the folders at the top are no splits, or are not certain to be."""
+    faults = [f"{' and '.join(sorted(its))}, which are both {split}" for split, its in found.items() if len(its) > 1]
+    faults += [f"no folder {split}" for split in ("train", "test") if not found[split]]
+    empty = [top for folders in found.values() for top, classes in folders.items() if not classes]
+    return faults + [f"{top}, which has pictures but no folders of classes" for top in sorted(empty)]
+
+
+def _deeper_splits(names: Sequence[str]) -> str:
+    """Says where, further down, folders are called as splits are; "" if nowhere."""
+    at: dict[int, dict[str, str]] = {}
+    for name in names:
+        for depth, part in enumerate(PurePosixPath(name).parts[1:]):
+            if role := _role(part):
+                at.setdefault(depth, {}).setdefault(role, name)
+    several = [roles for roles in at.values() if len(roles) > 1]
+    return f"folders that are called as splits are, such as {some(list(several[0].values()))}" if several else ""
+
+
+def _refuse_divided(root: Path, names: Sequence[str]) -> None:
+    """Raises `DataError` where folders of several splits have classes of one name, which would be classes apart."""
+    where: dict[str, dict[str, str]] = {}
+    for name in names:
+        parts = PurePosixPath(unicodedata.normalize("NFC", name)).parts
+        roles = [part for part in parts if _role(part)]
+        rest = [part for part in parts if not _role(part)]
+        if roles and rest:
+            where.setdefault("/".join(rest), {}).setdefault(ROLES[roles[0].casefold()], roles[0])
+    if shared := [name for name, its in where.items() if len(its) > 1]:
+        folders = " and in ".join(where[shared[0]].values())
+        raise DataError(
+            f"{some(shared)} is in {folders} of {root}: a class is in one split only. Where the folders divide the images "
+            "of the same classes, put them together and set dataset.split=shuffled. Where the classes are different, give "
+            "them different names, or name the folders of each split in a JSON file (dataset.split=FILE)."
+        )
+
+
+def _of_folders(root: Path, names: Sequence[str], seed: int) -> tuple[dict[str, list[int]], Mapping[str, Any]]:
+    """The classes in the folders of splits, and the facts to be stated; what is beside them is in none."""
+    found = _folders_of_splits(names)
+    if wrong := _faults(found):
+        tops = sorted({PurePosixPath(name).parts[0] for name in names})
+        raise DataError(f"{root} has {some(tops)}, where dataset.split=folders needs train, val and test: {wrong[0]}.")
+    classes = {split: [c for its in found[split].values() for c in its] for split in SPLITS}
+    _refuse_divided(root, [names[c] for its in classes.values() for c in its])
     if classes["val"]:
         return classes, {"split": "folders"}
-    held_out = max(1, round(len(classes["train"]) * VAL_SHARE / (TRAIN_SHARE + VAL_SHARE)))
-    drawn = shuffled([names[c] for c in classes["train"]], seed, (len(classes["train"]) - held_out, held_out, 0))
+    number = len(classes["train"])
+    held_out = max(1, round(number * VAL_SHARE / (TRAIN_SHARE + VAL_SHARE)))
+    if held_out == number:
+        raise DataError(
+            f"{root} has no folder val, and train has {number} class, of which none can be held out for it."
+        )
+    drawn = shuffled([names[c] for c in classes["train"]], seed, (number - held_out, held_out, 0))
     parts = {split: sorted(classes["train"][i] for i in drawn[split]) for split in ("train", "val")}
     return {**parts, "test": classes["test"]}, {"split": "folders", "split_seed": seed}

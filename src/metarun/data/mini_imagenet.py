@@ -6,7 +6,7 @@ import itertools
 import pickle
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from os import cpu_count
@@ -23,7 +23,7 @@ from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import SPLITS
 from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import PictureError, decode, fingerprint, in_folder, in_zips
-from metarun.errors import ConfigError, DataError, some
+from metarun.errors import ConfigError, DataError, shown, some
 from metarun.progress import hush
 
 SIDE, CHANNELS = 84, 3
@@ -54,12 +54,13 @@ LAYOUTS = (
 )
 
 
-# The pictures of a split by class: their names and how to read their encoded bytes.
-Found = Mapping[str, Sequence[tuple[str, Callable[[], bytes]]]]
+# The pictures of a split by class: by their names, how to read their encoded bytes. One of two names, by a link or a row
+# that is there twice, is one picture.
+Found = Mapping[str, Mapping[str, Callable[[], bytes]]]
 
 
 @few_shot_of
-def mini_imagenet(*, source: str | None = None) -> SplitBank:
+def mini_imagenet(*, source: str | None = None, links: str = "inside") -> SplitBank:
     """Returns few-shot classification of miniImageNet: 64 classes of meta-training, 16 and 20, 84x84 in colour.
 
     It cannot be downloaded: its pictures are ImageNet's, for research alone. The first use has TFDS prepare the user's
@@ -69,6 +70,7 @@ def mini_imagenet(*, source: str | None = None) -> SplitBank:
       source: a folder with Ravi and Larochelle's train.csv, val.csv and test.csv beside the pictures that they name, or
         zips or a folder of them; or with a folder of pictures for each class (of ImageNet's 1,300, the first 600 by
         name); or with the three files mini-imagenet-cache-{train,val,test}.pkl.
+      links: which links to folders are followed, see `pictures.in_folder`.
 
     Raises:
       ConfigError: a setting that cannot be used.
@@ -81,10 +83,12 @@ def mini_imagenet(*, source: str | None = None) -> SplitBank:
     """
     if source is None or not (root := Path(source).expanduser()).is_dir():
         raise ConfigError("dataset.source", source, f"a folder with your copy of miniImageNet: {LAYOUTS}")
-    state = fingerprint(root, in_folder(root))
+    state = fingerprint(root, in_folder(root, links=links))
     parameters = {"source": state, "resize": RESIZE, "pillow": PIL.__version__, "format": class_bank.FORMAT}
     total = sum(map(len, CLASSES.values()))
-    entry = build_once("mini_imagenet", parameters, lambda it: class_bank.save(it, _prepared(root, state), total))
+    entry = build_once(
+        "mini_imagenet", parameters, lambda it: class_bank.save(it, _prepared(root, state, links), total)
+    )
     bank, names, splits, hashes = class_bank.load(entry.folder)
     _say_shortfall(dict(zip(names, bank.count.tolist(), strict=True)))
     return SplitBank(
@@ -109,12 +113,12 @@ def _say_shortfall(counts: Mapping[str, int]) -> None:
             print(f"miniImageNet's {split} has {have:,} of its {all_of_it:,} images in your copy.", file=sys.stderr)
 
 
-def _prepared(root: Path, state: str) -> Iterator[NamedClass]:
+def _prepared(root: Path, state: str, links: str) -> Iterator[NamedClass]:
     """Has TFDS prepare the source, and decodes it class by class."""
     import tensorflow_datasets as tfds  # slow to import, and only the first use needs it
 
     hush(tfds)
-    dataset = builder(data_dir=cache_dir() / "tfds" / f"mini_imagenet-{state[:16]}")
+    dataset = builder(links=links, data_dir=cache_dir() / "tfds" / f"mini_imagenet-{state[:16]}")
     dataset.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=root))
 
     def decoded(example: Mapping[str, Any]) -> np.ndarray:
@@ -130,10 +134,11 @@ def _prepared(root: Path, state: str) -> Iterator[NamedClass]:
                 yield NamedClass(CLASSES[split][label], split, np.stack(list(pool.map(decoded, members))))
 
 
-def builder(**settings: Any) -> Any:
+def builder(*, links: str = "inside", **settings: Any) -> Any:
     """The TFDS builder of miniImageNet, whose `manual_dir` is the source; it needs no TensorFlow.
 
     Args:
+      links: see `mini_imagenet`.
       settings: of `tfds.core.DatasetBuilder`, such as `data_dir`.
     """
     import tensorflow_datasets as tfds
@@ -155,13 +160,14 @@ def builder(**settings: Any) -> Any:
 
         def _split_generators(self, dl_manager):
             root = Path(dl_manager.manual_dir)
-            return {split: self._generate_examples(root, split, found) for split, found in _found(root).items()}
+            return {split: self._generate_examples(root, split, found) for split, found in _found(root, links).items()}
 
         def _generate_examples(self, root, split, found):
             numbers = itertools.count()
             for label, wnid in enumerate(CLASSES[split]):
-                for name, read in sorted(found[wnid])[:IMAGES_PER_CLASS]:
-                    yield next(numbers), {"image": io.BytesIO(_read(root, name, read)), "label": label, "name": name}
+                for name in sorted(found[wnid])[:IMAGES_PER_CLASS]:
+                    image = io.BytesIO(_read(root, name, found[wnid][name]))
+                    yield next(numbers), {"image": image, "label": label, "name": shown(name)}
 
     return MetarunMiniImagenet(file_format="array_record", **settings)
 
@@ -170,21 +176,21 @@ def _read(root: Path, name: str, read: Callable[[], bytes]) -> bytes:
     try:
         return read()
     except PictureError as error:
-        raise DataError(f"{name} of {root} is broken: {error}. Get it again.") from error
+        raise DataError(f"{shown(name)} of {root} is broken: {error}. Get it again.") from error
 
 
-def _found(root: Path) -> dict[str, Found]:
+def _found(root: Path, links: str) -> dict[str, Found]:
     """What the source has of each split, in whichever layout.
 
     Raises:
       DataError: it has none, or not every class.
     """
     if all((root / f"{split}.csv").is_file() for split in SPLITS):
-        found = _of_csvs(root)
+        found = _of_csvs(root, links)
     elif all(_pickle(root, split).is_file() for split in SPLITS):
         found = {split: _of_pickle(_pickle(root, split)) for split in SPLITS}
     else:
-        found = _of_folders(root)
+        found = _of_folders(root, links)
     for split, classes in CLASSES.items():
         if absent := [wnid for wnid in classes if not found[split].get(wnid)]:
             raise DataError(f"{root} has no picture of {some(absent)}, of miniImageNet's {split}; it needs {LAYOUTS}.")
@@ -195,30 +201,32 @@ def _found(root: Path) -> dict[str, Found]:
     return found
 
 
-def _of_csvs(root: Path) -> dict[str, Found]:
-    files = itertools.chain(in_folder(root), in_zips(sorted(root.glob("*.zip"))))
+def _of_csvs(root: Path, links: str) -> dict[str, Found]:
+    files = itertools.chain(in_folder(root, links=links), in_zips(sorted(root.glob("*.zip"))))
     pictures = {file.path.name: file.read for file in files}
     found = {}
     for split in SPLITS:
-        found[split] = defaultdict(list)
+        found[split] = defaultdict(dict)
         path = root / f"{split}.csv"
         try:
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(
+                path, newline="", encoding="utf-8-sig"
+            ) as file:  # which spreadsheets begin with a byte order mark
                 rows = [(row["filename"], row["label"]) for row in csv.DictReader(file)]
         except (OSError, KeyError, ValueError, csv.Error) as error:
             raise DataError(f"{path} is not a table with the columns filename and label: {error}.") from error
         for name, label in rows:
             if name in pictures:
-                found[split][label].append((name, pictures[name]))
+                found[split][label][name] = pictures[name]
     return found
 
 
-def _of_folders(root: Path) -> dict[str, Found]:
+def _of_folders(root: Path, links: str) -> dict[str, Found]:
     split_of = {wnid: split for split, classes in CLASSES.items() for wnid in classes}
-    found = {split: defaultdict(list) for split in SPLITS}
-    for file in in_folder(root):
+    found = {split: defaultdict(dict) for split in SPLITS}
+    for file in in_folder(root, links=links):
         if split := split_of.get(file.path.parent.name):
-            found[split][file.path.parent.name].append((file.path.name, file.read))
+            found[split][file.path.parent.name].setdefault(file.path.name, file.read)
     return found
 
 
@@ -246,7 +254,7 @@ def _of_pickle(path: Path) -> Found:
         return stream.getvalue()
 
     return {
-        wnid: [(f"{wnid}{number:08}.png", partial(png, row)) for number, row in enumerate(its)]
+        wnid: {f"{wnid}{number:08}.png": partial(png, row) for number, row in enumerate(its)}
         for wnid, its in rows.items()
     }
 

@@ -19,7 +19,8 @@ from metarun.data.cache import build_once, cache_dir, file_sha256
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import from_file, shuffled
 from metarun.data.episodes import few_shot_of
-from metarun.errors import ConfigError, DataError, non_negative_int
+from metarun.data.pictures import LINKS, PictureError, in_folder
+from metarun.errors import ConfigError, DataError, non_negative_int, one_of, shown
 from metarun.progress import hush
 
 # The end of a drawing's path; what macOS adds to an archive does not match.
@@ -46,6 +47,7 @@ def omniglot(
     source: str | None = None,
     split: str = "maml",
     split_seed: int = 0,
+    links: str = "inside",
 ) -> SplitBank:
     """Returns few-shot classification of Omniglot's characters, as 28x28 images with ink 1 on 0.
 
@@ -58,6 +60,7 @@ def omniglot(
         of the background alphabets the last sixth by name as meta-validation (Ojibwe to Tifinagh); or a path to a
         JSON file `{"train": ["Greek/character01", ...], "val": [...], "test": [...]}`.
       split_seed: of the shuffle of "maml".
+      links: which links to folders are followed in what the archives unpack to, see `pictures.in_folder`.
 
     Raises:
       ConfigError: a setting that cannot be used.
@@ -69,15 +72,16 @@ def omniglot(
       split: Finn et al., "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017.
     """
     split_seed = non_negative_int("dataset.split_seed", split_seed)
+    one_of("dataset.links", links, LINKS)
     if source is None:
         checksums = {part: sha256 for part, (_, sha256) in OFFICIAL.items()}
         read = _downloaded
     else:
         places = {part: _place(source, part) for part in PARTS}
-        checksums = {part: _checksum(place) for part, place in places.items()}
+        checksums = {part: _checksum(place, links) for part, place in places.items()}
 
         def read() -> dict[str, Iterator[tuple[str, bytes]]]:
-            return {part: _drawings(place) for part, place in places.items()}
+            return {part: _drawings(place, links) for part, place in places.items()}
 
     parameters = {"source": checksums, "resize": RESIZE, "format": class_bank.FORMAT}
     entry = build_once("omniglot", parameters, lambda folder: class_bank.save(folder, _classes(read())))
@@ -104,21 +108,26 @@ def _place(source: str, part: str) -> Path:
     raise DataError(f"{archive} is missing. Get it from {URL}{archive.name}, or set dataset.source to its folder.")
 
 
-def _checksum(place: Path) -> str:
+def _checksum(place: Path, links: str) -> str:
     if place.is_file():
         return file_sha256(place)
     digest = hashlib.sha256()
-    for name, png in _drawings(place):
+    for name, png in _drawings(place, links):
         digest.update(f"{name} {len(png)}\n".encode() + png)
     return digest.hexdigest()
 
 
-def _drawings(place: Path) -> Iterator[tuple[str, bytes]]:
+def _drawings(place: Path, links: str = "inside") -> Iterator[tuple[str, bytes]]:
     """Reads the drawings of a part, from its zip or folder, by name: (ALPHABET/characterNN/NNNN_MM.png, PNG)."""
     if place.is_dir():
-        for path in sorted(place.rglob("*.png")):
-            if match := DRAWING.search(path.as_posix()):
-                yield match[0], path.read_bytes()
+        for file in in_folder(place, links=links):
+            try:
+                if match := DRAWING.search(str(file.path)):
+                    yield match[0], file.read()
+                elif file.unusable:
+                    raise PictureError(file.unusable)
+            except PictureError as error:
+                raise DataError(f"{shown(str(file.path))} of {place} cannot be read: {error}.") from error
         return
     try:
         with zipfile.ZipFile(place) as archive:

@@ -1,8 +1,10 @@
 """Pictures in a folder or in zip archives, and how one becomes an array. Files may be anybody's and are not trusted."""
 
+import functools
 import hashlib
 import io
 import os
+import stat
 import struct
 import warnings
 import zipfile
@@ -16,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from metarun.errors import ConfigError, DataError, positive_int, some
+from metarun.errors import ConfigError, DataError, one_of, positive_int, shown, some
 
 # Formats by their content, whatever a file is called: those whose decoders read pixels and nothing else.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -24,6 +26,8 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 200_000_000
 MODES = {1: "L", 3: "RGB"}
 RESIZE = "Lanczos, proportions not kept"
+LINKS = ("inside", "follow")  # which links to folders are followed
+MAX_LINKS = 100_000
 AT_ONCE = 256  # files that are read ahead: what bounds the memory that they take
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, MemoryError, struct.error, zlib.error)
 
@@ -46,33 +50,126 @@ class Entry(NamedTuple):
     Attributes:
       path: relative to the source, "/" between its parts.
       read: returns its bytes; raises `PictureError`.
+      unusable: why it is known beforehand that it cannot be read; "" where it is not.
     """
 
     path: PurePosixPath
     read: Callable[[], bytes]
+    unusable: str = ""
 
 
-def in_folder(root: Path) -> Iterator[Entry]:
+def in_folder(root: Path, *, links: str = "inside", key: str = "dataset.links") -> Iterator[Entry]:
     """The files under a folder, by path, hidden ones left out.
 
-    Links are followed within the folder only: where one leads out of it, reading it raises `PictureError`.
+    Links to folders are followed, and may give a folder several names. What cannot be followed, and a folder that
+    cannot be read, is an entry whose reading says why: a link to a folder that it is in, or to nothing.
+
+    Args:
+      root: the folder, which may be a link itself.
+      links: "inside" follows links that stay within the folder: one that leads out to a folder is an error, for a class
+        may be behind it, and reading one that leads out to a file raises `PictureError`; "follow" follows all.
+      key: what sets `links`, for an error.
+
+    Raises:
+      ConfigError: `links` is neither.
+      DataError: links lead out of the folder, or are too many.
     """
-    home = root.resolve()
+    one_of(key, links, LINKS)
+    listing = _Listing(root.resolve(), everywhere=links == "follow")
+    listing.walk(root)
+    if listing.outside:
+        raise DataError(
+            f"{root} has {len(listing.outside)} links to folders that lead out of it: {some(sorted(listing.outside))}. "
+            f"They are not followed unless you set {key}=follow. Or put the folders themselves in their place."
+        )
+    advice = f"a link that leads out of {root}, which {key}=follow would follow"
+    for relative, unusable in sorted(listing.found.items(), key=lambda found: found[0].parts):
+        read = functools.partial(_read, root / relative, None if links == "follow" else listing.home, unusable, advice)
+        yield Entry(relative, read, unusable)
 
-    def read(path: Path) -> bytes:
-        if not path.resolve().is_relative_to(home):
-            raise PictureError(f"a link that leads out of {root}")
-        try:
-            if path.stat().st_size > MAX_BYTES:
-                raise PictureError(f"larger than {MAX_BYTES:,} bytes")
-            return path.read_bytes()
-        except OSError as error:
-            raise PictureError(error.strerror or str(error)) from error
 
-    for path in sorted(root.rglob("*")):
-        relative = PurePosixPath(path.relative_to(root).as_posix())
-        if not path.is_dir() and not _hidden(relative):
-            yield Entry(relative, lambda path=path: read(path))
+class _Listing:
+    """The files under a folder as they are found.
+
+    Attributes:
+      home: the folder itself, links resolved.
+      found: relative path -> why it cannot be used, or "".
+      outside: relative paths of links to folders that lead out of `home` and may not.
+    """
+
+    def __init__(self, home: Path, everywhere: bool):
+        self.home, self._everywhere = home, everywhere
+        self.found: dict[PurePosixPath, str] = {}
+        self.outside: list[str] = []
+        self._links = 0
+
+    def walk(self, root: Path) -> None:
+        """Adds what is under `root`."""
+        pending = [(root, PurePosixPath(), ())]
+        while pending:
+            folder, relative, above = pending.pop()
+            here = (*above, os.path.realpath(folder))  # the folder and those that it is in, links resolved
+            try:
+                with os.scandir(folder) as listed:
+                    entries = [entry for entry in listed if not _hidden(relative / entry.name)]
+            except OSError as error:
+                self.found[relative] = f"a folder that cannot be read: {error.strerror or error}"
+                continue
+            for entry in entries:
+                path = relative / entry.name
+                if self._leads_to_folder(entry, path, here) if entry.is_symlink() else entry.is_dir():
+                    pending.append((folder / entry.name, path, here))
+                elif not entry.is_symlink():
+                    self.found[path] = ""
+
+    def _leads_to_folder(self, link: os.DirEntry[str], path: PurePosixPath, here: Sequence[str]) -> bool:
+        """Whether a link leads to a folder that is to be listed; any other is added as what it is."""
+        target = os.path.realpath(link)
+        if not os.path.isdir(target):
+            self.found[path] = "" if os.path.exists(target) else "a link to nothing: No such file or directory"
+        elif target in here:
+            self.found[path] = "a link to a folder that it is in"
+        elif not self._everywhere and not Path(target).is_relative_to(self.home):
+            self.outside.append(str(path))
+        else:
+            # Links to folders of links, each twice, would double what there is at every turn.
+            self._links += 1
+            if self._links > MAX_LINKS:
+                raise DataError(
+                    f"{self.home} has more than {MAX_LINKS:,} links to folders, counted by all their names."
+                )
+            return True
+        return False
+
+
+def _read(path: Path, home: Path | None, unusable: str, advice: str) -> bytes:
+    """The bytes of a file that lies, links resolved, in `home`, or anywhere if that is None."""
+    if unusable:
+        raise PictureError(unusable)
+    if home is not None and not path.resolve().is_relative_to(home):
+        raise PictureError(advice)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise PictureError("neither a file nor a folder")
+        if status.st_size > MAX_BYTES:
+            raise PictureError(f"larger than {MAX_BYTES:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise PictureError(error.strerror or str(error)) from error
+
+
+def refuse_one_folder_twice(root: Path, names: Iterable[str]) -> None:
+    """Raises `DataError` where two classes are one folder, by a link: a picture would be of two classes."""
+    first: dict[tuple[int, int], str] = {}
+    for name in sorted(names):
+        status = (root / name).stat()
+        other = first.setdefault((status.st_dev, status.st_ino), name)
+        if other != name:
+            raise DataError(
+                f"{shown(other)} and {shown(name)} of {root} are one folder, by a link, and would be two classes of the "
+                "same pictures. Remove one of them."
+            )
 
 
 def fingerprint(root: Path, files: Iterable[Entry]) -> str:
@@ -106,6 +203,8 @@ def in_zips(archives: Sequence[Path]) -> Iterator[Entry]:
 
 
 def _unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise PictureError("a link, which in an archive is not followed")
     if info.file_size > MAX_BYTES:
         raise PictureError(f"unpacks to {info.file_size:,} bytes, more than {MAX_BYTES:,}")
     try:
@@ -197,7 +296,7 @@ def read_classes(
       size, left_out: as in `read_all`.
     """
     outside = [file for file in files if file.path.parent == PurePosixPath(".")]
-    left_out |= {str(file.path): "in no class's folder" for file in outside}
+    left_out |= {str(file.path): file.unusable or "in no class's folder" for file in outside}
     inside = [file for file in files if file.path.parent != PurePosixPath(".")]
     inside.sort(key=lambda file: (str(file.path.parent), file.path.name))
     for name, members in groupby(read_all(inside, size, left_out), key=lambda found: str(found[0].parent)):

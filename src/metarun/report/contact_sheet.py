@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metarun.data.class_bank import SplitBank
-from metarun.report.figure import NOTE_SIZE, TITLE_SIZE, save, short
+from metarun.report.figure import NOTE_SIZE, TITLE_SIZE, Lettering, save
 
 CLASSES_SHOWN, IMAGES_SHOWN = 8, 10
 GAP = 2  # pixels between images
@@ -38,8 +38,10 @@ def draw_contact_sheet(loaded: SplitBank) -> Figure:
         sheet = _sheet(loaded, its)
         axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         pitch = sheet.shape[0] / len(its)
-        names = [short(loaded.names[c]) for c in its]
-        axes.set_yticks([(row + 0.5) * pitch for row in range(len(its))], names, fontsize=NOTE_SIZE)
+        letters = Lettering(loaded.names[c] for c in its)
+        names = [letters.short(loaded.names[c]) for c in its]
+        places_of_names = [(row + 0.5) * pitch for row in range(len(its))]
+        axes.set_yticks(places_of_names, names, fontsize=NOTE_SIZE, family=letters.families)
         axes.set_xticks([])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

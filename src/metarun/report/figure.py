@@ -2,12 +2,17 @@
 a file. Figures are plain objects; matplotlib's global state (pyplot, rcParams) is never touched."""
 
 import io
+import unicodedata
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
+from metarun.errors import shown
 from metarun.files import write_bytes
 
 # Okabe and Ito, "Color universal design", 2008.
@@ -20,6 +25,7 @@ TITLE_SIZE = 11
 LABEL_SIZE = 10
 NOTE_SIZE = 9
 
+UPRIGHT = ("normal", "normal", 400)  # style, stretch and weight of a font: of others matplotlib would warn
 NAME_LENGTH = 24  # characters of a name
 ASPECT = 1.3  # of a figure of several panels, width to height
 NOTE_HEIGHT = 0.4  # inches, for the note or legend below the panels
@@ -62,10 +68,56 @@ def draw_image(axes: Axes, image: np.ndarray, left: float, top: float) -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + 1, top + 1, top))
 
 
-def short(name: str) -> str:
-    """A name without what matplotlib would take for mathematics, cut at its front where it is long."""
-    name = name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]
-    return name.replace("$", r"\$").replace("\n", " ")
+class Lettering:
+    """Names as they can be drawn, and what to draw them with.
+
+    Matplotlib's own font knows Latin, Greek, Cyrillic and some more. For other characters an installed font is taken that
+    has them; what none has is drawn as its code, such as \\u72d7, where matplotlib would draw an empty box.
+
+    Args:
+      names: all that are to be drawn.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        lacking = {c for name in names for c in _composed(name)}
+        self.families = ["sans-serif"]  # in the order in which matplotlib looks for a character
+        lacking -= _had_by(font_manager.findfont(FontProperties(family=self.families)), lacking)
+        upright = [f for f in font_manager.fontManager.ttflist if (f.style, f.stretch, f.weight) == UPRIGHT]
+        # A font of last resort has a box for everything.
+        others = {font.name for font in upright if lacking and "lastresort" not in font.name.lower().replace(" ", "")}
+        for family in sorted(others):
+            if found := _had_by(font_manager.findfont(FontProperties(family=family)), lacking):
+                self.families.append(family)
+                lacking -= found
+            if not lacking:
+                break
+        self._lacking = lacking
+
+    def short(self, name: str) -> str:
+        """A name as it is drawn, without what matplotlib would take for mathematics, cut at its front where it is long."""
+        pieces = [c.encode("unicode_escape").decode() if c in self._lacking else c for c in _composed(name)]
+        if sum(map(len, pieces)) > NAME_LENGTH:
+            room, kept = NAME_LENGTH - 1, []
+            for piece in reversed(pieces):
+                if (room := room - len(piece)) < 0:
+                    break
+                kept.append(piece)
+            pieces = ["…", *reversed(kept)]
+        return "".join(pieces).replace("$", r"\$")
+
+
+def _composed(name: str) -> str:
+    """A name with escapes for what does not show, and each letter with its accents as one character where there is one."""
+    return unicodedata.normalize("NFC", shown(name))
+
+
+def _had_by(path: str, characters: Collection[str]) -> set[str]:
+    """Those of the characters that a font has; none if it cannot be read or is of pictures of one size."""
+    try:
+        font = font_manager.get_font(path)
+        return {c for c in characters if font.scalable and font.get_char_index(ord(c))}
+    except (OSError, RuntimeError):
+        return set()
 
 
 def save(figure: Figure, output: Path) -> None:

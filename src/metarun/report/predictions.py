@@ -13,8 +13,9 @@ from matplotlib.patches import Rectangle
 from rich.table import Table
 from rich.text import Text
 
+from metarun.errors import shown
 from metarun.files import write_bytes
-from metarun.report.figure import BLUE, FAINT, GREY, LABEL_SIZE, NOTE_SIZE, TITLE_SIZE, draw_image, save, short
+from metarun.report.figure import BLUE, FAINT, GREY, LABEL_SIZE, NOTE_SIZE, TITLE_SIZE, Lettering, draw_image, save
 
 ROWS_SHOWN = 40  # of the table
 CLASSES_SHOWN, SUPPORT_SHOWN, QUERIES_SHOWN = 20, 8, 40  # of the picture
@@ -57,7 +58,7 @@ def table(found: Predictions) -> Table:
     rows.columns[2].justify = "right"
     answers = list(zip(found.files, found.predicted, found.probabilities.max(1), strict=True))
     for file, name, probability in answers[:ROWS_SHOWN]:
-        rows.add_row(Text(file), Text(name), f"{probability:.1%}")
+        rows.add_row(Text(shown(file)), Text(shown(name)), f"{probability:.1%}")
     if len(answers) > ROWS_SHOWN:
         rows.caption = f"and {len(answers) - ROWS_SHOWN:,} more, see the CSV file"
     return rows
@@ -98,14 +99,15 @@ def draw_predictions(found: Predictions) -> Figure:
     axes = figure.subplots()
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     axes.set_axis_off()
+    letters = Lettering([*found.classes[:num_classes], *found.files[:num_queries], *found.predicted[:num_queries]])
     _heading(axes, 0, "Support", num_classes, len(found.classes), "classes")
     for label in range(num_classes):
-        _draw_class(axes, found, label, HEADING + label * PITCH_Y)
+        _draw_class(axes, found, letters, label, HEADING + label * PITCH_Y)
     top = HEADING + num_classes * PITCH_Y
     _heading(axes, top, "Queries", num_queries, len(found.files), "queries")
     for query in range(num_queries):
         row, column = divmod(query, QUERY_COLUMNS)
-        _draw_query(axes, found, query, column * QUERY_WIDTH, top + HEADING + row * PITCH_Y)
+        _draw_query(axes, found, letters, query, column * QUERY_WIDTH, top + HEADING + row * PITCH_Y)
     return figure
 
 
@@ -114,9 +116,10 @@ def _heading(axes: Axes, top: float, title: str, shown: int, of: int, what: str)
     axes.text(0, top + HEADING / 2, title + note, va="center", fontsize=TITLE_SIZE, weight="bold")
 
 
-def _draw_class(axes: Axes, found: Predictions, label: int, top: float) -> None:
+def _draw_class(axes: Axes, found: Predictions, letters: Lettering, label: int, top: float) -> None:
     images = found.support_x[found.support_y == label]
-    axes.text(NAME_WIDTH - 0.2, top + 0.5, short(found.classes[label]), ha="right", va="center", fontsize=LABEL_SIZE)
+    style = {"va": "center", "family": letters.families, "fontsize": LABEL_SIZE}
+    axes.text(NAME_WIDTH - 0.2, top + 0.5, letters.short(found.classes[label]), ha="right", **style)
     for number, image in enumerate(images[:SUPPORT_SHOWN]):
         draw_image(axes, image, NAME_WIDTH + number * PITCH_X, top)
     if len(images) > SUPPORT_SHOWN:
@@ -124,12 +127,14 @@ def _draw_class(axes: Axes, found: Predictions, label: int, top: float) -> None:
         axes.text(left, top + 0.5, f"+ {len(images) - SUPPORT_SHOWN}", va="center", fontsize=NOTE_SIZE, color=GREY)
 
 
-def _draw_query(axes: Axes, found: Predictions, query: int, left: float, top: float) -> None:
+def _draw_query(axes: Axes, found: Predictions, letters: Lettering, query: int, left: float, top: float) -> None:
     probability = found.probabilities[query].max()
     draw_image(axes, found.query_x[query], left, top)
     bar = left + BAR_LEFT
-    axes.text(bar, top + 0.16, short(found.files[query]), va="center", fontsize=NOTE_SIZE, color=GREY)
-    axes.text(bar, top + 0.48, short(found.predicted[query]), va="center", fontsize=LABEL_SIZE, weight="bold")
+    style = {"va": "center", "family": letters.families}
+    weight = "bold" if len(letters.families) == 1 else "normal"  # which another font may not have
+    axes.text(bar, top + 0.16, letters.short(found.files[query]), fontsize=NOTE_SIZE, color=GREY, **style)
+    axes.text(bar, top + 0.48, letters.short(found.predicted[query]), fontsize=LABEL_SIZE, weight=weight, **style)
     axes.add_patch(Rectangle((bar, top + BAR_TOP), BAR_WIDTH, BAR_HEIGHT, color=FAINT, linewidth=0))
     axes.add_patch(Rectangle((bar, top + BAR_TOP), BAR_WIDTH * probability, BAR_HEIGHT, color=BLUE, linewidth=0))
     end = bar + BAR_WIDTH + 0.15
