@@ -18,6 +18,7 @@ from metarun.data.pictures import (
     LINKS,
     RESIZE,
     border_level,
+    checked_folder,
     in_folder,
     left_out_in_words,
     read_all,
@@ -161,9 +162,7 @@ def _id(found: Predictions) -> str:
 
 def _folder(key: str, value: str | None) -> Path:
     wanted = {"support": "a folder with a folder of pictures for each class", "query": "a folder of pictures"}
-    if not value or not (folder := Path(value).expanduser()).is_dir():
-        raise ConfigError(key, value, wanted[key])
-    return folder
+    return checked_folder(key, value, wanted[key])
 
 
 def _check_images(data: DataFacts, run: saved_run.SavedRun) -> None:

@@ -169,6 +169,12 @@ def test_what_was_kept_in_an_older_form_is_prepared_anew(root, monkeypatch, caps
     [
         ({"source": None}, "dataset.source=None: expected a folder"),
         ({"source": "/no/such"}, "dataset.source=/no/such: expected a folder"),
+        ({"source": 5}, "dataset.source=5: expected a folder"),
+        ({"source": "~no-such-user/x"}, "dataset.source=~no-such-user/x: expected a folder"),
+        ({"source": "x" * 5000}, "expected a folder"),
+        ({"split": ["train"]}, r"dataset.split=\['train'\]: expected folders, shuffled"),
+        ({"split": 5}, "dataset.split=5: expected folders, shuffled"),
+        ({"split": "~no-such-user/x"}, "dataset.split=~no-such-user/x: expected folders, shuffled"),
         ({"image_size": 0}, "dataset.image_size=0"),
         ({"channels": 4}, "dataset.channels=4: expected 1 .* or 3"),
         ({"split": "lake"}, "dataset.split=lake: expected folders, shuffled, cifar_fs, fc100, or the path"),
@@ -282,7 +288,10 @@ def test_the_key_decides_a_layout_in_doubt(root, capsys):
 @pytest.mark.parametrize(
     ("names", "because"),
     [
-        ([f"data/{name}" for name in SPLIT_FOLDERS], "such as data/test/bee, data/train/ant, data/val/cow"),
+        (
+            [f"data/{name}" for name in SPLIT_FOLDERS],
+            "data/test/bee, data/train/ant, data/val/cow (or is it dataset.source=/",
+        ),
         ([f"{c}/{split}" for c in "abcdef" for split in ("train", "test")], "such as a/test, a/train"),
         (["train/ox", "train/ant", "train/elk", "val/yak", "val/cow"], "no folder test"),
         (["train", "val", "test"], "which has pictures but no folders of classes"),

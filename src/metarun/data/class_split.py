@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,7 @@ def shuffled_or_from_file(
       ConfigError, DataError: as `from_file`; or there are too few classes for three splits.
     """
     if split != "shuffled":
-        listed = PUBLISHED.get(split, split)
+        listed = PUBLISHED.get(split, split) if isinstance(split, str) else split
         return from_file(names, listed, form="CLASS", others=f"{others}shuffled, {', '.join(PUBLISHED)}")
     sizes = _shares(len(names))
     if min(sizes) < 1:
@@ -92,7 +93,7 @@ def _shares(number: int) -> tuple[int, int, int]:
 
 
 def from_file(
-    names: Sequence[str], split: str, *, form: str, others: str
+    names: Sequence[str], split: str | Path, *, form: str, others: str
 ) -> tuple[dict[str, list[int]], dict[str, Any]]:
     """The split of a JSON file `{"train": [class, ...], "val": [...], "test": [...]}`.
 
@@ -109,8 +110,8 @@ def from_file(
       ConfigError: there is no such file.
       DataError: it is not of this form, or names a class that there is not, or one twice, or none in a split.
     """
-    path = Path(split).expanduser()
-    if not path.is_file():
+    # A list that comes with metarun is a path already.
+    if not isinstance(split, (str, Path)) or not (path := Path(os.path.expanduser(split))).is_file():
         raise ConfigError("dataset.split", split, f"{others}, or the path of a JSON file")
     try:
         data = path.read_bytes()

@@ -25,6 +25,7 @@ from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import (
     RESIZE,
     Entry,
+    checked_folder,
     checked_size,
     fingerprint,
     in_folder,
@@ -82,8 +83,7 @@ def image_folder(
         leads out of it; or `strict`, and a file is left out.
       MetarunError: the cache directory cannot be written.
     """
-    if source is None or not (root := Path(source).expanduser()).is_dir():
-        raise ConfigError("dataset.source", source, "a folder with a folder of pictures for each class")
+    root = checked_folder("dataset.source", source, "a folder with a folder of pictures for each class")
     side, channels = checked_size(image_size, channels)
     seed = non_negative_int("dataset.split_seed", split_seed)
     true_or_false("dataset.strict", strict)
@@ -152,7 +152,7 @@ def _say_beside(root: Path, files: Sequence[Entry], unused: Collection[str], str
 
 def _layout(layout: str, split: str | None) -> str:
     """`dataset.layout`, or what `dataset.split` says of it."""
-    implied = {None: layout, "folders": "splits"}.get(split, "classes")
+    implied = layout if split is None else "splits" if split == "folders" else "classes"
     if layout not in ("auto", implied):
         raise ConfigError("dataset.layout", layout, f"{implied}, or auto, with dataset.split={split}")
     return implied
@@ -189,23 +189,24 @@ def _folders_of_splits(names: Sequence[str]) -> dict[str, dict[str, list[int]]]:
 
 
 def _unmistakable(root: Path, names: Sequence[str], seed: int) -> str:
-    """ "splits" or "classes", as the names of the folders leave no doubt.
+    """How a folder is read, "splits" or "classes".
 
     Raises:
-      DataError: they do; it says both readings.
+      DataError: its names leave a doubt; it says both readings.
     """
     found = _folders_of_splits(names)
     doubts = []
     if sum(map(bool, found.values())) >= 2:
-        others = sorted({PurePosixPath(name).parts[0] for name in names if not _role(PurePosixPath(name).parts[0])})
-        if others:
+        if others := sorted({top for name in names if not _role(top := name.partition("/")[0])}):
             its = [top for folders in found.values() for top in folders]
             doubts.append(f"{some(others)} beside {', '.join(its)}")
         doubts += _faults(found)
         if not doubts:
             return "splits"
     elif deeper := _deeper_splits(names):
-        doubts.append(deeper)
+        tops = {name.partition("/")[0] for name in names}
+        below = f" (or is it dataset.source={root / min(tops)}?)" if len(tops) == 1 else ""
+        doubts.append(deeper + below)
     else:
         return "classes"
     try:

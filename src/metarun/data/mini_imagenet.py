@@ -22,8 +22,8 @@ from metarun.data.cache import build_once, cache_dir
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import SPLITS
 from metarun.data.episodes import few_shot_of
-from metarun.data.pictures import PictureError, decode, fingerprint, in_folder, in_zips
-from metarun.errors import ConfigError, DataError, shown, some
+from metarun.data.pictures import PictureError, checked_folder, decode, fingerprint, in_folder, in_zips
+from metarun.errors import DataError, shown, some
 from metarun.progress import hush
 
 SIDE, CHANNELS = 84, 3
@@ -81,8 +81,7 @@ def mini_imagenet(*, source: str | None = None, links: str = "inside") -> SplitB
       Vinyals et al., "Matching Networks for One Shot Learning", 2016; the split: Ravi and Larochelle, "Optimization as
       a Model for Few-Shot Learning", 2017.
     """
-    if source is None or not (root := Path(source).expanduser()).is_dir():
-        raise ConfigError("dataset.source", source, f"a folder with your copy of miniImageNet: {LAYOUTS}")
+    root = checked_folder("dataset.source", source, f"a folder with your copy of miniImageNet: {LAYOUTS}")
     state = fingerprint(root, in_folder(root, links=links))
     parameters = {"source": state, "resize": RESIZE, "pillow": PIL.__version__, "format": class_bank.FORMAT}
     total = sum(map(len, CLASSES.values()))

@@ -19,8 +19,8 @@ from metarun.data.cache import build_once, cache_dir, file_sha256
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import from_file, shuffled
 from metarun.data.episodes import few_shot_of
-from metarun.data.pictures import LINKS, PictureError, in_folder
-from metarun.errors import ConfigError, DataError, non_negative_int, one_of, shown
+from metarun.data.pictures import LINKS, PictureError, checked_folder, in_folder
+from metarun.errors import DataError, non_negative_int, one_of, shown
 from metarun.progress import hush
 
 # The end of a drawing's path; what macOS adds to an archive does not match.
@@ -98,9 +98,7 @@ def omniglot(
 
 def _place(source: str, part: str) -> Path:
     """Finds a part in the user's folder: its zip, or the folder that it unpacks to."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise ConfigError("dataset.source", source, f"a folder that holds {ARCHIVES}")
+    folder = checked_folder("dataset.source", source, f"a folder that holds {ARCHIVES}")
     for place in (folder / f"{part}.zip", folder / part):
         if place.exists():
             return place

@@ -40,6 +40,14 @@ def checked_size(image_size: object, channels: object) -> tuple[int, int]:
     return side, channels
 
 
+def checked_folder(key: str, value: object, wanted: str) -> Path:
+    """Returns the folder that `value` names; raises `ConfigError`, which says what is `wanted`, where there is none."""
+    # Unlike those of Path, these functions of a name raise nothing where it is too long or of an unknown user.
+    if isinstance(value, str) and os.path.isdir(folder := os.path.expanduser(value)):
+        return Path(folder)
+    raise ConfigError(key, value, wanted)
+
+
 class PictureError(Exception):
     """A file that is no picture, or a broken one; the message says why."""
 
