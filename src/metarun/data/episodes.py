@@ -279,7 +279,10 @@ def _large_enough(loaded: SplitBank, split: str, need: int, keys: tuple[str, str
     """The classes of a split with `need` images or more, as `keys` ask for; those that are left out are named."""
     kept = [c for c in loaded.classes[split] if loaded.bank.count[c] >= need]
     if not kept:
-        raise DataError(f"No class of {split} has {need} images. Lower {keys[0]} or {keys[1]}, or choose other data.")
+        most = max((int(loaded.bank.count[c]) for c in loaded.classes[split]), default=0)
+        raise DataError(
+            f"No class of {split} has {need} images, the largest {most}. Lower {keys[0]} or {keys[1]}, or choose other data."
+        )
     if small := [loaded.names[c] for c in loaded.classes[split] if loaded.bank.count[c] < need]:
         print(f"Left out of {split}, having less than {need} images: {some(small)}.", file=sys.stderr)
     return kept

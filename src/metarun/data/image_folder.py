@@ -254,8 +254,10 @@ def _refuse_divided(root: Path, names: Sequence[str]) -> None:
         rest = [part for part in parts if not _role(part)]
         if roles and rest:
             where.setdefault("/".join(rest), {}).setdefault(ROLES[roles[0].casefold()], roles[0])
-    if shared := [name for name, its in where.items() if len(its) > 1]:
-        folders = " and in ".join(where[shared[0]].values())
+    divided = {name: " and in ".join(its.values()) for name, its in where.items() if len(its) > 1}
+    if divided:
+        folders = next(iter(divided.values()))
+        shared = [name for name, its in divided.items() if its == folders]
         raise DataError(
             f"{some(shared)} is in {folders} of {root}: a class is in one split only. Where the folders divide the images "
             "of the same classes, put them together and set dataset.split=shuffled. Where the classes are different, give "
