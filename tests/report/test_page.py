@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import math
 import os
 import pathlib
@@ -358,6 +359,15 @@ def test_the_table_in_other_forms(tmp_path):
     assert [(row["run"], row["value"]) for row in rows] == [("a_b", "0.98765"), ("c|d", "0.9")]
     latex = (tmp_path / "t.tex").read_text()
     assert r"98.77\% $\pm$ 0.3\%" in latex and r"a\_b" in latex and latex.count(r"\\") == 3
+
+
+def test_a_directory_in_bytes_that_are_no_unicode(tmp_path):
+    write_run(tmp_path / "runs" / os.fsdecode(b"\xb9\xb7"))
+    write_run(tmp_path / "runs" / "other", method="protonet", seed=1)
+    done = report("runs", "--csv", "r.csv", "--markdown", "r.md", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("report.html", "r.csv", "r.md"):
+        assert r"\udcb9\udcb7" in (tmp_path / name).read_text(encoding="utf-8")
 
 
 def test_words_of_a_run_are_no_part_of_the_page(tmp_path):
