@@ -1,6 +1,7 @@
 """`metarun-data`, as a user calls it."""
 
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -97,6 +98,38 @@ def test_names_of_any_bytes_are_prepared_verified_and_drawn(pictures, monkeypatc
     assert call(monkeypatch, capsys, "verify")[0] == 0
     with Image.open("image_folder.png") as sheet:
         assert {0, 20} <= set(np.unique(np.asarray(sheet.convert("L"))).tolist())
+
+
+def test_classes_that_are_nearly_all_black_or_white_are_named_with_the_remedy(pictures, monkeypatch, capsys):
+    white = np.full((8, 8), 255, np.uint8)
+    white[4, 4] = 0  # a dot is more than a hundredth of it
+    for name, level in (("class 03", 11), ("class 07", 240)):
+        for path in (pictures / name).iterdir():
+            Image.fromarray(np.full((8, 8), level, np.uint8)).save(path)
+    for path in (pictures / "class 09").iterdir():
+        Image.fromarray(white).save(path)
+    code, out, _ = call(monkeypatch, capsys, "show", "image_folder", *settings(pictures))
+    assert code == 0
+    assert "2 of the 12 classes shown are nearly all black: " in out and "class 00" in out and "class 03" in out
+    assert "1 of the 12 classes shown are nearly all white: class 07. If" in out and "dataset.range says" in out
+    for name in ("class 00", "class 03", "class 07"):
+        shutil.copytree(pictures / "class 05", pictures / name, dirs_exist_ok=True)
+    out = call(monkeypatch, capsys, "prepare", "image_folder", *settings(pictures))[1]
+    assert "nearly" not in out
+
+
+def test_floats_are_brought_to_the_range_that_is_given_or_refused_by_name(pictures, monkeypatch, capsys):
+    for path in pictures.rglob("*.png"):
+        grey = np.asarray(Image.open(path))
+        Image.fromarray((grey / 255).astype(np.float32)).save(path.with_suffix(".tif"))
+        path.unlink()
+    code, _, err = call(monkeypatch, capsys, "prepare", "image_folder", *settings(pictures))
+    assert code == 2 and "class 00/0.tif: its values are floats from 0 to 0" in err and "dataset.range=[0,1]" in err
+    given = [*settings(pictures), "dataset.range=[0,1]"]
+    assert call(monkeypatch, capsys, "show", "image_folder", *given)[0] == 0
+    with Image.open("image_folder.png") as sheet:
+        drawn = np.asarray(sheet.convert("L"))
+    assert {20 * c + k for c in range(12) for k in range(4)} <= set(np.unique(drawn).tolist())
 
 
 @pytest.mark.parametrize(

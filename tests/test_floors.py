@@ -89,6 +89,7 @@ FLOORS = [
         "metarun.backend",
         "metarun.config",
         "metarun.data.contents",
+        "metarun.data.decoding",
         "metarun.models.convolution",
     ],
     ["metarun.reading"],

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from fuzz_commands import COMMANDS, Command, Ended, drawn, faults
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz_commands.py"

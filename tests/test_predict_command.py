@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import PIL.EpsImagePlugin
 import pytest
 from PIL import Image
 from small_run import begun, call, draw, draw_classes, refused
@@ -205,7 +206,7 @@ def test_what_a_run_holds_is_enough_to_make_its_learner(runs):
         ({"query": None}, ["query=None: expected a folder of pictures"]),
         ({"query": "/nowhere"}, ["query=/nowhere: expected a folder of pictures"]),
         ({"invert": "maybe"}, ["invert=maybe: expected one of auto, true, false"]),
-        ({"way": "3"}, ["way: there is no such key; there are run, support, query, invert, links, output."]),
+        ({"way": "3"}, ["way: there is no such key; there are run, support, query, invert, range, links, output."]),
         ({"support": "empty"}, ["empty has 0 folders with pictures: expected support=DIR"]),
         ({"query": "empty"}, ["empty has no pictures: expected query=DIR"]),
         ({"output": "/dev/null/out"}, ["Cannot write /dev/null/out", "output=DIR"]),
@@ -250,8 +251,8 @@ def test_an_ensemble_answers_with_the_mean_of_its_outputs(runs, folders, predict
     settings = [f"support={folders / 'support'}", f"query={folders / 'query'}", f"output={tmp_path}"]
     code, out, err = predict(f"run={run}", *settings)
     assert code == 0 and "an ensemble of the parameters of steps 7, 7." in out, err
-    shown = prediction._read_support(folders / "support", (8, 8, 1), print)
-    asked = prediction._read_query(folders / "query", (8, 8, 1), print)
+    shown = prediction._read_support(folders / "support", (8, 8, 1), None, print)
+    asked = prediction._read_query(folders / "query", (8, 8, 1), None, print)
     support, query = Split(shown.images.astype(np.float32) / 255, shown.labels), asked.images.astype(np.float32) / 255
     outputs = [prediction.answers(method, params, support, query, together=False) for params in (first, second)]
     expected = prediction.softmax((outputs[0] + outputs[1]) / 2)
@@ -269,6 +270,64 @@ def test_pictures_in_colour_become_the_greys_that_the_run_knows(runs, folders, p
     code, out, _ = predict(*settings, f"query={tmp_path / 'query'}")
     assert code == 0 and "Pictures are brought to 8x8x1" in out
     assert all(file.startswith(f"{predicted}/") for file, (predicted, _) in rows_of(tmp_path)[1].items())
+
+
+def test_pictures_are_brought_to_the_range_of_the_runs_own_data(runs, folders, predict, tmp_path, monkeypatch):
+    """The same pictures as floats give the same answers, in a run on floats by its own range and in another by the key."""
+
+    def as_floats(folder, to):
+        for path in sorted(folder.rglob("*.png")):
+            target = (to / path.relative_to(folder)).with_suffix(".tif")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((np.asarray(Image.open(path)) / 51).astype(np.float32)).save(target)
+        return to
+
+    support, query = (as_floats(folders / name, tmp_path / name) for name in ("support", "query"))
+    run = runs("nearest_neighbor")
+    plain = [f"run={run}", f"support={folders / 'support'}", f"query={folders / 'query'}", f"output={tmp_path / 'a'}"]
+    assert predict(*plain)[0] == 0
+    floats = [f"support={support}", f"query={query}", f"output={tmp_path / 'b'}"]
+    refused(predict(f"run={run}", *floats), "0.tif: its values are floats from 0 to ", "range=[0,", "or range=file")
+    refused(predict(f"run={run}", *floats, "range=dark"), "range=dark: expected [BLACK,WHITE]")
+    code, out, err = predict(f"run={run}", *floats, "range=[0,5]")
+    assert code == 0 and "black and white are 0 and 5, as given." in out, err
+    expected, given = (list(rows_of(tmp_path / name)[1].values()) for name in "ab")
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    data = [
+        f"dataset.source={as_floats(folders / 'data', tmp_path / 'data')}",
+        "dataset.image_size=8",
+        "dataset.channels=1",
+    ]
+    settings = [
+        "dataset=image_folder",
+        *data,
+        "way=2",
+        "shot=1",
+        "query_shot=1",
+        "eval_query_shot=1",
+        "dataset.range=set",
+    ]
+    own = begun(tmp_path / "run", "method=nearest_neighbor", "model=mlp", *settings)
+    code, out, err = predict(f"run={own}", *floats)
+    assert code == 0 and "black and white are 0 and 5, as in the run's data." in out, err
+    for ours, others, theirs in zip(expected, given, rows_of(tmp_path / "b")[1].values(), strict=True):
+        np.testing.assert_allclose(ours[1], others[1], atol=1e-6)
+        np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
+
+
+def test_a_document_among_the_pictures_is_not_opened(runs, folders, predict, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", lambda *arguments, **settings: called.append(arguments))
+    query = shutil.copytree(folders / "query", tmp_path / "query")
+    (query / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    settings = [f"run={runs('nearest_neighbor')}", f"support={folders / 'support'}", f"output={tmp_path / 'out'}"]
+    code, out, _ = predict(*settings, f"query={query}")
+    assert code == 0 and "x.png (no picture of a known format)" in out and called == []
+
+
+def test_an_identity_without_the_key_is_that_of_an_earlier_run(runs):
+    identity = read(str(runs("nearest_neighbor")), print).checkpoint.metadata["identity"]
+    assert not [key for key in identity if key in ("dataset.range", "dataset.black_and_white")]
 
 
 def test_help_names_the_keys(predict):

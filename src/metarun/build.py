@@ -12,6 +12,7 @@ from metarun.backend import set_precision
 from metarun.composition import Keys, Run, circumstances, identity, layouts_of, selection_of, set_by_user, settings_of
 from metarun.config import FEW_SHOT
 from metarun.data.class_bank import SplitBank
+from metarun.data.decoding import OF_FILE, Range, checked_range
 from metarun.data.fitting import fitted, input_shape
 from metarun.errors import ConfigError, DataError, MetarunError, positive_int, seed_of
 from metarun.experiment import few_shot
@@ -21,6 +22,9 @@ from metarun.runner import RunSettings
 from metarun.types import DataSet, Experiment, Method, Split, Task
 
 GROUPS = ("method", "model", "dataset", "optimizer", "logger")
+
+# In a run's identity: `dataset.range`, or the numbers that `set` has come to.
+BLACK_AND_WHITE = "dataset.black_and_white"
 
 
 class DataFacts(NamedTuple):
@@ -61,6 +65,8 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     keys.refuse_unread(set_by_user(keys, FEW_SHOT))
     trained_on = {"dataset.sha256": dataset.protocol.get("sha256")}
     trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
+    if "range" in dataset.protocol:
+        trained_on[BLACK_AND_WHITE] = dataset.protocol["range"]
     return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), logger)
 
 
@@ -165,6 +171,15 @@ def recorded(identity: Mapping[str, Any]) -> DataFacts:
             "Train it again."
         ) from error
     return facts._replace(input_shape=tuple(facts.input_shape))
+
+
+def recorded_range(identity: Mapping[str, Any]) -> Range:
+    """What is black and what is white in the grey pictures of more than 8 bits that a run was trained on.
+
+    Raises:
+      ConfigError: the identity, which is data, has something else there.
+    """
+    return checked_range("range", identity.get(BLACK_AND_WHITE), (OF_FILE,))
 
 
 def _facts_of(dataset: DataSet) -> DataFacts:

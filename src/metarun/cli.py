@@ -27,7 +27,7 @@ from metarun.machine import versions
 
 _FAILED = 1
 _MISTAKE = 2
-_PREDICT = ("run", "support", "query", "invert", "links", "output")
+_PREDICT = ("run", "support", "query", "invert", "range", "links", "output")
 # What the system says of a directory in which a run cannot write.
 _REFUSED_WRITING = (
     errno.EACCES,
@@ -218,6 +218,8 @@ keys:
   invert     whether light and dark change places: true, false, or auto (the default), which does so with pictures that
              are dark on light where the run's data are light on dark
   links      which links to folders are followed: inside (the default; others are refused by name), or follow (all)
+  range      of grey pictures of more than 8 bits, what is black and what is white: [BLACK,WHITE], or file, the least and
+             the greatest value of each; the default is that of the run's data
   output     the folder to write in; the default is predictions/NAME in that of the run, NAME being that of the query
   GROUP._target_, code   for code of your own, as `metarun-eval --help` says
 

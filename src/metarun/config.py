@@ -30,7 +30,7 @@ CIRCUMSTANCES = (
     "memory",
 )
 # Keys that came later, with the value at which a run is what it was without them and the same to be continued.
-LATER = {"dataset.layout": "auto", "dataset.links": "inside"}
+LATER = {"dataset.layout": "auto", "dataset.links": "inside", "dataset.range": None}
 # These move none either, but a run that is resumed has to keep them.
 PACE = ("log_every", "steps_per_dispatch")
 # The folders of `conf/`: what each command composes from, besides what is common to both.

@@ -9,7 +9,7 @@ from rich.table import Table
 from metarun.data.cache import MANIFEST, cache_dir, entries, verified
 from metarun.data.class_bank import SplitBank
 from metarun.errors import DataError
-from metarun.report.contact_sheet import contact_sheet
+from metarun.report.contact_sheet import blank_in_words, contact_sheet
 
 
 def list_all(folder: Path) -> None:
@@ -36,6 +36,8 @@ def describe(loaded: SplitBank, seconds: float) -> None:
         each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         console.print(f"  {split:5}  {len(its):,} classes, {sum(counts):,} images, {each} a class")
     console.print(f"  sha256 {loaded.protocol['sha256']}")
+    if said := blank_in_words(loaded):
+        console.print(said, markup=False)
 
 
 def verify() -> None:

@@ -1,8 +1,9 @@
 """What `metarun-predict` does: a trained learner is shown a few pictures of each class and answers for others."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +12,12 @@ import numpy as np
 from rich.console import Console
 
 from metarun import runner, saved_run
-from metarun.build import DataFacts, build_learner, recorded, shapes_of, takes_way
+from metarun.build import DataFacts, build_learner, recorded, recorded_range, shapes_of, takes_way
 from metarun.config import COMMANDS, FEW_SHOT
 from metarun.data.class_split import by_name
+from metarun.data.decoding import OF_FILE, RESIZE, Range, RangeError, checked_range
 from metarun.data.pictures import (
     LINKS,
-    RESIZE,
     border_level,
     checked_folder,
     in_folder,
@@ -24,6 +25,7 @@ from metarun.data.pictures import (
     read_all,
     read_classes,
     refuse_one_folder_twice,
+    told_in_words,
 )
 from metarun.ensemble import Ensemble, answered
 from metarun.errors import ConfigError, DataError, MetarunError, one_of
@@ -62,6 +64,7 @@ def predict(
     support: str | None = None,
     query: str | None = None,
     invert: str = "auto",
+    range: str | None = None,
     links: str = "inside",
     output: str | None = None,
     code: Sequence[str] = (),
@@ -77,6 +80,8 @@ def predict(
       query: a folder of pictures, in folders or not.
       invert: whether light and dark change places, for each of the two folders: "true", "false", or "auto", where the
         run's data are light on dark and the pictures are not.
+      range: of grey pictures of more than 8 bits, what is black and what is white, "[BLACK,WHITE]" or "file"; None: as
+        in the run's own data.
       links: which links to folders are followed in both, see `pictures.in_folder`.
       output: the folder to write in; None: predictions/NAME/ID in that of the run, NAME being that of `query`, and ID
         another for other pictures, classes or answers, so that no prediction replaces another.
@@ -98,14 +103,19 @@ def predict(
         raise ConfigError("run", run, f"a run on images in classes; it is one of {COMMANDS[saved.part]}")
     trained_on = recorded(saved.checkpoint.metadata["identity"])
     _check_images(trained_on, saved)
-    shown = _read_support(folders["support"], trained_on.input_shape, say, links)
-    asked = _read_query(folders["query"], trained_on.input_shape, say, links)
+    span = recorded_range(saved.checkpoint.metadata["identity"]) if range is None else _range_of(range)
+    shown = _read_support(folders["support"], trained_on.input_shape, span, say, links)
+    asked = _read_query(folders["query"], trained_on.input_shape, span, say, links)
     method, params = _learner(saved, trained_on, shown)
 
     method_name, data_name = saved.choices["method"], saved.choices["dataset"]
     say(f"{method_name} trained on {data_name}, {parameters_of(runner.selected_steps(saved.checkpoint))}.")
     say(f"{len(shown.images)} pictures of {len(shown.names)} classes, {len(asked.images)} queries.")
     say(f"Pictures are brought to {'x'.join(map(str, trained_on.input_shape))}: {RESIZE}.")
+    if span is not None:
+        whose = "as in the run's data" if range is None else "as given"
+        each = "the least and the greatest value of each" if span == OF_FILE else "{:g} and {:g}".format(*span)
+        say(f"Of grey pictures of more than 8 bits, black and white are {each}, {whose}.")
     shown, asked = (_with_polarity(pictures, trained_on.ground, invert, say) for pictures in (shown, asked))
     transductive = method.protocol.get("query_statistics") == "query"
     if transductive:
@@ -183,12 +193,41 @@ def _learner(run: saved_run.SavedRun, data: DataFacts, support: Pictures) -> tup
     return method, runner.load_selected(run.checkpoint, shapes_of(method, data))
 
 
+def _range_of(given: str) -> Range:
+    """`range=` of the command line, a word or two numbers."""
+    try:
+        value = json.loads(given)
+    except ValueError:
+        value = given
+    return checked_range("range", value, (OF_FILE,))
+
+
+@contextlib.contextmanager
+def _said(root: Path, say: Callable[[str], None]) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Gives what is to be filled with the files under `root` that are left out, and those to tell of; then says them.
+
+    Raises:
+      DataError: nothing says what is black and what is white in a file.
+    """
+    left_out, told = {}, {}
+    try:
+        yield left_out, told
+    except RangeError as error:
+        raise DataError(
+            f"{root}/{error}. Say it by range, such as 'range={error.such_as}', or range=file, the least and the "
+            "greatest value of each file."
+        ) from error
+    if left_out:
+        say(f"{left_out_in_words(root, left_out)} They are left out.")
+    for sentence in told_in_words(root, told):
+        say(sentence)
+
+
 def _read_support(
-    root: Path, shape: tuple[int, int, int], say: Callable[[str], None], links: str = "inside"
+    root: Path, shape: tuple[int, int, int], span: Range, say: Callable[[str], None], links: str = "inside"
 ) -> Pictures:
-    left_out: dict[str, str] = {}
-    classes = dict(read_classes(list(in_folder(root, links=links, key="links")), shape, left_out))
-    _say_left_out(root, left_out, say)
+    with _said(root, say) as (left_out, told):
+        classes = dict(read_classes(list(in_folder(root, links=links, key="links")), shape, left_out, span, told))
     if len(classes) < 2:
         raise DataError(
             f"{root} has {len(classes)} folders with pictures: expected support=DIR with one for each class."
@@ -199,20 +238,15 @@ def _read_support(
     return Pictures(root, list(classes), np.concatenate(list(classes.values())), labels)
 
 
-def _read_query(root: Path, shape: tuple[int, int, int], say: Callable[[str], None], links: str = "inside") -> Pictures:
-    left_out: dict[str, str] = {}
-    files = {
-        str(path): image for path, image in read_all(list(in_folder(root, links=links, key="links")), shape, left_out)
-    }
-    _say_left_out(root, left_out, say)
+def _read_query(
+    root: Path, shape: tuple[int, int, int], span: Range, say: Callable[[str], None], links: str = "inside"
+) -> Pictures:
+    with _said(root, say) as (left_out, told):
+        entries = list(in_folder(root, links=links, key="links"))
+        files = {str(path): image for path, image in read_all(entries, shape, left_out, span, told)}
     if not files:
         raise DataError(f"{root} has no pictures: expected query=DIR with the pictures to be classified.")
     return Pictures(root, list(files), np.stack(list(files.values())), np.arange(len(files), dtype=np.int32))
-
-
-def _say_left_out(root: Path, left_out: dict[str, str], say: Callable[[str], None]) -> None:
-    if left_out:
-        say(f"{left_out_in_words(root, left_out)} They are left out.")
 
 
 def _with_polarity(pictures: Pictures, ground: float | None, invert: str, say: Callable[[str], None]) -> Pictures:

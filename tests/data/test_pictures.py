@@ -10,10 +10,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from metarun.data import pictures
+from metarun.data.decoding import PictureError, decode
 from metarun.data.pictures import (
-    PictureError,
     border_level,
-    decode,
     in_folder,
     in_zips,
     left_out_in_words,
@@ -62,7 +61,9 @@ def test_sixteen_bits_keep_their_upper_eight():
 
 def test_transparency_is_white_and_a_palette_is_its_colours():
     clear = np.concatenate([PIXELS, np.zeros((4, 6, 1), np.uint8)], 2)
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(clear)), 4, 6, 3), np.full((4, 6, 3), 255))
+    clear[0, :, 3] = 255
+    shown = np.concatenate([PIXELS[:1], np.full((3, 6, 3), 255, np.uint8)])
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(clear)), 4, 6, 3), shown)
     few = Image.fromarray(PIXELS).convert("P")
     np.testing.assert_array_equal(decode(encoded(few), 4, 6, 3), np.asarray(few.convert("RGB")))
 

@@ -36,6 +36,7 @@ class Menagerie(tensorflow_datasets.core.GeneratorBasedBuilder):
     def _info(self):
         features = {
             "image": tensorflow_datasets.features.Image(shape=(6, 6, 3), encoding_format="png"),
+            "deep": tensorflow_datasets.features.Image(shape=(6, 6, 1), dtype=np.uint16, encoding_format="png"),
             "thumbnail": tensorflow_datasets.features.Image(shape=(1, 1, 3), encoding_format="png"),
             "label": tensorflow_datasets.features.ClassLabel(names=NAMES),
             "weight": tensorflow_datasets.features.Scalar(np.float32),
@@ -54,7 +55,13 @@ class Menagerie(tensorflow_datasets.core.GeneratorBasedBuilder):
                 image = pixels(label, part, k)
                 yield (
                     f"{label} {k}",
-                    {"image": png(image), "thumbnail": png(image[:1, :1]), "label": label, "weight": 1.0},
+                    {
+                        "deep": png(16 * image[..., 0].astype(np.uint16)),
+                        "image": png(image),
+                        "thumbnail": png(image[:1, :1]),
+                        "label": label,
+                        "weight": 1.0,
+                    },
                 )
 
 
@@ -106,6 +113,25 @@ def test_one_part_few_images_and_another_feature():
     assert images_of(thumbnails.train).shape == (30, 1, 1, 1)
 
 
+def test_pictures_of_sixteen_bits_are_brought_to_a_range_and_floats_are_refused(monkeypatch):
+    settings = SETTINGS | {"name": "menagerie", "image_size": 6, "channels": 1, "image": "deep"}
+    with pytest.raises(
+        DataError, match=r"Example \d of .* of menagerie/1.0.0: its values are 16-bit.*dataset.range=\[0,40"
+    ):
+        tfds(**settings)
+    by_number, by_set = (tfds(**settings, range=range) for range in ([0, 4095], "set"))
+    grey = {
+        pixels(c, part, k)[..., 0].tobytes() for c in range(10) for part in PER_CLASS for k in range(PER_CLASS[part])
+    }
+    found = (sorted_images(source) for source in (by_number.train, by_number.val, by_number.test))
+    assert {image for classes in found for its in classes for image in its} == grey
+    assert by_number.protocol["range"] == (0, 4095) and by_set.protocol["range"] == [0, 4080]
+    # TFDS keeps floats as the bytes of four channels, and without TensorFlow it cannot write them.
+    monkeypatch.setattr(tensorflow_datasets.features.Image, "np_dtype", np.float32)
+    with pytest.raises(ConfigError, match="dataset.image=deep: expected a feature with pictures of 8 or 16 bits"):
+        tfds(**settings)
+
+
 def test_the_second_use_reads_the_cache(capsys):
     first = tfds(**SETTINGS, name="menagerie", image_size=6)
     capsys.readouterr()
@@ -141,7 +167,10 @@ def test_a_set_of_the_catalogue_without_a_network():
         ({"name": None}, "dataset.name=None: expected the name of a set"),
         ({"name": "menagery"}, "dataset.name=menagery: expected the name of a set"),
         ({"name": "menagerie/of_glass"}, "dataset.name=menagerie/of_glass"),
-        ({"image": "picture"}, "dataset.image=picture: expected one of its features that are such: image, thumbnail"),
+        (
+            {"image": "picture"},
+            "dataset.image=picture: expected one of its features that are such: image, deep, thumbnail",
+        ),
         ({"label": "weight"}, "dataset.label=weight: expected one of its features that are such: label"),
         ({"parts": "train+night"}, "dataset.parts=train\\+night: expected all, or of train, test"),
         ({"split": "lake"}, "dataset.split=lake: expected shuffled, cifar_fs, fc100, or the path"),

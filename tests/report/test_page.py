@@ -3,24 +3,28 @@
 import csv
 import io
 import json
-import os
 import math
 import os
 import pathlib
 import re
 import shutil
+import struct
 import time
+import zlib
 
 import numpy as np
+import PIL.EpsImagePlugin
 import pytest
 import scipy.stats
-from many_runs import METHODS, write_run, write_runs
+from many_runs import METHODS, picture, write_run, write_runs
+from PIL import Image
 from test_cli import metarun, refused
 
+from metarun.data.decoding import PictureError
 from metarun.errors import ConfigError
 from metarun.report import tables
 from metarun.report.collection import collect, differing_keys
-from metarun.report.page import page
+from metarun.report.page import _encoded, page
 from metarun.report.replicates import together
 from metarun.result import faults_of
 from metarun.sweep import Outcome, distribution_of, rows
@@ -243,6 +247,41 @@ def test_the_keys_in_which_protocols_differ_are_named(tmp_path):
     records, _ = collect([str(tmp_path)])
     assert differing_keys(records) == {"method.eval_inner_steps": [3, 5]}
     assert "<code>method.eval_inner_steps</code></td><td>3, 5<" in page(records, [])
+
+
+def test_a_page_shows_pictures_of_a_run_that_are_png_and_nothing_else(tmp_path, monkeypatch):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n"
+    called = []
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", lambda *arguments, **settings: called.append(arguments))
+    whole = picture(0)
+    damaged = bytearray(whole)
+    damaged[len(damaged) // 2] ^= 255
+    jpeg = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(jpeg, "JPEG")
+    (tmp_path / "secret.png").write_bytes(whole)
+    contents = {"eps": eps, "jpeg": jpeg.getvalue(), "damaged": bytes(damaged), "empty": b"", "cut": whole[:900]}
+    for name, data in contents.items():
+        (write_run(tmp_path / "runs" / name) / "plots" / "gallery.png").write_bytes(data)
+    outside = write_run(tmp_path / "runs" / "outside") / "plots" / "gallery.png"
+    outside.unlink()
+    outside.symlink_to(tmp_path / "secret.png")
+    write_run(tmp_path / "runs" / "whole")
+    records, _ = collect([str(tmp_path / "runs")])
+    text = page(records, [])
+    assert called == [] and text.count('src="data:image/webp') == 1 and 'alt="whole, gallery"' in text
+    (said,) = re.findall(r"Left out, as no PNG that can be shown: (.*?)</p>", text)
+    assert said.startswith("cut, gallery (") and said.endswith(" and 3 more.")
+    reasons = []
+    for name in (*contents, "outside"):
+        with pytest.raises(PictureError) as caught:
+            _encoded(tmp_path / "runs" / name / "plots" / "gallery.png", tmp_path / "runs" / name, 320)
+        reasons.append(str(caught.value))
+    assert reasons[:2] == ["no picture of a known format"] * 2 and reasons[-1] == "a link that leads out of the run"
+    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 20_000, 20_000, 8, 2, 0, 0, 0)
+    outside.unlink()
+    outside.write_bytes(huge + struct.pack(">I", zlib.crc32(huge[12:])) + whole[33:])
+    with pytest.raises(PictureError, match="more than 100,000,000 pixels"):
+        _encoded(outside, outside.parent, 320)
 
 
 def altered(directory, **changed):

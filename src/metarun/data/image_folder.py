@@ -21,17 +21,19 @@ from metarun.data.class_split import (
     shuffled,
     shuffled_or_from_file,
 )
+from metarun.data.decoding import OF_SET, RESIZE, Range, RangeError, checked_range, checked_size
 from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import (
-    RESIZE,
     Entry,
     checked_folder,
-    checked_size,
     fingerprint,
     in_folder,
     left_out_in_words,
+    range_in_words,
+    range_of,
     read_classes,
     refuse_one_folder_twice,
+    told_in_words,
 )
 from metarun.errors import ConfigError, DataError, non_negative_int, one_of, some, true_or_false
 
@@ -43,6 +45,7 @@ ROLES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+OF_ALL = "range.json"  # of dataset.range=set
 
 
 @few_shot_of
@@ -51,6 +54,7 @@ def image_folder(
     source: str | None = None,
     image_size: int = 84,
     channels: int = 3,
+    range: Range = None,
     split: str | None = None,
     split_seed: int = 0,
     layout: str = "auto",
@@ -60,12 +64,16 @@ def image_folder(
     """Returns few-shot classification of the pictures in a folder, in which each folder with pictures is a class.
 
     The first use reads the pictures and keeps them, at their size, in the cache; later uses read the cache alone, until
-    a file is added, removed or written to. Files that are no pictures, and broken ones, are left out and named.
+    a file is added, removed or written to. Files that are no pictures, and broken ones, are left out and named. Of a
+    file of many pages or frames the first is used, and those files are named at the first use.
 
     Args:
       source: the folder.
-      image_size: pixels of a side; see `pictures.decode` for how pictures are brought to it.
+      image_size: pixels of a side; see `decoding.decode` for how pictures are brought to it.
       channels: 1 (greyscale) or 3 (colour).
+      range: of grey pictures of 12, 16 or 32 bits and of floats, what is black and what is white, two numbers; or
+        "file", the least and the greatest value of each; or "set", those of all; or None: all that 12 or 16 bits can
+        say, and an error for those that use less than a quarter of it and for all others. Those of 8 bits keep theirs.
       split: "folders", the classes in the folders train, val and test of the source (without val, a fifth of train's by
         `split_seed`); "shuffled", 64% of the classes, 16% and 20% by `split_seed`; the path of a JSON file
         `{"train": ["CLASS", ...], "val": [...], "test": [...]}`; or None: "folders" or "shuffled", as `layout` says.
@@ -80,11 +88,12 @@ def image_folder(
     Raises:
       ConfigError: a setting that cannot be used.
       DataError: the folder has no classes, or too few, or one class in two splits; it can be read in two ways; a link
-        leads out of it; or `strict`, and a file is left out.
+        leads out of it; nothing says what is black and what is white in a file; or `strict`, and a file is left out.
       MetarunError: the cache directory cannot be written.
     """
     root = checked_folder("dataset.source", source, "a folder with a folder of pictures for each class")
     side, channels = checked_size(image_size, channels)
+    range = checked_range("dataset.range", range)
     seed = non_negative_int("dataset.split_seed", split_seed)
     true_or_false("dataset.strict", strict)
     layout = _layout(one_of("dataset.layout", layout, LAYOUTS), split)
@@ -93,11 +102,12 @@ def image_folder(
     parameters = {
         "files": fingerprint(root, files),
         "size": [side, side, channels],
+        "range": range,
         "resize": RESIZE,
         "pillow": PIL.__version__,
         "format": class_bank.FORMAT,
     }
-    entry = build_once("image_folder", parameters, lambda folder: _prepare(folder, files, side, channels))
+    entry = build_once("image_folder", parameters, lambda folder: _prepare(folder, root, files, side, channels, range))
     _say_left_out(root, entry.folder / LEFT_OUT, strict)
     bank, names, _, hashes = class_bank.load(entry.folder)
     if not names:
@@ -113,6 +123,10 @@ def image_folder(
             )
         _say_beside(root, files, set(names) - set(used), strict)
     refuse_one_folder_twice(root, used)
+    if range == OF_SET:
+        range = json.loads((entry.folder / OF_ALL).read_text())
+    if range is not None:
+        stated = {**stated, "range": range}
     return SplitBank(
         bank,
         names,
@@ -123,11 +137,19 @@ def image_folder(
     )
 
 
-def _prepare(folder: Path, files: Sequence[Entry], side: int, channels: int) -> None:
-    left_out = {}
-    classes = read_classes(files, (side, side, channels), left_out)
+def _prepare(folder: Path, root: Path, files: Sequence[Entry], side: int, channels: int, range: Range) -> None:
+    left_out, told = {}, {}
+    if range == OF_SET:
+        range = range_of(file.read for file in files)
+        (folder / OF_ALL).write_text(json.dumps(range))
+    classes = read_classes(files, (side, side, channels), left_out, range, told)
     total = len({file.path.parent for file in files})
-    class_bank.save(folder, (NamedClass(name, "", images) for name, images in classes), total)
+    try:
+        class_bank.save(folder, (NamedClass(name, "", images) for name, images in classes), total)
+    except RangeError as error:
+        raise DataError(f"{root}/{range_in_words(error)}") from error
+    for said in told_in_words(root, told):
+        print(said, file=sys.stderr)
     (folder / LEFT_OUT).write_text(json.dumps(dict(sorted(left_out.items())), indent=1))
 
 

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from metarun.data import class_bank
 from metarun.data.cache import build_once, cache_dir
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import SPLITS
+from metarun.data.decoding import WORKERS, PictureError, RangeError, decode
 from metarun.data.episodes import few_shot_of
-from metarun.data.pictures import PictureError, checked_folder, decode, fingerprint, in_folder, in_zips
+from metarun.data.pictures import checked_folder, fingerprint, in_folder, in_zips
 from metarun.errors import DataError, shown, some
 from metarun.progress import hush
 
@@ -123,10 +123,13 @@ def _prepared(root: Path, state: str, links: str) -> Iterator[NamedClass]:
     def decoded(example: Mapping[str, Any]) -> np.ndarray:
         try:
             return decode(example["image"], SIDE, SIDE, CHANNELS)
+        except RangeError as error:
+            name = example["name"].decode()
+            raise DataError(f"{name} of {root} is none of miniImageNet's, which have 8 bits: {error}.") from error
         except PictureError as error:
             raise DataError(f"{example['name'].decode()} of {root} is broken: {error}. Get it again.") from error
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         for split in SPLITS:
             examples = dataset.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
             for label, members in itertools.groupby(examples, key=lambda example: int(example["label"])):

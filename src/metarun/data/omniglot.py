@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from metarun.data import class_bank
 from metarun.data.cache import build_once, cache_dir, file_sha256
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import from_file, shuffled
+from metarun.data.decoding import PictureError, in_words, opened
 from metarun.data.episodes import few_shot_of
-from metarun.data.pictures import LINKS, PictureError, checked_folder, in_folder
+from metarun.data.pictures import LINKS, checked_folder, in_folder
 from metarun.errors import DataError, non_negative_int, one_of, shown
 from metarun.progress import hush
 
@@ -36,6 +36,7 @@ OFFICIAL = {
 CONNECT_SECONDS = 10
 
 DRAWN_SIDE, SIDE = 105, 28
+DRAWN_MODES = ("1", "L", "P", "RGB")
 RESIZE = "area average 105x105 to 28x28, ink 1 on 0"
 NUM_CHARACTERS = 1623
 MAML_SIZES = (1100, 100, 423)
@@ -151,12 +152,15 @@ def _classes(parts: Mapping[str, Iterable[tuple[str, bytes]]]) -> Iterator[Named
 def _ink(name: str, png: bytes) -> np.ndarray:
     """Decodes a drawing, black on white, to `[105, 105]` booleans, true where there is ink."""
     try:
-        image = Image.open(io.BytesIO(png)).convert("1")
-    except (OSError, SyntaxError) as error:
+        with in_words():
+            image = opened(png, ("PNG",))
+            if image.size != (DRAWN_SIDE, DRAWN_SIDE):
+                raise DataError(f"A drawing of {name} is {image.width}x{image.height}, not {DRAWN_SIDE}x{DRAWN_SIDE}.")
+            if image.mode not in DRAWN_MODES:
+                raise PictureError("a drawing is black on white, without grey values of 16 bits or transparency")
+            return ~np.asarray(image.convert("1"))
+    except PictureError as error:
         raise DataError(f"A drawing of {name} cannot be read: {error}. Get the archives again from {URL}.") from error
-    if image.size != (DRAWN_SIDE, DRAWN_SIDE):
-        raise DataError(f"A drawing of {name} is {image.width}x{image.height}, not {DRAWN_SIDE}x{DRAWN_SIDE}.")
-    return ~np.asarray(image)
 
 
 def _reduced(ink: np.ndarray) -> np.ndarray:

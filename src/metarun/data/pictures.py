@@ -2,11 +2,9 @@
 
 import functools
 import hashlib
-import io
 import os
 import stat
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,28 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from metarun.errors import ConfigError, DataError, one_of, positive_int, shown, some
+from metarun.data.decoding import WORKERS, PictureError, Range, RangeError, decode, extent
+from metarun.errors import ConfigError, DataError, one_of, shown, some
 
-# Formats by their content, whatever a file is called: those whose decoders read pixels and nothing else.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 100_000_000
 MAX_BYTES = 200_000_000
-MODES = {1: "L", 3: "RGB"}
-RESIZE = "Lanczos, proportions not kept"
+AT_ONCE = 256  # files that are read ahead: what bounds the memory that they take
 LINKS = ("inside", "follow")  # which links to folders are followed
 MAX_LINKS = 100_000
-AT_ONCE = 256  # files that are read ahead: what bounds the memory that they take
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, MemoryError, struct.error, zlib.error)
-
-
-def checked_size(image_size: object, channels: object) -> tuple[int, int]:
-    """Returns `dataset.image_size` and `dataset.channels` if pictures can be brought to them; else `ConfigError`."""
-    side = positive_int("dataset.image_size", image_size)
-    if channels not in MODES:
-        raise ConfigError("dataset.channels", channels, "1 (greyscale) or 3 (colour)")
-    return side, channels
 
 
 def checked_folder(key: str, value: object, wanted: str) -> Path:
@@ -46,10 +30,6 @@ def checked_folder(key: str, value: object, wanted: str) -> Path:
     if isinstance(value, str) and os.path.isdir(folder := os.path.expanduser(value)):
         return Path(folder)
     raise ConfigError(key, value, wanted)
-
-
-class PictureError(Exception):
-    """A file that is no picture, or a broken one; the message says why."""
 
 
 class Entry(NamedTuple):
@@ -228,48 +208,12 @@ def _hidden(path: PurePosixPath) -> bool:
     return "__MACOSX" in path.parts or any(part.startswith(".") for part in path.parts)
 
 
-def decode(data: bytes, height: int, width: int, channels: int) -> np.ndarray:
-    """A picture as `[height, width, channels]` uint8.
-
-    Turned upright as its camera says, its transparency on white, greyscale or colour by `channels` (1 or 3), and
-    brought to size by Lanczos' filter; its proportions are not kept. A picture of that size is not filtered.
-
-    Raises:
-      PictureError: it cannot be decoded, is cut off, or has more than a hundred million pixels.
-    """
-    try:
-        ImageFile.LOAD_TRUNCATED_IMAGES = False  # which other libraries, TFDS among them, set for all
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of metadata that it cannot read, and of many pixels
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"{image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = _eight_bits(image).convert(MODES[channels])
-            if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.LANCZOS)
-    except UnidentifiedImageError as error:
-        raise PictureError("no picture of a known format") from error
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"more than {MAX_PIXELS:,} pixels") from error
-    # What Pillow raises depends on the format and on which byte is wrong.
-    except BROKEN as error:
-        raise PictureError(str(error)) from error
-    return np.asarray(image, np.uint8).reshape(height, width, channels)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Of 16 bits a pixel, the upper eight: Pillow's own conversion would cut off what is above 255."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    return image
-
-
 def read_all(
-    files: Sequence[Entry], size: tuple[int, int, int], left_out: dict[str, str]
+    files: Sequence[Entry],
+    size: tuple[int, int, int],
+    left_out: dict[str, str],
+    span: Range = None,
+    told: dict[str, str] | None = None,
 ) -> Iterator[tuple[PurePosixPath, np.ndarray]]:
     """Yields path and picture of the files, in their order.
 
@@ -277,16 +221,24 @@ def read_all(
       files: of a source.
       size: height, width and channels that pictures are brought to, see `decode`.
       left_out: gets those that are no pictures, and broken ones: path -> why.
+      span: of grey pictures of more than 8 bits, see `decode`.
+      told: gets what a user should know of those that can be used: path -> what.
+
+    Raises:
+      RangeError: nothing says what is black and what is white in a file, which the message names.
     """
+    told = {} if told is None else told
 
     def read(file: Entry) -> np.ndarray | None:
         try:
-            return decode(file.read(), *size)
+            return decode(file.read(), *size, span, lambda said: told.update({str(file.path): said}))
+        except RangeError as error:
+            raise RangeError(f"{file.path}: {error}", error.such_as) from error
         except PictureError as error:
             left_out[str(file.path)] = str(error)
             return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         for start in range(0, len(files), AT_ONCE):
             ahead = files[start : start + AT_ONCE]
             for file, image in zip(ahead, pool.map(read, ahead), strict=True):
@@ -295,20 +247,69 @@ def read_all(
 
 
 def read_classes(
-    files: Sequence[Entry], size: tuple[int, int, int], left_out: dict[str, str]
+    files: Sequence[Entry],
+    size: tuple[int, int, int],
+    left_out: dict[str, str],
+    span: Range = None,
+    told: dict[str, str] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the classes, each folder with pictures being one: its path, and `[count, height, width, channel]` uint8.
 
     Args:
       files: of a source.
-      size, left_out: as in `read_all`.
+      size, left_out, span, told: as in `read_all`.
+
+    Raises:
+      RangeError: as `read_all`.
     """
     outside = [file for file in files if file.path.parent == PurePosixPath(".")]
     left_out |= {str(file.path): file.unusable or "in no class's folder" for file in outside}
     inside = [file for file in files if file.path.parent != PurePosixPath(".")]
     inside.sort(key=lambda file: (str(file.path.parent), file.path.name))
-    for name, members in groupby(read_all(inside, size, left_out), key=lambda found: str(found[0].parent)):
+    found = read_all(inside, size, left_out, span, told)
+    for name, members in groupby(found, key=lambda found: str(found[0].parent)):
         yield name, np.stack([image for _, image in members])
+
+
+def range_of(reads: Iterable[Callable[[], bytes]]) -> tuple[float, float] | None:
+    """The least and the greatest value of all grey pictures of more than 8 bits; None where there are none.
+
+    Args:
+      reads: each returns the bytes of a file; those that are no pictures, and broken ones, count for nothing.
+
+    Raises:
+      DataError: all values are equal.
+    """
+
+    def found(read: Callable[[], bytes]) -> tuple[float, float] | None:
+        try:
+            return extent(read())
+        except PictureError:
+            return None
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        extents = [each for each in pool.map(found, reads) if each is not None]
+    if not extents:
+        return None
+    least, greatest = min(low for low, _ in extents), max(high for _, high in extents)
+    if least == greatest:
+        raise DataError(f"All grey pictures of more than 8 bits are blank: every value is {least:g}.")
+    return least, greatest
+
+
+def range_in_words(error: RangeError) -> str:
+    """What a user can do about a file of a data set that has the key `dataset.range`, and why."""
+    return (
+        f"{error}. Say it by dataset.range: what is black and what is white, such as 'dataset.range={error.such_as}'; "
+        "or file, the least and the greatest value of each file; or set, those of all files."
+    )
+
+
+def told_in_words(root: Path, told: Mapping[str, str]) -> Iterator[str]:
+    """Says, for each thing that is to be told, of which files under `root`."""
+    for said in sorted(set(told.values())):
+        names = sorted(name for name, its in told.items() if its == said)
+        yield f"{len(names)} of the files in {root} {said}: {some(names)}."
 
 
 def left_out_in_words(root: Path, left_out: Mapping[str, str]) -> str:

@@ -1,9 +1,11 @@
 """Image classification sets of TensorFlow Datasets, by name."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,23 @@ from metarun.data import class_bank
 from metarun.data.cache import build_once, cache_dir
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import shuffled_or_from_file
+from metarun.data.decoding import (
+    OF_SET,
+    RESIZE,
+    WORKERS,
+    PictureError,
+    Range,
+    RangeError,
+    checked_range,
+    checked_size,
+    decode,
+)
 from metarun.data.episodes import few_shot_of
-from metarun.data.pictures import RESIZE, PictureError, checked_size, decode
+from metarun.data.pictures import range_in_words, range_of
 from metarun.errors import ConfigError, DataError, non_negative_int, positive_int
 from metarun.progress import hush
+
+OF_ALL = "range.json"  # of dataset.range=set
 
 
 @few_shot_of
@@ -28,6 +43,7 @@ def tfds(
     label: str = "label",
     image_size: int = 84,
     channels: int = 3,
+    range: Range = None,
     images_per_class: int | None = None,
     split: str = "shuffled",
     split_seed: int = 0,
@@ -41,8 +57,9 @@ def tfds(
       name: of the set, such as "cifar100", with its configuration and version where it has several ("emnist/balanced").
       parts: which of its own splits to pool, joined by "+", such as "train+test"; "all" pools all.
       image, label: the features that hold the picture and the class.
-      image_size: pixels of a side; see `pictures.decode` for how pictures are brought to it.
+      image_size: pixels of a side; see `decoding.decode` for how pictures are brought to it.
       channels: 1 (greyscale) or 3 (colour).
+      range: of grey pictures of 16 bits, what is black and what is white, as in `image_folder`.
       images_per_class: how many to take of each class, the first in TFDS's order; None: all.
       split: "shuffled", 64% of the classes, 16% and 20% by `split_seed`; or a JSON file of class lists, by its path or,
         if it comes with metarun (cifar_fs, fc100), by its name.
@@ -57,6 +74,7 @@ def tfds(
     if not isinstance(name, str) or not name:
         raise ConfigError("dataset.name", name, "the name of a set in https://www.tensorflow.org/datasets/catalog")
     side, channels = checked_size(image_size, channels)
+    range = checked_range("dataset.range", range)
     if images_per_class is not None:
         images_per_class = positive_int("dataset.images_per_class", images_per_class)
     seed = non_negative_int("dataset.split_seed", split_seed)
@@ -71,11 +89,19 @@ def tfds(
         "pillow": PIL.__version__,
         "format": class_bank.FORMAT,
     }
-    entry = build_once(
-        "tfds", parameters, lambda folder: class_bank.save(folder, source.classes(side, channels, images_per_class))
-    )
+    if range is not None or source.is_deep:
+        parameters["range"] = range
+
+    def build(folder: Path) -> None:
+        class_bank.save(folder, source.classes(folder, (side, side, channels), range, images_per_class))
+
+    entry = build_once("tfds", parameters, build)
     bank, names, _, hashes = class_bank.load(entry.folder)
     classes, stated = shuffled_or_from_file(names, split, seed)
+    if range == OF_SET:
+        range = json.loads((entry.folder / OF_ALL).read_text())
+    if range is not None:
+        stated = {**stated, "range": range}
     return SplitBank(
         bank,
         names,
@@ -109,8 +135,15 @@ class _Source:
                     f"dataset.{key}", got, f"one of its features that are such: {', '.join(fits) or 'none'}"
                 )
 
-    def classes(self, side: int, channels: int, limit: int | None) -> Iterator[NamedClass]:
-        """Classes in the order of their labels; pictures in that of TFDS."""
+        dtype = features[image].np_dtype
+        if dtype == np.float32:  # which TFDS keeps as the bytes of four channels
+            raise ConfigError("dataset.image", image, "a feature with pictures of 8 or 16 bits; these are of floats")
+        self.is_deep = dtype == np.uint16
+
+    def classes(
+        self, folder: Path, size: tuple[int, int, int], range: Range, limit: int | None
+    ) -> Iterator[NamedClass]:
+        """Classes in the order of their labels; pictures in that of TFDS. Writes the range of the set into `folder`."""
         try:
             self._builder.download_and_prepare()
         except (OSError, self._tfds.download.DownloadError, ImportError, ValueError, AssertionError) as error:
@@ -129,16 +162,23 @@ class _Source:
             allowed = f"all, or of {', '.join(known)}, joined by +"
             raise ConfigError("dataset.parts", self._parts, allowed) from error
         rows = self._rows(sources, limit)
+        if range == OF_SET:
+            places = (place for its in rows.values() for place in its)
+            range = range_of(partial(lambda split, row: sources[split][row][self._image], *place) for place in places)
+            (folder / OF_ALL).write_text(json.dumps(range))
 
         def decoded(place: tuple[str, int]) -> np.ndarray:
             split, row = place
             try:
-                return decode(sources[split][row][self._image], side, side, channels)
+                return decode(sources[split][row][self._image], *size, range)
+            except RangeError as error:
+                file = f"Example {row} of {split} of {self.full_name}"
+                raise DataError(range_in_words(RangeError(f"{file}: {error}", error.such_as))) from error
             except PictureError as error:
                 raise DataError(f"Example {row} of {split} of {self.full_name} is broken: {error}.") from error
 
         names = features[self._label].names
-        with ThreadPoolExecutor(cpu_count()) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             for label, places in sorted(rows.items()):
                 yield NamedClass(names[label], "", np.stack(list(pool.map(decoded, places))))
 

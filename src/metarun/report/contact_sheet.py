@@ -6,12 +6,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metarun.data.class_bank import SplitBank
+from metarun.data.decoding import NEARLY
+from metarun.errors import some
 from metarun.report.figure import NOTE_SIZE, TITLE_SIZE, Lettering, save
 
 CLASSES_SHOWN, IMAGES_SHOWN = 8, 10
 GAP = 2  # pixels between images
 CELL_INCHES = 0.55
 NAME_INCHES = 1.6
+NEARLY_ALL = 0.99  # of the values of a class, from where on it is said
 
 
 def contact_sheet(loaded: SplitBank, output: Path) -> None:
@@ -25,7 +28,7 @@ def contact_sheet(loaded: SplitBank, output: Path) -> None:
 
 def draw_contact_sheet(loaded: SplitBank) -> Figure:
     """Returns the figure of `contact_sheet`, one axes a split."""
-    shown = {split: _spread(its, CLASSES_SHOWN) for split, its in loaded.classes.items()}
+    shown = _shown(loaded)
     heights = [len(its) + 1 for its in shown.values()]
     figure = Figure(
         figsize=(NAME_INCHES + IMAGES_SHOWN * CELL_INCHES, sum(heights) * CELL_INCHES), layout="constrained"
@@ -48,14 +51,47 @@ def draw_contact_sheet(loaded: SplitBank) -> Figure:
     return figure
 
 
+def blank_in_words(loaded: SplitBank) -> str | None:
+    """Says which of the classes shown are nearly all black or nearly all white, and what to do; None where none is."""
+    tones: dict[str, list[str]] = {"black": [], "white": []}
+    classes = [c for its in _shown(loaded).values() for c in its]
+    for c in classes:
+        values = _images(loaded, c)
+        shares = {"black": np.mean(values < NEARLY), "white": np.mean(values >= 256 - NEARLY)}
+        for tone, share in shares.items():
+            if share >= NEARLY_ALL:
+                tones[tone].append(loaded.names[c])
+    said = [
+        f"{len(names)} of the {len(classes)} classes shown are nearly all {tone}: {some(names)}."
+        for tone, names in tones.items()
+        if names
+    ]
+    if not said:
+        return None
+    return (
+        f"{' '.join(said)} If their files are not: of grey pictures of more than 8 bits, dataset.range says what is "
+        "black and what is white; those of 8 bits have to use all 256 levels, and transparency is put on white."
+    )
+
+
+def _shown(loaded: SplitBank) -> dict[str, list[int]]:
+    """The classes that are shown, of each split."""
+    return {split: _spread(its, CLASSES_SHOWN) for split, its in loaded.classes.items()}
+
+
+def _images(loaded: SplitBank, c: int) -> np.ndarray:
+    """The images that are shown of a class."""
+    first, count = int(loaded.bank.first[c]), int(loaded.bank.count[c])
+    return np.asarray(loaded.bank.images[first : first + min(count, IMAGES_SHOWN)])
+
+
 def _sheet(loaded: SplitBank, classes: list[int]) -> np.ndarray:
     """`[rows, columns, 3]` or, of grey images, `[rows, columns]` uint8, white where there is no image."""
     height, width, channels = loaded.bank.images.shape[1:]
     size = (len(classes) * (height + GAP), IMAGES_SHOWN * (width + GAP), channels)
     sheet = np.full(size, 255, np.uint8)
     for row, c in enumerate(classes):
-        first, count = int(loaded.bank.first[c]), int(loaded.bank.count[c])
-        for column, image in enumerate(loaded.bank.images[first : first + min(count, IMAGES_SHOWN)]):
+        for column, image in enumerate(_images(loaded, c)):
             top, left = row * (height + GAP), column * (width + GAP)
             sheet[top : top + height, left : left + width] = image
     return sheet.squeeze(2) if channels == 1 else sheet

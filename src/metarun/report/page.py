@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from metarun.data.decoding import PictureError, in_words, opened
+from metarun.data.pictures import MAX_BYTES
+from metarun.errors import some
 from metarun.files import plain
 from metarun.protocol import flattened
 from metarun.reading import is_number
@@ -152,30 +153,44 @@ def _gallery(records: Sequence[Record]) -> str:
     if not pictures:
         return ""
     width = 900 if len(pictures) <= 12 else 560 if len(pictures) <= 60 else 320
-    spent, figures, left_out = 0, [], 0
+    spent, figures, left_out, broken = 0, [], 0, []
     for record, path in pictures:
-        image = _encoded(path, width)
-        if image is None or spent + len(image) > PICTURE_BYTES:
+        name = f"{record.name}, {path.stem}"
+        try:
+            image = _encoded(path, record.directory, width)
+        except PictureError as error:
+            broken.append(f"{name} ({error})")
+            continue
+        if spent + len(image) > PICTURE_BYTES:
             left_out += 1
             continue
         spent += len(image)
-        name = html.escape(f"{record.name}, {path.stem}")
+        name = html.escape(name)
         source = f"data:image/webp;base64,{image}"
         figures.append(
             f'<figure><img loading="lazy" alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'
         )
     said = f"<p>{left_out} more are left out, to keep the page light.</p>" if left_out else ""
+    if broken:
+        said += f'<p class="warning">Left out, as no PNG that can be shown: {html.escape(some(broken))}.</p>'
     return f'<h2>Tasks</h2>{said}<div class="gallery">{"".join(figures)}</div>'
 
 
-def _encoded(path: Path, width: int) -> str | None:
-    """A picture, no wider than `width` pixels, as WebP in base 64; None if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            image.thumbnail((width, 10 * width))
-            stream = io.BytesIO()
-            image.save(stream, "WEBP", quality=60)
-    except (OSError, ValueError):
-        return None
+def _encoded(path: Path, directory: Path, width: int) -> str:
+    """A PNG of a run, no wider than `width` pixels, as WebP in base 64: pixels alone go from a run into the page.
+
+    Raises:
+      PictureError: by its content it is no PNG, or a broken one, or too large; or it is a link out of the run.
+    """
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise PictureError("a link that leads out of the run")
+    with in_words():
+        if path.stat().st_size > MAX_BYTES:
+            raise PictureError(f"larger than {MAX_BYTES:,} bytes")
+        data = path.read_bytes()
+        opened(data, ("PNG",)).verify()
+        image = opened(data, ("PNG",)).convert("RGB")
+        image.thumbnail((width, 10 * width))
+        stream = io.BytesIO()
+        image.save(stream, "WEBP", quality=60)
     return base64.b64encode(stream.getvalue()).decode()
