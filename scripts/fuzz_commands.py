@@ -281,7 +281,7 @@ def of_training(rng: random.Random, part: str) -> tuple[list[str], bool]:
             for each in tiny
             if not each.startswith(("method.", "model.hidden" if chosen[0][:5] == "model" else "-"))
         ]
-    return [*tiny, *chosen, *settings, *filter(None, [where, how])], wrong
+    return [*tiny, *chosen, *settings, *filter(None, [where, how])], wrong and how not in ("--cfg=job", "-c")
 
 
 PATHS = [
@@ -302,6 +302,10 @@ PATHS = [
 ]
 
 
+# Of the keys of these commands, those that cannot be left out.
+NEEDED = {"run", "with", "support", "query"}
+
+
 def of_pairs(
     rng: random.Random, right: dict[str, str], keys: Sequence[str], more: Any = None
 ) -> tuple[list[str], bool]:
@@ -310,7 +314,8 @@ def of_pairs(
     for _ in range(rng.randint(1, 2)):
         kind = rng.randrange(6)
         if kind == 0 and given:
-            wrong = given.pop(rng.choice(sorted(given))) is not None or wrong
+            gone = rng.choice(sorted(given))
+            wrong = given.pop(gone) is not None and gone in NEEDED or wrong
         elif kind == 1 and given:
             given[rng.choice(sorted(given))] = rng.choice([*PATHS, *ODD])
         elif kind < 4 and keys:
@@ -323,7 +328,7 @@ def of_pairs(
     if more and rng.random() < 0.3:
         arguments += mutated(rng, scalars(more), options(more))[0]
     # One that is gone may be given again by what was drawn after it.
-    return arguments, wrong and not {*right} <= {each.split("=", 1)[0] for each in arguments}
+    return arguments, wrong and not NEEDED & {*right} <= {each.split("=", 1)[0] for each in arguments}
 
 
 def drawn(rng: random.Random) -> Command:

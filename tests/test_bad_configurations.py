@@ -124,7 +124,23 @@ def test_it_ends_at_once_in_a_message(part, settings, named, tmp_path, capsys, m
         (["distributed.processes=0"], "distributed.processes=0"),
         (["method={a: 1}"], "method={a: 1}"),
         (["memory.limit=11KB"], "11 KB are available"),  # and nothing is compiled to find out
+        (["outer_lr=1e39"], "outer_lr=1e+39"),  # which 32 bits do not hold
+        (["method=cavia", "method.context_at=null"], "method.context_at=None"),
+        (["dataset=image_folder", "dataset.source=[a]"], "dataset.source=['a']"),
+        (["dataset=omniglot", "dataset.source='~nobody at all'"], "dataset.source=~nobody at all"),
+        (["dataset=mini_imagenet", "dataset.source=" + 300 * "x"], "dataset.source=xxx"),
     ],
 )
 def test_what_would_have_been_taken_for_something_else_is_refused(settings, named, tmp_path, capsys, monkeypatch):
     test_it_ends_at_once_in_a_message(FEW_SHOT, settings, named, tmp_path, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (["method=epsilon_greedy", "method.agent=[[1]]"], "method=[[1]]"),
+        (["env=gaussian_bandit", "env.noise=1e300"], "env.noise=1e+300: expected a number above 0, at most 3.4e+38"),
+    ],
+)
+def test_so_is_it_where_agents_learn(settings, named, tmp_path, capsys, monkeypatch):
+    test_it_ends_at_once_in_a_message(RL, settings, named, tmp_path, capsys, monkeypatch)

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 # A device counts in 32 bits: with signs what there is of a thing, without what a key of random numbers is made of.
-_MOST, _LAST_SEED = 2**31 - 1, 2**32 - 1
+_MOST, _LAST_SEED, _LARGEST = 2**31 - 1, 2**32 - 1, 2.0**128 - 2.0**104
 
 
 class MetarunError(Exception):
@@ -88,6 +88,8 @@ def positive_float(key: str, value: object) -> float:
     """Returns `value` as a float if it is a finite number above 0; raises `ConfigError` otherwise."""
     if not _real(value) or value <= 0:
         raise ConfigError(key, value, "a number above 0")
+    if value > _LARGEST:
+        raise ConfigError(key, value, f"a number above 0, at most {_LARGEST:.1e}")
     return float(value)
 
 
@@ -95,6 +97,8 @@ def non_negative_float(key: str, value: object) -> float:
     """Returns `value` as a float if it is a finite number of at least 0; raises `ConfigError` otherwise."""
     if not _real(value) or value < 0:
         raise ConfigError(key, value, "a number, 0 or more")
+    if value > _LARGEST:
+        raise ConfigError(key, value, f"a number from 0 to {_LARGEST:.1e}")
     return float(value)
 
 

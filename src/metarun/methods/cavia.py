@@ -60,7 +60,11 @@ def cavia(
     Source: equations 5 and 6, algorithm 1.
     """
     num_context = positive_int("method.num_context", num_context)
-    if isinstance(context_at, str) or not all(isinstance(name, str) for name in context_at):
+    if (
+        isinstance(context_at, str)
+        or not isinstance(context_at, Sequence)
+        or not all(isinstance(name, str) for name in context_at)
+    ):
         raise ConfigError("method.context_at", context_at, "a list of names such as [conv2/norm_*]")
     lr = positive_float("method.inner_lr", inner_lr)
     true_or_false("method.first_order", first_order)

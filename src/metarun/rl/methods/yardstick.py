@@ -16,7 +16,7 @@ def yardstick(*, environment: Environment, agent: str) -> MetaLearner:
     Raises:
       ConfigError: the environment has no such yardstick.
     """
-    if agent not in environment.yardsticks:
+    if agent not in [*environment.yardsticks]:  # what came from the command line need not be hashable
         raise ConfigError("method", agent, f"for this env one that learns, or of {', '.join(environment.yardsticks)}")
     acting = environment.yardsticks[agent]
     return MetaLearner(
