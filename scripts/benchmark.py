@@ -99,7 +99,9 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
         hotspots.enable_tracing()
     backend.set_up(cache_dir() / "compiled")
-    backend.set_precision(options.precision)
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", backend.PRECISIONS[options.precision])
 
     from bench import recipe
     from metarun.machine import device_name

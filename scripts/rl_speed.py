@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="what is found is written there, too")
     options = parser.parse_args(arguments)
     backend.set_up(cache_dir() / "compiled")
-    backend.set_precision(options.precision)
+    jax.config.update("jax_default_matmul_precision", backend.PRECISIONS[options.precision])
     work = Work(*(getattr(options, size) for size in Work._fields))
     # As in `metarun-rl`: all trials of a device go together.
     layout = default_layout()._replace(chunk=None)

@@ -78,7 +78,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert 0 <= result["value"] <= 1 and result["num_tasks"] == 4 and result["steps"] == 4
     assert set(result["checks"]) >= {"chance_before_adaptation", "query_order", "query_count", "relabelling"}
     for check in result["checks"].values():
-        assert isinstance(check["passed"], bool) and isinstance(check["value"], float)
+        assert isinstance(check["passed"], bool) and isinstance(check["value"], float), check
     steps = [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4]
     assert (directory / ".hydra" / "config.yaml").exists()

@@ -124,3 +124,20 @@ def test_numbers_that_are_not_finite_are_not_told_apart(capsys):
     result = {"runs": [run, run], "difference": float("nan"), "ci95": 0.1, "paired": False, "num_tasks": 10}
     _show(result, False, Console())
     assert "Not every number is finite" in capsys.readouterr().out
+
+
+def test_one_task_has_no_interval_in_a_comparison_or_an_evaluation(run, compare, evaluate):
+    code, out, err = compare(f"run={run}", f"with={run}", "eval_tasks=1")
+    assert code == 0, err
+    assert (
+        "on one task, which has no interval: give eval_tasks=2 or more" in out and "±" not in out and "nan" not in out
+    )
+    found = json.loads((run / "evaluations" / "compared-with-protonet.json").read_text())
+    assert found["difference"] == 0 and found["ci95"] is None and found["runs"][0]["ci95"] is None
+    code, out, err = evaluate(f"run={run}", "eval_tasks=1")
+    assert code == 0, err
+    assert "over one task, which has no interval (eval_tasks)" in out and "±" not in out and "not checked" in out
+    (file,) = (path for path in (run / "evaluations").glob("*.json") if not path.name.startswith("compared"))
+    result = json.loads(file.read_text())
+    assert isinstance(result["value"], float) and result["ci95"] is None
+    assert result["checks"]["relabelling"]["passed"] is None

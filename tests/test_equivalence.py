@@ -13,8 +13,11 @@ from metarun.equivalence import (
     UNDECIDED,
     Ours,
     difference_said,
+    interval_said,
     over_seeds,
     paired,
+    standard_error,
+    unpaired,
     verdict,
 )
 from metarun.errors import MetarunError
@@ -180,3 +183,15 @@ def test_a_difference_of_rounding_alone_is_none():
 def test_values_that_differ_by_next_to_nothing_have_an_interval():
     value, ci95 = over_seeds(Ours([0.0, 1e-100, 0.0], 1e-90, 100))  # the square of whose variance is 0
     assert value == pytest.approx(1e-100 / 3) and 0 < ci95 < 1e-80
+
+
+def test_one_task_has_no_interval():
+    one, other = np.array([0.5]), np.array([0.75])
+    assert np.isnan(standard_error(one))
+    for compare in (paired, unpaired):
+        difference, half = compare(one, other)
+        assert difference == 0.25 and np.isnan(half)
+    assert difference_said(25.0, math.nan) == "+25.00 (one task, no interval)"
+    assert [interval_said(half, ".2g", 100, "%") for half in (0.012, None, math.nan)] == [" ± 1.2%", "", ""]
+    value, half = over_seeds(Ours([0.5, 0.7], math.nan, 1))
+    assert value == pytest.approx(0.6) and np.isnan(half)

@@ -1,11 +1,14 @@
 """Few-shot experiments: how steps are grouped, the checks against learners that leak, and evaluation's interval."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metarun.data.sinusoid import sinusoid
+from metarun.errors import ConfigError
 from metarun.experiment import few_shot
 from metarun.methods.maml import maml
 from metarun.models.mlp import mlp
@@ -16,7 +19,7 @@ from metarun.types import DataSet, Method, Split, Task, TaskSource
 WAY, QUERY = 3, 4
 
 
-def blobs():
+def blobs(noise=0.3):
     """Classes are points in the plane, examples lie near them."""
 
     def sample(data, key):
@@ -24,7 +27,7 @@ def blobs():
         centres = 3 * jax.random.normal(centre_key, (WAY, 2))
 
         def split(key, y):
-            return Split(centres[y] + 0.3 * jax.random.normal(key, (y.size, 2)), y)
+            return Split(centres[y] + noise * jax.random.normal(key, (y.size, 2)), y)
 
         query_y = jax.random.permutation(order_key, jnp.tile(jnp.arange(WAY, dtype=jnp.int32), QUERY))
         return Task(split(support_key, jnp.arange(WAY, dtype=jnp.int32)), split(query_key, query_y))
@@ -69,18 +72,21 @@ def checks(**options):
 def test_an_honest_learner_passes_every_check():
     passed, found = checks()
     assert found.value > 0.9
-    assert passed == dict.fromkeys(passed, True)
-    assert set(passed) == {
-        "chance_before_adaptation",
-        "chance_with_shuffled_labels",
-        "query_order",
-        "query_count",
-        "relabelling",
-    }
+    # Points whose classes nobody has listed: what needs no contents is checked, and the rest says why it is not.
+    unknown = {"labels_by_class", "test_apart_from_train"}
+    checked = {"chance_before_adaptation", "chance_with_shuffled_labels", "query_order", "query_count", "relabelling"}
+    checked |= {"labels_by_position", "support_apart_from_query"}
+    assert passed == dict.fromkeys(checked, True) | {"labels_by_position": False} | dict.fromkeys(unknown)
+    # `blobs` has its support in the order of the labels.
+    assert found.checks["labels_by_position"]["query"] < 4 < found.checks["labels_by_position"]["support"]
+    for name in unknown:
+        entry = found.checks[name]
+        assert entry["value"] is None and "DataSet.contents" in entry["reason"]
 
 
 def failing(passed):
-    return {name for name, ok in passed.items() if not ok}
+    """The checks of the learner that have failed."""
+    return {name for name, ok in passed.items() if ok is False} - {"labels_by_position"}
 
 
 def test_knowing_the_answer_before_adaptation_is_found():
@@ -117,7 +123,9 @@ def test_dependence_on_the_number_of_queries_is_found_unless_declared():
     assert not failing(declared)
     # Alone, a centred query lies at the origin and says nothing.
     assert found.checks["query_count"]["changed"] > 0.3
-    assert found.checks["query_count"]["value"] == pytest.approx(found.value - found.checks["query_count"]["alone"])
+    count = found.checks["query_count"]
+    assert count["together"] == pytest.approx(found.value)  # of so few queries, all are asked alone too
+    assert count["value"] == pytest.approx(count["together"] - count["alone"])
 
 
 def test_a_favourite_class_is_found_by_relabelling_nowhere_else():
@@ -203,3 +211,174 @@ def test_maml_learns_sinusoids():
     state, _ = one.step(state, 300)
     after = one.evaluate(state.params, "test", 100)
     assert after.metric == "mse" and after.value + after.ci95 < before.value
+
+
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+FEATURES = 64
+
+
+def rounded(x, precision):
+    """Products of this precision as a GPU makes them, on any device: their factors have 8 or 11 significant bits."""
+    if precision == "bfloat16":
+        return x.astype(jnp.bfloat16).astype(x.dtype)
+    return jax.lax.reduce_precision(x, 8, 10) if precision == "tensorfloat32" else x
+
+
+def network(precision, norm, leak=None, statistics="support"):
+    """A learner of two layers, whose rounding depends on the number of rows: the class mean of features is nearest."""
+    weights = [
+        jax.random.normal(key, shape) / shape[0] ** 0.5
+        for key, shape in zip(jax.random.split(jax.random.key(1)), [(2, FEATURES), (FEATURES, FEATURES)], strict=True)
+    ]
+
+    def normalised(x, reference):
+        if norm == "layer":
+            return (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-3)
+        of = x if leak == "statistics" and reference is not None else x[:reference]
+        if leak == "momentum" and reference is not None:
+            mean = 0.98 * x[:reference].mean(0) + 0.02 * x[reference:].mean(0)
+        else:
+            mean = of.mean(0)
+        return (x - mean[None]) / (of.std(0)[None] + 1e-3)
+
+    def features(x, reference):
+        for weight in weights:
+            # As by another kernel: how a sum is split, hence rounded, is decided by the number of rows.
+            pieces = [jnp.array_split(rounded(a, precision), 1 + len(x) % 3, axis) for a, axis in ((x, 1), (weight, 0))]
+            x = sum(rounded(a @ b, precision) for a, b in zip(*pieces, strict=True))
+            x = rounded(jax.nn.relu(normalised(x, reference)), precision)
+        return x
+
+    def predict(support, x):
+        if statistics == "each":
+            found = jax.lax.map(lambda one: features(jnp.concatenate([support.x, one[None]]), None), x)
+            known, asked = found[:, :-1], found[:, -1:]
+            outputs = -jnp.square(known - asked).mean(2)
+        else:
+            reference = len(support.x)
+            found = features(jnp.concatenate([support.x, x]), reference)
+            known, asked = found[:reference], found[reference:]
+            outputs = -jnp.square(asked[:, None] - known[None]).mean(2)
+        if leak != "position":  # of the support set, which has its classes in order
+            outputs = jnp.zeros_like(outputs).at[:, support.y].add(outputs)
+        place = jax.nn.one_hot(jnp.arange(len(x)) % WAY, WAY)
+        if leak == "order":
+            outputs = outputs + 0.05 * place
+        if leak == "others":  # the classes are asked equally often
+            outputs = outputs - 0.1 * jax.nn.softmax(outputs).mean(0)[None]
+        return outputs
+
+    return {"predict": predict, "unadapted": (lambda support: support) if leak == "unadapted" else None}
+
+
+@functools.cache
+def of_network(precision, norm, leak=None, statistics="support"):
+    noisy = blobs(noise=1.2)
+    made = learner(**network(precision, norm, leak, statistics))
+    found = experiment(made, noisy, precision=precision).evaluate({"unused": jnp.zeros(())}, "test", 200, checks=True)
+    return found, failing({name: entry["passed"] for name, entry in found.checks.items()})
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("norm", "statistics"), [("batch", "support"), ("batch", "each"), ("layer", "support")])
+def test_no_precision_raises_a_false_alarm(precision, norm, statistics):
+    found, failed = of_network(precision, norm, statistics=statistics)
+    assert not failed
+    count = found.checks["query_count"]
+    assert count["changed_by_others"] == 0 and 0.4 < found.value < 0.95
+    if precision == "bfloat16" and statistics == "support":
+        assert count["changed"] > (1e-3 if norm == "batch" else 0)  # rounding does change answers, which is no leak
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("leak", "check"),
+    [
+        ("statistics", "query_count"),
+        ("momentum", "query_count"),
+        ("others", "query_count"),
+        ("order", "query_order"),
+        ("position", "relabelling"),
+        ("position", "chance_with_shuffled_labels"),
+        ("unadapted", "chance_before_adaptation"),
+    ],
+)
+def test_planted_leaks_are_found_in_every_precision(precision, leak, check):
+    assert check in of_network(precision, "batch", leak)[1]
+
+
+def test_one_task_has_no_interval_and_no_sampling_error_to_judge_by():
+    found = experiment().evaluate({"unused": jnp.zeros(())}, "test", 1, checks=True)
+    assert np.isnan(found.ci95)
+    for name in ("chance_before_adaptation", "chance_with_shuffled_labels", "relabelling"):
+        assert found.checks[name]["passed"] is None and "eval_tasks=2" in found.checks[name]["reason"]
+
+
+def test_checks_of_a_regression_that_need_classes_say_so():
+    one = regression()
+    found = one.evaluate(one.init().params, "test", 20, checks=True).checks
+    made = {"query_order", "query_count", "support_apart_from_query"}
+    assert {name for name, entry in found.items() if entry["passed"]} == made and len(found) == 9
+    assert all("no classes" in entry["reason"] for name, entry in found.items() if name not in made)
+
+
+def products(traced):
+    """The precisions of the products in a program, as text."""
+    text = str(traced)
+    return {
+        word for word in ("HIGHEST", "HIGH", "DEFAULT") if f"Precision.{word}," in text or f"Precision.{word})" in text
+    }
+
+
+def test_each_experiment_is_traced_under_its_own_precision():
+    alone = {}
+    for precision in ("float32", "tensorfloat32"):
+        one = regression(precision=precision)
+        state, _ = one.step(one.init(), 2)
+        alone[precision] = state.params, one.evaluate(state.params, "test", 20).value
+    both = {precision: regression(precision=precision) for precision in alone}  # built before either is traced
+    for precision, word in [("float32", "HIGHEST"), ("tensorfloat32", "HIGH")]:
+        one = both[precision]
+        state = jax.eval_shape(one.init)
+        steps = one.program.steps(one.program.variants[0], one.program.chunks[0])
+        assert products(jax.make_jaxpr(steps)(state, jnp.int32(1))) == {word}
+    for precision, one in both.items():
+        state, _ = one.step(one.init(), 2)
+        jax.tree.map(np.testing.assert_array_equal, state.params, alone[precision][0])
+        assert one.evaluate(state.params, "test", 20).value == alone[precision][1]
+    assert jax.config.jax_default_matmul_precision is None
+
+
+def test_whatever_an_experiment_traces_is_under_its_own_precision():
+    seen = set()
+
+    def noting(fn):
+        def noted(*args):
+            seen.add(jax.config.jax_default_matmul_precision)
+            return fn(*args)
+
+        return noted
+
+    honest = learner()
+    noted = {name: noting(getattr(honest, name)) for name in ("init", "adapt", "predict", "loss", "unadapted")}
+    both = {precision: experiment(honest._replace(**noted), precision=precision) for precision in PRECISIONS[:2]}
+    states, traced = {}, set()
+    calls = {
+        "init": lambda one, state: one.init(),
+        "sizes": lambda one, state: one.sizes(),
+        "program": lambda one, state: jax.eval_shape(one.program.steps("", one.program.chunks[0]), state, jnp.int32(1)),
+        "prepare": lambda one, state: one.prepare(),
+        "inspect": lambda one, state: one.inspect(state),
+        "evaluate": lambda one, state: one.evaluate(state.params, "test", 2, checks=True),
+        "examples": lambda one, state: one.examples(state.params, 1),
+    }
+    for name, call in calls.items():
+        for precision, one in both.items():
+            seen.clear()
+            found = call(one, states.get(precision))
+            states[precision] = states.get(precision, found)
+            assert seen <= {precision}, name
+            traced |= {name} if seen else set()
+    assert traced >= {"init", "program", "prepare", "inspect", "evaluate"}  # for the others all was known by then
+    with pytest.raises(ConfigError, match="precision=float16"):
+        experiment(precision="float16")

@@ -19,7 +19,7 @@ from metarun.experiment import few_shot as experiment
 from metarun.methods.nearest_neighbor import nearest_neighbor
 from metarun.optimizers import adam
 from metarun.task_map import default_layout
-from metarun.types import Split, Task
+from metarun.types import DataSet, Split, Task, TaskSource
 
 WAY, SHOT, QUERY_SHOT, PER_CLASS = 3, 2, 3, 6
 NUM_TASKS = 200
@@ -52,7 +52,7 @@ def checks_of(data, source=None, seed=0, num_tasks=NUM_TASKS):
 
 
 def failing(checks):
-    return {name for name, check in checks.items() if not check["passed"]}
+    return {name for name, check in checks.items() if check["passed"] is False}
 
 
 def planted(source, change):
@@ -253,3 +253,108 @@ def test_an_evaluation_judges_the_tasks_that_it_draws():
     assert len(checks) == 9 and failing(checks) == {"labels_by_position"}
     assert checks["labels_by_class"]["known"] == 1
     assert run.evaluate(params, "test", 60).checks == {}
+
+
+@pytest.mark.parametrize("labels", [[(0, 0, 0, 1), (0, 1, 1, 1)], [(0, 0, 1, 2), (0, 1, 1, 2), (0, 0, 0, 2)]])
+def test_unevenness_of_labels_that_are_not_equally_often_has_the_mean_and_variance_of_its_derivation(labels):
+    # By hand from its definition, over every arrangement of each task's own labels.
+    n, way = len(labels[0]), max(map(max, labels)) + 1
+    expected = np.array([sum(task.count(label) for task in labels) / n for label in range(way)])
+    x, sigmas = [], []
+    for tasks in itertools.product(*(sorted(set(itertools.permutations(task))) for task in labels)):
+        counts = (np.array(tasks)[:, :, None] == np.arange(way)).sum(0)
+        x.append((np.square(counts - expected) / expected).sum())
+        sigmas.append(leaks._unevenness(np.array(tasks), way))
+    scatters = []
+    for task in labels:
+        c = np.array([task.count(label) for label in range(way)])
+        scatters.append((np.diag(c) - np.outer(c, c) / n) / expected)
+    mean, all_pairs = np.trace(sum(scatters)), np.trace(sum(scatters) @ sum(scatters))
+    assert np.mean(x) == pytest.approx(mean)
+    assert np.var(x) == pytest.approx(2 / (n - 1) * (all_pairs - sum(np.trace(g @ g) for g in scatters)))
+    freedom = mean**2 * (n - 1) / all_pairs
+    spread = 2 / (9 * freedom)
+    np.testing.assert_allclose(sigmas, (np.cbrt(np.array(x) / mean) - 1 + spread) / np.sqrt(spread))
+
+
+def test_uneven_labels_are_no_leak_where_their_place_is_random_and_one_where_it_is_not():
+    random = np.random.default_rng(0)
+    labels = np.array([[0] * 12 + [1] * 5 + [2] * 3] * 200)
+    labels[::2] = (labels[::2] + 1) % 3
+    shuffled = [leaks._unevenness(random.permuted(labels, axis=1), 3) for _ in range(100)]
+    assert abs(np.mean(shuffled)) < 0.4 and max(shuffled) < 4
+    assert leaks._unevenness(labels, 3) > 4
+    assert leaks._unevenness(np.zeros((50, 1), int), 3) == leaks._unevenness(np.zeros((50, 6), int), 3) == 0
+
+
+def vectors():
+    """A data set of one's own: classes of vectors, whose contents are known."""
+    values = np.random.default_rng(0).standard_normal((28, PER_CLASS, 5))  # float64
+
+    def sample(classes, key):
+        class_key, example_key, order_key = jax.random.split(key, 3)
+        chosen = jax.random.choice(class_key, len(classes), (WAY,), replace=False)
+        examples = jax.vmap(lambda key: jax.random.permutation(key, PER_CLASS))(jax.random.split(example_key, WAY))
+
+        def split(which, key):
+            y = jax.random.permutation(key, jnp.repeat(jnp.arange(WAY, dtype=jnp.int32), which.size))
+            place = jnp.take_along_axis(jnp.cumsum(y[:, None] == jnp.arange(WAY)[None], 0), y[:, None], 1)[:, 0] - 1
+            return Split(jnp.asarray(classes)[chosen[y], examples[y, which[place]]], y)
+
+        halves = jnp.arange(SHOT), SHOT + jnp.arange(QUERY_SHOT)
+        return Task(*(split(which, key) for which, key in zip(halves, jax.random.split(order_key), strict=True)))
+
+    def of(split):
+        return TaskSource(values[list(CLASSES[split])].astype(np.float32), sample)
+
+    contents = {split: [content_hashes(values[c]) for c in its] for split, its in CLASSES.items()}
+    return DataSet(of("train"), of("val"), of("test"), "classification", WAY, {"name": "vectors"}, contents=contents)
+
+
+def test_classes_of_vectors_are_checked_as_those_of_pictures_are():
+    data = vectors()
+    checks = checks_of(data)
+    assert len(checks) == 4 and all(check["passed"] for check in checks.values())
+    assert checks["labels_by_class"]["known"] == 1
+
+    def repeated(task):
+        place = jnp.argmax(task.query.y == task.support.y[0])
+        return task._replace(query=task.query._replace(x=task.query.x.at[place].set(task.support.x[0])))
+
+    assert failing(checks_of(data, planted(data.test, repeated), num_tasks=20)) == {"support_apart_from_query"}
+    known = data._replace(contents={**data.contents, "train": data.contents["test"][:1]})
+    assert failing(checks_of(known, num_tasks=20)) == {"test_apart_from_train"}
+
+
+@pytest.mark.parametrize(
+    ("contents", "resized", "reasons"),
+    [
+        (None, False, {"labels_by_class": "DataSet.contents", "test_apart_from_train": "DataSet.contents"}),
+        (("test",), False, {"test_apart_from_train": "not at hand"}),
+        (("train", "val", "test"), True, {"labels_by_class": "resized"}),
+    ],
+)
+def test_what_cannot_be_checked_says_why(contents, resized, reasons):
+    data = data_of(noise())
+    known = contents and {split: data.contents[split] for split in contents}
+    tasks = sampler(data.test.sample)(data.test.data, jax.random.split(jax.random.key(0), 50))
+    found = leaks.traces(tasks, WAY, None if resized or known is None else known["test"])
+    judged = leaks.verdicts(found, WAY, known, resized)
+    assert list(judged) == [
+        "labels_by_position",
+        "labels_by_class",
+        "support_apart_from_query",
+        "test_apart_from_train",
+    ]
+    for name, check in judged.items():
+        if name in reasons:
+            assert check["passed"] is check["value"] is None and reasons[name] in check["reason"]
+        else:
+            assert check["passed"]
+
+
+def test_labels_in_a_fixed_order_are_found_in_data_that_list_no_contents():
+    ordered = lambda task: Task(*map(sorted_by_label, task))
+    data = vectors()._replace(contents=None)
+    tasks = sampler(planted(data.test, ordered).sample)(data.test.data, jax.random.split(jax.random.key(0), 50))
+    assert failing(leaks.verdicts(leaks.traces(tasks, WAY, None), WAY, None)) == {"labels_by_position"}

@@ -1,6 +1,7 @@
 """`metarun-predict`, as a user calls it; and every method, as it does."""
 
 import csv
+import json
 import os
 import shutil
 
@@ -95,11 +96,10 @@ def test_every_method_answers(name, runs, folders, predict, tmp_path, monkeypatc
         assert abs(probabilities.sum() - 1) < 1e-12 and (probabilities >= 0).all()
         assert predicted == classes[probabilities.argmax()]
     assert (tmp_path / "predictions.png").stat().st_size > 10_000
-    together = "answered together" in out
-    assert together == ("query_statistics: query" in (run / ".hydra" / "config.yaml").read_text())
-    if together:
-        return
-    # Otherwise an answer does not depend on the order of the queries.
+    apart = "Each picture is answered by itself" in out
+    assert apart == ("query_statistics: query" in (run / ".hydra" / "config.yaml").read_text())
+    assert "answered together" not in out
+    # An answer does not depend on the order of the queries.
     (tmp_path / "query").mkdir()
     for number, file in enumerate(reversed(rows)):
         shutil.copy(folders / "query" / file, tmp_path / "query" / f"{number}.png")
@@ -206,7 +206,14 @@ def test_what_a_run_holds_is_enough_to_make_its_learner(runs):
         ({"query": None}, ["query=None: expected a folder of pictures"]),
         ({"query": "/nowhere"}, ["query=/nowhere: expected a folder of pictures"]),
         ({"invert": "maybe"}, ["invert=maybe: expected one of auto, true, false"]),
-        ({"way": "3"}, ["way: there is no such key; there are run, support, query, invert, range, links, output."]),
+        ({"query_statistics": "batch"}, ["query_statistics=batch: expected one of auto, query, support, each"]),
+        ({"query_statistics": "each"}, ["query_statistics=each: expected auto: method=nearest_neighbor has no such"]),
+        (
+            {"way": "3"},
+            [
+                "way: there is no such key; there are run, support, query, invert, range, links, query_statistics, output."
+            ],
+        ),
         ({"support": "empty"}, ["empty has 0 folders with pictures: expected support=DIR"]),
         ({"query": "empty"}, ["empty has no pictures: expected query=DIR"]),
         ({"output": "/dev/null/out"}, ["Cannot write /dev/null/out", "output=DIR"]),
@@ -364,3 +371,36 @@ def test_linked_folders_are_followed_or_refused_by_name(runs, folders, predict, 
     assert list(rows_of(tmp_path / "out")[1]) == [f"{c}/{k}.png" for c in NAMES for k in (10, 11, 12)]
     (support / "wasp").symlink_to("bee")
     refused(predict(*settings, "links=follow"), "bee and wasp of", "are one folder, by a link")
+
+
+def test_a_picture_has_one_answer_alone_and_among_others_unless_asked_for(runs, folders, predict, tmp_path):
+    directory = tmp_path / "run"
+    data = ["dataset=image_folder", f"dataset.source={folders / 'data'}", "dataset.image_size=8", "dataset.channels=1"]
+    runs("maml")  # has written the split
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METARUN_CACHE", str(folders / "cache"))
+        split = f"dataset.split={folders / 'split.json'}"
+        begun(directory, "method=maml", "model.filters=8", *data, split, "way=3", "eval_query_shot=3")
+    count = {"passed": True, "alone": 0.52, "together": 0.88}
+    (directory / "result.json").write_text(json.dumps({"checks": {"query_count": count}}))
+    settings = [f"run={directory}", f"support={folders / 'support'}"]
+
+    def answers(query, output, *more):
+        code, out, err = predict(*settings, f"query={query}", f"output={tmp_path / output}", *more)
+        assert code == 0, err
+        return rows_of(tmp_path / output)[1], out
+
+    together, said = answers(folders / "query", "together")
+    assert "88.00% of the queries rightly together, and 52.00% one at a time" in said
+    asked, said = answers(folders / "query", "asked", "query_statistics=query")
+    assert "answered together" in said
+    differs = []
+    for number, name in enumerate(NAMES):
+        one = tmp_path / f"one{number}"
+        one.mkdir()
+        shutil.copy(folders / "query" / name / "10.png", one / "it.png")
+        alone = answers(one, f"alone{number}")[0]["it.png"][1]
+        np.testing.assert_allclose(alone, together[f"{name}/10.png"][1], atol=1e-5)
+        of_all = answers(one, f"asked{number}", "query_statistics=query")[0]["it.png"][1]
+        differs.append(np.abs(of_all - asked[f"{name}/10.png"][1]).max())
+    assert max(differs) > 1e-3

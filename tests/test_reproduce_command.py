@@ -164,3 +164,10 @@ def test_a_test_that_is_not_finite_has_no_verdict():
     cell = Cell(published={"paper": Figure(0.5, None, "table 1")}, margin=0.1)
     with pytest.raises(Exception, match="paper/x: a seed's test is not finite"):
         judged(Named("paper/x", "paper", "x", FEW_SHOT, cell), [result(None)])
+
+
+def test_a_check_that_was_not_made_has_not_failed_and_one_task_has_no_verdict():
+    unmade = {"relabelling": {"passed": None, "value": None, "reason": "targets are numbers"}}
+    assert judged(named(), [result(0.9865) | {"checks": unmade}]).failed == []
+    with pytest.raises(Exception, match="one task has no interval.*eval_tasks=2"):
+        judged(named(), [result(0.9865) | {"ci95": None, "num_tasks": 1}])

@@ -10,10 +10,10 @@ import pytest
 from many_runs import write_run
 from test_cli import METARUN, SMALL, metarun, refused
 
-from metarun.config import run_dir, sweep_dir
+from metarun.directories import run_dir, sweep_dir
 from metarun.errors import ConfigError, Diverged, MetarunError
 from metarun.report.collection import collect
-from metarun.sweep import Outcome, distribution_of, told
+from metarun.sweep import Outcome, _in_words, distribution_of, table_of, told
 
 POINT = ["method=protonet", *SMALL]
 
@@ -286,3 +286,18 @@ def test_points_that_differ_in_more_than_seeds_have_no_distribution(tmp_path):
     found = [{"point": str(k), "overrides": [f"seed={k}", f"shot={k}"], "value": 0.5} for k in (1, 2)]
     assert distribution_of(tmp_path, found) is None
     assert distribution_of(tmp_path, found[:1]) is None
+
+
+def test_seeds_over_one_task_have_no_interval(tmp_path):
+    found = []
+    for seed, value in enumerate((0.5, 0.7)):
+        file = write_run(tmp_path / str(seed), seed=seed) / "result.json"
+        result = json.loads(file.read_text()) | {"num_tasks": 1, "value": value, "ci95": None}
+        file.write_text(json.dumps(result))
+        point = {"point": str(seed), "overrides": [f"seed={seed}"], "val": None, "outcome": "finished"}
+        found.append(point | {key: result[key] for key in ("metric", "value", "ci95")})
+    distribution = distribution_of(tmp_path, found)
+    assert distribution["value"] == pytest.approx(0.6) and np.isnan(distribution["ci95"])
+    assert "accuracy 60%, without an interval, on 1 task;" in _in_words(distribution)
+    assert table_of(found).row_count == 2
+    assert [cell for cell in table_of(found).columns[3].cells] == ["50%", "70%"]

@@ -134,6 +134,7 @@ def experiment(work: Work, layout: Layout, tasks: DataSet | None = None, *, stre
         eval_seed=0,
         meta_batch_size=work.meta_batch_size,
         protocol={},
+        precision=work.precision,
         stream=stream,
     )
 

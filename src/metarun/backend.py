@@ -1,10 +1,16 @@
-"""Process-wide set-up of JAX; it has to come before the first computation."""
+"""Set-up of JAX, which has to come before the first computation; and the precision of each run's products."""
 
+import functools
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 from metarun.errors import one_of
+
+T = TypeVar("T")
 
 # What the random draws and the types of numbers depend on, whatever the environment says: the same seeds have to be the
 # same tasks everywhere.
@@ -53,8 +59,8 @@ def set_up(cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def set_precision(precision: str) -> None:
-    """Sets how products of float32 arrays are computed; models choose by themselves what is bfloat16.
+def matmul_precision(precision: str) -> AbstractContextManager:
+    """A context: how products of float32 arrays that are traced in it are computed; models choose what is bfloat16.
 
     Args:
       precision: "float32", "tensorfloat32", or "bfloat16", where what stays float32 is multiplied in TensorFloat-32.
@@ -64,4 +70,23 @@ def set_precision(precision: str) -> None:
     """
     import jax
 
-    jax.config.update("jax_default_matmul_precision", PRECISIONS[one_of("precision", precision, PRECISIONS)])
+    return jax.default_matmul_precision(PRECISIONS[one_of("precision", precision, PRECISIONS)])
+
+
+def at_precision(precision: str, fn: Callable[..., T]) -> Callable[..., T]:
+    """Returns `fn`, all of whose products are traced at `precision`, whoever calls it and in whatever thread.
+
+    What is compiled once and called later has to be traced under one precision, and several runs in one process may each
+    have their own.
+
+    Raises:
+      ConfigError: as `matmul_precision`.
+    """
+    one_of("precision", precision, PRECISIONS)
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> T:
+        with matmul_precision(precision):
+            return fn(*args, **kwargs)
+
+    return call

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from omegaconf import DictConfig
 
-from metarun.backend import set_precision
+from metarun.backend import at_precision
 from metarun.composition import Keys, Run, circumstances, identity, layouts_of, selection_of, set_by_user, settings_of
 from metarun.config import FEW_SHOT
 from metarun.data.class_bank import SplitBank
@@ -61,7 +62,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     variants = _variants(keys, data)
     _check_training(keys, choices, dataset, next(iter(variants.values())))
     logger = keys.partial("logger")
-    experiment, settings, facts = _experiment(keys, choices, dataset, variants)
+    experiment, settings, facts = _experiment(keys, choices, dataset, variants, keys["precision"])
     keys.refuse_unread(set_by_user(keys, FEW_SHOT))
     trained_on = {"dataset.sha256": dataset.protocol.get("sha256")}
     trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
@@ -105,8 +106,9 @@ def build_evaluation(
     if not takes_way(learner, choices, data, dataset.num_outputs):
         allowed = f"{data.num_outputs}: method={choices['method']} was trained with an output for each class of a task"
         raise ConfigError("way", dataset.num_outputs, allowed)
-    variants = _variants(Keys.of(learner, choices, GROUPS), data._replace(num_outputs=dataset.num_outputs))
-    parts = _experiment(keys, choices, dataset, variants)
+    learner_keys = Keys.of(learner, choices, GROUPS)
+    variants = _variants(learner_keys, data._replace(num_outputs=dataset.num_outputs))
+    parts = _experiment(keys, choices, dataset, variants, learner_keys["precision"])
     keys.refuse_unread({*changed} - {"method"})  # whose keys the learner has read
     return parts
 
@@ -132,7 +134,10 @@ def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFact
       config, choices: as in `build`.
       data: what it was trained on, with the classes of a task that it is to answer as `num_outputs`.
     """
-    return next(iter(_variants(Keys.of(config, choices, GROUPS), data).values()))
+    keys = Keys.of(config, choices, GROUPS)
+    method, at = next(iter(_variants(keys, data).values())), partial(at_precision, keys["precision"])
+    functions = ("init", "adapt", "predict", "loss", "unadapted")
+    return method._replace(**{name: at(getattr(method, name)) for name in functions})
 
 
 def shapes_of(method: Method, data: DataFacts) -> Any:
@@ -188,7 +193,7 @@ def _facts_of(dataset: DataSet) -> DataFacts:
 
 
 def _experiment(
-    keys: Keys, choices: Mapping[str, str], dataset: DataSet, variants: Mapping[str, Method]
+    keys: Keys, choices: Mapping[str, str], dataset: DataSet, variants: Mapping[str, Method], precision: str
 ) -> tuple[Experiment, RunSettings, dict[str, Any]]:
     """Experiment, settings and facts as in `Run`."""
     settings = settings_of(keys, trains=next(iter(variants.values())).trains_on != "nothing")
@@ -212,6 +217,7 @@ def _experiment(
             **selection_of(settings),
             "ensemble": settings.ensemble,
         },
+        precision=precision,
         bytes_available=bytes_available,
         stream=_streams(keys["memory"]["stream"], dataset, bytes_available, choices),
     )
@@ -269,7 +275,6 @@ def _streams(asked: object, dataset: DataSet, bytes_available: int | None, choic
 
 def _variants(keys: Keys, data: DataFacts) -> dict[str, Method]:
     """The variants of the method that `memory.remat` leaves, in words, the fastest first."""
-    set_precision(keys["precision"])
     given = {
         "model": keys.call("model", num_outputs=data.num_outputs),
         "encoder": keys.call("model", num_outputs=None),

@@ -5,7 +5,7 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from metarun.backend import set_precision
+from metarun.backend import matmul_precision
 from metarun.composition import Keys, Run, circumstances, identity, layouts_of, selection_of, set_by_user, settings_of
 from metarun.config import RL
 from metarun.errors import positive_int, seed_of
@@ -30,8 +30,8 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     """
     keys = Keys.of(config, choices, GROUPS)
     join(**keys["distributed"])
-    set_precision(keys["precision"])
-    environment = keys.call("env")
+    with matmul_precision(keys["precision"]):
+        environment = keys.call("env")
     meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
     # Steps of a trial are small: on a CPU, too, all trials of a device go together.
     layouts = layouts_of(keys["memory"]["chunk"], meta_batch_size, default_layout()._replace(chunk=None))
@@ -57,6 +57,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
             "environment": choices["env"],
             **selection_of(settings),
         },
+        precision=keys["precision"],
         bytes_available=available(devices, parse_limit(keys["memory"]["limit"])),
     )
     facts = {

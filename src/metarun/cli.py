@@ -27,7 +27,7 @@ from metarun.machine import versions
 
 _FAILED = 1
 _MISTAKE = 2
-_PREDICT = ("run", "support", "query", "invert", "range", "links", "output")
+_PREDICT = ("run", "support", "query", "invert", "range", "links", "query_statistics", "output")
 # What the system says of a directory in which a run cannot write.
 _REFUSED_WRITING = (
     errno.EACCES,
@@ -220,6 +220,9 @@ keys:
   links      which links to folders are followed: inside (the default; others are refused by name), or follow (all)
   range      of grey pictures of more than 8 bits, what is black and what is white: [BLACK,WHITE], or file, the least and
              the greatest value of each; the default is that of the run's data
+  query_statistics
+             whose statistics normalise the pictures: support, each (the support set and that picture), query (all of the
+             query together: an answer then depends on the others), or auto (the default), the run's own but never query
   output     the folder to write in; the default is predictions/NAME in that of the run, NAME being that of the query
   GROUP._target_, code   for code of your own, as `metarun-eval --help` says
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun import evaluation, runner, saved_run
-from metarun.equivalence import difference_said, paired, unpaired
+from metarun.equivalence import difference_said, interval_said, paired, unpaired
 from metarun.errors import ConfigError
 from metarun.files import plain, write_json
 from metarun.protocol import OF_TASKS, differences, refuse_different
@@ -95,11 +95,15 @@ def _show(result: Mapping[str, Any], accuracy: bool, console: Console) -> None:
     points = " points" * accuracy
     table = Table(box=None, pad_edge=False, show_header=False)
     for which, run in zip(("first", "second"), result["runs"], strict=True):
-        value = f"{scale * run['value']:.4g}{unit} ± {scale * run['ci95']:.2g}{unit}"
+        value = f"{scale * run['value']:.4g}{unit}{interval_said(run['ci95'], '.2g', scale, unit)}"
         table.add_row(which, value, Text(f"{run['method']}, {run['run']}"))
     console.print(table, soft_wrap=True)
     difference, ci95 = scale * result["difference"], scale * result["ci95"]
     how = "over the same tasks" if result["paired"] else "over different tasks"
+    if result["num_tasks"] == 1:
+        words = f"second less first: {difference:+.4g}{points} on one task, which has no interval: give eval_tasks=2 or more."
+        console.print(Text(words, "bold"), soft_wrap=True)
+        return
     beside = f" (± {scale * result['ci95_unpaired']:.2g} if they were different ones)" if result["paired"] else ""
     words = f"second less first: {difference_said(difference, ci95)}{points}, 95% interval {how}{beside}."
     if not math.isfinite(difference + ci95):

@@ -6,9 +6,11 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from metarun.types import Array, Params
+import jax
+
+from metarun.types import Params
 
 
 class Ensemble(NamedTuple):
@@ -31,7 +33,7 @@ def members_of(params: Params | Ensemble) -> tuple[Params, ...]:
     return params.members if isinstance(params, Ensemble) else (params,)
 
 
-def answered(params: Params | Ensemble, answer: Callable[[Params], Array]) -> Array:
-    """The mean of what the members answer, each by `answer`; of a single one, its answer to the bit."""
+def answered(params: Params | Ensemble, answer: Callable[[Params], Any]) -> Any:
+    """The mean of what the members answer, arrays of one structure, each by `answer`; of a single one, to the bit."""
     answers = [answer(member) for member in members_of(params)]
-    return answers[0] if len(answers) == 1 else sum(answers[1:], answers[0]) / len(answers)
+    return answers[0] if len(answers) == 1 else jax.tree.map(lambda *each: sum(each[1:], each[0]) / len(each), *answers)

@@ -94,8 +94,23 @@ def over_seeds(ours: Ours) -> tuple[float, float]:
     return float(np.mean(ours.values)), _spread(ours, None, None, 1).ours
 
 
+def standard_error(values: np.ndarray) -> float:
+    """s / sqrt(n) of `values: [n]`, with s the sample standard deviation; NaN of a single value, which has none."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def interval_said(ci95: float | None, digits: str, scale: float = 1, unit: str = "") -> str:
+    """ " ± " and half the width of an interval, or "" where there is none: over one task (None or NaN)."""
+    return "" if ci95 is None or math.isnan(ci95) else f" ± {scale * ci95:{digits}}{unit}"
+
+
 def difference_said(value: float, ci95: float) -> str:
-    """A difference and half the width of its interval, with as many decimals as give the latter two digits."""
+    """A difference and half the width of its interval, with as many decimals as give the latter two digits.
+
+    Over one task (NaN) there is no interval, which is said.
+    """
+    if math.isnan(ci95) and not math.isnan(value):
+        return f"{value:+z.2f} (one task, no interval)"
     decimals = max(0, 1 - math.floor(math.log10(ci95))) if 0 < ci95 < math.inf else 2
     return f"{value:+z.{decimals}f} ± {ci95:.{decimals}f}"
 
@@ -149,14 +164,14 @@ def paired(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     What makes a task easy or hard for both falls out, so that it is far narrower than that of two separate tests.
 
     Args:
-      first, second: the metric of each task, `[n]`, of the same n > 1 tasks.
+      first, second: the metric of each task, `[n]`, of the same tasks; of one, the width is NaN.
     """
     difference = np.asarray(second, np.float64) - np.asarray(first, np.float64)
-    return float(difference.mean()), _NORMAL * float(difference.std(ddof=1) / math.sqrt(difference.size))
+    return float(difference.mean()), _NORMAL * standard_error(difference)
 
 
 def unpaired(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """The same over tasks of their own, `[n]` and `[m]`."""
     first, second = (np.asarray(values, np.float64) for values in (first, second))
-    error = math.hypot(*(values.std(ddof=1) / math.sqrt(values.size) for values in (first, second)))
+    error = math.hypot(*(standard_error(values) for values in (first, second)))
     return float(second.mean() - first.mean()), _NORMAL * error

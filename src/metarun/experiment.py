@@ -15,7 +15,7 @@ from metarun import leaks
 from metarun.ensemble import answered
 from metarun.losses import OBJECTIVES
 from metarun.memory import fastest_that_fits
-from metarun.outer_loop import plan_of, several, shapes_on, updated
+from metarun.outer_loop import plan_of, several, shapes_on, traced_at, updated
 from metarun.streaming import Prefetch, gatherer, host_device
 from metarun.task_map import Layout, map_tasks, mean_gradient, placed
 from metarun.types import (
@@ -46,6 +46,7 @@ def few_shot(
     eval_seed: int,
     meta_batch_size: int,
     protocol: Mapping[str, Any],
+    precision: str = "float32",
     bytes_available: int | None = None,
     stream: bool = False,
 ) -> Experiment:
@@ -61,6 +62,7 @@ def few_shot(
       eval_seed: of the validation and test tasks, the same for every training seed.
       meta_batch_size: tasks of an outer step.
       protocol: further facts to state beside the data set's and the method's.
+      precision: of products of float32 arrays, see `backend.PRECISIONS`; the models of `variants` have been made for it.
       bytes_available: memory of a device, which decides between variants and layouts; None: the first will do.
       stream: whether images stay on the host, and those of an outer step's tasks are sent when their step comes. The
         tasks are the same.
@@ -73,6 +75,7 @@ def few_shot(
     eval_layout = layout  # until `prepare` has chosen
     score = OBJECTIVES[dataset.objective]
     classification = dataset.objective == "classification"
+    way, resized = dataset.num_outputs if classification else None, "fitted" in dataset.protocol
     # Keys are arguments of every compiled program, so that other seeds do not compile it again.
     init_key, train_key = jax.random.split(jax.random.key(seed))
     train = dataset.train_classes if method.trains_on == "classes" else dataset.train
@@ -198,7 +201,7 @@ def few_shot(
         return Inspection(np.asarray(keys), *jax.tree.map(np.asarray, found))
 
     def answers(adapt_and_predict):
-        """Compiled `(params, tasks, key) -> outputs` over tasks, which share the program for every split and check."""
+        """Compiled `(params, tasks, key) -> answers` over tasks, which share the program for every split and check."""
 
         def one(params_and_key, task_and_index):
             (params, key), (task, index) = params_and_key, task_and_index
@@ -206,7 +209,7 @@ def few_shot(
 
         @partial(jax.jit, static_argnums=0)
         def over_tasks(layout, params, tasks, key):
-            indices = jnp.arange(tasks.query.y.shape[0])
+            indices = jnp.arange(jax.tree.leaves(tasks)[0].shape[0])
             # Whole on every device: the host reads it, of which there may be several.
             return lax.with_sharding_constraint(
                 map_tasks(one, layout, (params, key), (tasks, indices)), layout.replicated
@@ -214,22 +217,33 @@ def few_shot(
 
         return lambda params, tasks, key: answered(params, lambda each: over_tasks(eval_layout, each, tasks, key))
 
-    def alone(params, task, key):
-        adapted = method.adapt(params, task.support, key)
-        return jax.vmap(lambda x: method.predict(adapted, x[None])[0])(task.query.x)
+    def in_companies(params, task_and_order, key):
+        """The answers to the queries as they come, in another order, some of them with others, and some alone."""
+        (task, order), x = task_and_order, task_and_order[0].query.x
+        adapted, predict = method.adapt(params, task.support, key), method.predict
+        sets = jnp.stack([x, x[order], check.replace_others(x, _kept(len(x)))])
+        # By one program: what differs between the three is not its rounding.
+        together, reordered, replaced = lax.map(lambda x: predict(adapted, x), sets)
+        alone = jax.vmap(lambda x: predict(adapted, x[None])[0])(x[:_ALONE])
+        return {
+            "together": together,
+            "reordered": jnp.zeros_like(reordered).at[order].set(reordered),
+            "replaced": replaced,
+            "alone": alone,
+        }
 
     answer = answers(lambda params, task, key: method.predict(method.adapt(params, task.support, key), task.query.x))
     answer_unadapted = answers(
         lambda params, task, key: method.predict(method.unadapted(params, task.support, key), task.query.x)
     )
-    answer_alone = answers(alone)
+    answer_in_companies = answers(in_companies)
 
     @jax.jit
     def measure(outputs, y):
         return jax.vmap(lambda outputs, y: score.measure(outputs, y).mean())(outputs, y)
 
     # Compiled whole: dispatched one by one, their operations take longer to compile than the checks to compute.
-    reorder_query = jax.jit(jax.vmap(check.reorder_query))
+    orders = jax.jit(jax.vmap(lambda key, y: jax.random.permutation(key, y.shape[0])))
     shuffle_support_labels = jax.jit(jax.vmap(check.shuffle_support_labels))
     relabel = jax.jit(jax.vmap(partial(check.relabel, way=dataset.num_outputs)))
 
@@ -259,22 +273,19 @@ def few_shot(
 
     def _check_block(params, tasks, key, check_keys, outputs):
         """Outputs and measures of a block of tasks under the changes of `checks`, `[block, ...]` NumPy arrays."""
-        reordered, order = reorder_query(tasks, check_keys[0])
-        few = tasks._replace(query=jax.tree.map(lambda x: x[:, :_ALONE], tasks.query))
-        alone_outputs = answer_alone(params, few, key)
-        found = {
-            "outputs": outputs,
-            "per_task": measure(outputs, tasks.query.y),
-            "reordered": jnp.take_along_axis(answer(params, reordered, key), jnp.argsort(order)[:, :, None], axis=1),
-            "alone": alone_outputs,
-            "alone_per_task": measure(alone_outputs, few.query.y),
-            "together_per_task": measure(outputs[:, :_ALONE], few.query.y),
+        few_y = tasks.query.y[:, :_ALONE]
+        found = answer_in_companies(params, (tasks, orders(check_keys[0], tasks.query.y)), key)
+        found |= {
+            "alone_per_task": measure(found["alone"], few_y),
+            "together_per_task": measure(found["together"][:, :_ALONE], few_y),
         }
         if classification:
             shuffled = shuffle_support_labels(tasks, check_keys[1])
             relabelled, permutation = relabel(tasks, check_keys[2])
             new_outputs = answer(params, relabelled, key)
             found |= {
+                "outputs": outputs,
+                "per_task": measure(outputs, tasks.query.y),
                 "unadapted_per_task": measure(answer_unadapted(params, tasks, key), tasks.query.y),
                 "shuffled_per_task": measure(answer(params, shuffled, key), tasks.query.y),
                 "relabelled_per_task": measure(new_outputs, relabelled.query.y),
@@ -283,31 +294,41 @@ def few_shot(
         return jax.tree.map(np.asarray, found)
 
     def _verdicts(found):
-        transductive = method.protocol.get("query_statistics") == "query"
-        changed_alone = check.fraction_changed(found["outputs"][:, :_ALONE], found["alone"], classification)
+        def changed(one, other):
+            return check.fraction_changed(one, other, classification)
+
+        together, kept = found["together"], _kept(found["together"].shape[1])
         verdicts = {
-            "query_order": check.is_same(found["outputs"], found["reordered"], classification),
+            "query_order": check.is_same(together, found["reordered"], classification),
             "query_count": check.query_count(
-                found["together_per_task"], found["alone_per_task"], changed_alone, transductive
+                found["together_per_task"],
+                found["alone_per_task"],
+                changed(together[:, :_ALONE], found["alone"]),
+                changed(together[:, :kept], found["replaced"][:, :kept]),
+                transductive=method.protocol.get("query_statistics") == "query",
+                precision=precision,
             ),
         }
-        if classification:
-            changed = check.fraction_changed(found["outputs"], found["relabelled"], True)
-            verdicts |= {
-                "chance_before_adaptation": check.is_chance(found["unadapted_per_task"], 1 / dataset.num_outputs),
-                "chance_with_shuffled_labels": check.is_chance(found["shuffled_per_task"], 1 / dataset.num_outputs),
-                "relabelling": check.is_unmoved(found["per_task"], found["relabelled_per_task"], changed),
-            }
-        return verdicts
+        if not classification:
+            return verdicts | dict.fromkeys(
+                ("chance_before_adaptation", "chance_with_shuffled_labels", "relabelling"),
+                check.not_checked(leaks.NO_CLASSES),
+            )
+        chance = 1 / dataset.num_outputs
+        return verdicts | {
+            "chance_before_adaptation": check.is_chance(found["unadapted_per_task"], chance),
+            "chance_with_shuffled_labels": check.is_chance(found["shuffled_per_task"], chance),
+            "relabelling": check.is_unmoved(
+                found["per_task"], found["relabelled_per_task"], changed(found["outputs"], found["relabelled"])
+            ),
+        }
 
     def _data_block(tasks, split):
-        if dataset.contents is None:
-            return {}
-        known = None if "fitted" in dataset.protocol else dataset.contents[split]
-        return leaks.traces(tasks, dataset.num_outputs, known)
+        known = None if resized or dataset.contents is None else dataset.contents.get(split)
+        return leaks.traces(tasks, way, known)
 
     def _data_verdicts(found):
-        return {} if dataset.contents is None else leaks.verdicts(found, dataset.num_outputs, dataset.contents)
+        return leaks.verdicts(found, way, dataset.contents, resized)
 
     def examples(params, num_tasks):
         params = placed(params, layout.replicated)
@@ -315,7 +336,7 @@ def few_shot(
         found = tasks, answer_unadapted(params, tasks, key), answer(params, tasks, key)
         return jax.tree.map(lambda x: np.asarray(x)[:num_tasks], found)
 
-    return Experiment(
+    experiment = Experiment(
         init=init,
         prepare=prepare,
         step=step,
@@ -334,6 +355,12 @@ def few_shot(
         sizes=sizes,
         program=None if stream else Program(steps, list(variants), list(chunks), layout, bytes_available),
     )
+    return traced_at(precision, experiment)
+
+
+def _kept(num_queries: int) -> int:
+    """Queries of a checked task that stay while the others are replaced: at most half, so that there are others."""
+    return min(_ALONE, num_queries - num_queries // 2)
 
 
 def _placed(sources: Sequence[TaskSource], layout: Layout) -> list[TaskSource]:

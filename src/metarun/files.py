@@ -35,6 +35,12 @@ def canonical_json(value: Any) -> str:
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def json_bytes(value: Any) -> bytes:
+    """`value` as JSON in UTF-8 with its letters as they are; a byte of a file name that is no UTF-8, as an escape of JSON."""
+    # What cannot be encoded is a lone surrogate, whose escape in Python is that of JSON: `json.loads` gives it back.
+    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces `path` by `data`, at once and durably: a reader sees the old file or the whole new one.
 

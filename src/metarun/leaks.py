@@ -1,6 +1,6 @@
-"""Leaks in the data: what test tasks and the images behind them must not give away, whatever the method.
+"""Leaks in the data: what test tasks and the examples behind them must not give away, whatever the method.
 
-`traces` reduces drawn tasks of images to a few numbers each, `verdicts` judges those of all tasks. `classes_apart` is
+`traces` reduces drawn tasks to a few numbers each, `verdicts` judges those of all tasks. `classes_apart` is
 of the images alone, so that it serves across data sets as well.
 """
 
@@ -10,71 +10,97 @@ from typing import Any
 import jax
 import numpy as np
 
-from metarun.checks import SIGMAS
+from metarun.checks import SIGMAS, not_checked
 from metarun.data.contents import class_of, content_hashes
 from metarun.types import Task
 
 # A class has leaked if more than this share of its different images is known. Real collections have a few pictures
 # twice (Omniglot and miniImageNet two each); two samples of 600 from a class of ImageNet's 1,300 share 46%.
 _LEAKED_SHARE = 1 / 3
+# Why a check of classes cannot be made.
+NO_CLASSES = "targets are numbers, so that there are no classes"
 # Queries that may show a support image: a collection may have a picture twice within a class.
 _COPIES = 1e-3
 
 
-def traces(tasks: Task, way: int, classes: Sequence[np.ndarray] | None) -> dict[str, np.ndarray]:
-    """What `verdicts` reads of some tasks of images.
+def traces(tasks: Task, way: int | None, classes: Sequence[np.ndarray] | None) -> dict[str, np.ndarray]:
+    """What `verdicts` reads of some tasks.
 
     Args:
-      tasks: with a leading task axis, `[n]`.
-      way: number of labels.
-      classes: of the split that they are drawn from, the hashes of the contents of each class; None: images have been
-        resized since, and cannot be known again.
+      tasks: with a leading task axis, `[n]`, of inputs of any shape.
+      way: number of labels; None: targets are numbers.
+      classes: of the split that they are drawn from, the hashes of the contents of each class; None: unknown.
 
     Returns:
+      repeated `[n]`: the fraction of the queries whose inputs are those of a support example of the same task. Of classes
+      besides:
       support_y `[n, num_support]` and query_y `[n, num_query]`: the labels;
-      repeated `[n]`: the fraction of the queries whose pixels are those of a support image of the same task;
       classes `[n, way]`: the class that has each label, turned ones counted as the class itself; -1 if unknown. Absent
       without `classes`.
     """
     support, query = jax.tree.map(np.asarray, tasks)
     repeated = []
     for known, asked in zip(support.x, query.x, strict=True):
-        seen = {image.tobytes() for image in known}
-        repeated.append(np.mean([image.tobytes() in seen for image in asked]))
-    found = {"support_y": support.y, "query_y": query.y, "repeated": np.array(repeated)}
+        seen = {one.tobytes() for one in known}
+        repeated.append(np.mean([one.tobytes() in seen for one in asked]))
+    found = {"repeated": np.array(repeated)}
+    if way is None:
+        return found
+    found |= {"support_y": support.y, "query_y": query.y}
     if classes is None:
         return found
-    first = (support.y[:, :, None] == np.arange(way)).argmax(1)
-    images = np.take_along_axis(support.x, first[:, :, None, None, None], 1).reshape(-1, *support.x.shape[2:])
-    hashes = content_hashes(np.rint(255 * images).astype(np.uint8))
-    return {**found, "classes": class_of(hashes, classes).reshape(first.shape)}
+    has_label = support.y[:, :, None] == np.arange(way)
+    first = support.x[np.arange(len(support.x))[:, None], has_label.argmax(1)]
+    numbers = class_of(content_hashes(first.reshape(-1, *first.shape[2:])), classes).reshape(-1, way)
+    return {**found, "classes": np.where(has_label.any(1), numbers, -1)}
 
 
 def verdicts(
-    found: Mapping[str, np.ndarray], way: int, contents: Mapping[str, Sequence[np.ndarray]]
+    found: Mapping[str, np.ndarray],
+    way: int | None,
+    contents: Mapping[str, Sequence[np.ndarray]] | None,
+    resized: bool = False,
 ) -> dict[str, Mapping[str, Any]]:
-    """The checks of the data, by name.
+    """The checks of the data, by name; those that cannot be made say why.
 
     Args:
       found: `traces` of all tasks.
-      way: number of labels.
+      way: number of labels; None: targets are numbers.
       contents: of the test's classes, and of those of training and validation where they can be had, see
         `types.DataSet`.
+      resized: whether inputs have been resized since their contents were hashed, so that they are not known again.
     """
-    judged = {"labels_by_position": labels_by_position(found["support_y"], found["query_y"], way)}
-    if "classes" in found:
+    contents, missing = contents or {}, None
+    if way is None:
+        missing = NO_CLASSES
+    elif "test" not in contents:
+        missing = "the data set does not say what its classes hold (DataSet.contents)"
+    judged = {
+        "labels_by_position": not_checked(NO_CLASSES)
+        if way is None
+        else labels_by_position(found["support_y"], found["query_y"], way)
+    }
+    if missing or resized:
+        judged["labels_by_class"] = not_checked(
+            missing or "the pictures have been resized, so that their classes cannot be known again"
+        )
+    else:
         judged["labels_by_class"] = labels_by_class(found["classes"])
     judged["support_apart_from_query"] = is_rare(found["repeated"])
-    if "train" in contents:
-        judged["test_apart_from_train"] = classes_apart(contents["test"], contents["train"], contents["val"])
+    if missing or "train" not in contents:
+        judged["test_apart_from_train"] = not_checked(
+            missing or "the data that the learner was trained on are not at hand"
+        )
+    else:
+        judged["test_apart_from_train"] = classes_apart(contents["test"], contents["train"], contents.get("val", ()))
     return judged
 
 
 def labels_by_position(support_y: np.ndarray, query_y: np.ndarray, way: int) -> Mapping[str, Any]:
-    """Passes if the place of an image in the support or the query set says nothing about its label.
+    """Passes if the place of an example in the support or the query set says nothing about its label.
 
     Args:
-      support_y, query_y: labels of each task, `[num_tasks, num_images]`, each label equally often in a task.
+      support_y, query_y: labels of each task, `[num_tasks, num_examples]`, of which each may come as often as it likes.
       way: number of labels.
 
     Returns:
@@ -88,21 +114,32 @@ def labels_by_position(support_y: np.ndarray, query_y: np.ndarray, way: int) -> 
 def _unevenness(y: np.ndarray, way: int) -> float:
     """How uneven the labels at each position are over tasks, `[num_tasks, n]`, in standard errors above chance.
 
-    Of T tasks let N_pl have label l at position p. The statistic is X = sum_pl (N_pl - T/way)^2 / (T/way). By chance
-    each task's labels are a random arrangement in which each comes n/way times. A task alone contributes
-    n (way - 1) / T to X, whatever its arrangement, and a pair of tasks 2 way/T (M - n/way), where M counts the places
-    at which they agree. Over arrangements, M has the mean n/way and the variance n^2 (way - 1) / (way^2 (n - 1))
-    (Hoeffding 1951), and pairs are uncorrelated. So X has the mean n (way - 1) and the variance
-    2 (1 - 1/T) n^2 (way - 1) / (n - 1): but for 1/T, those of n / (n - 1) times a chi-square with (n - 1)(way - 1)
-    degrees of freedom, to which it tends. Its cube root is nearly normal (Wilson and Hilferty 1931), so that four
-    standard errors are as rare as in the other checks.
+    By chance each task's labels are a random arrangement of those that it has, label l c_tl times. Let a_t[p, l] be 1 if
+    position p has label l, else 0, less c_tl / n. The statistic is X = sum_pl (sum_t a_t[p, l])^2 / e_l, where e_l is
+    what one expects of label l at a position, sum_t c_tl / n. A task alone contributes sum_l c_tl (1 - c_tl / n) / e_l
+    to X, whatever its arrangement. A pair of tasks contributes 2 sum_pl a_s a_t / e_l, which over arrangements has the mean
+    0 and, with the matrices G_t = a_t' a_t = diag(c_t) - c_t c_t' / n and E = diag(e), four times the variance
+    tr(G_s/E G_t/E) / (n - 1) (Hoeffding 1951); pairs are uncorrelated. So X has the mean M = tr(G/E), G being the sum of
+    all G_t, and the variance V = 2 (tr(G/E G/E) - sum_t tr(G_t/E G_t/E)) / (n - 1), whose last term is 1/T of it for T
+    tasks that are alike, and is left out. X tends to a weighted sum of chi-squares, which is taken for M/h times one with
+    h = 2 M^2 / V degrees of freedom: for labels that are equally often, (n - 1)(way - 1). Its cube root is nearly normal
+    (Wilson and Hilferty 1931), so that four standard errors are as rare as in the other checks.
+
+    Where nothing can be uneven, for there is one position or in each task one label, it is 0.
     """
-    num_tasks, n = y.shape
-    counts = np.stack([(y == label).sum(0) for label in range(way)])
-    statistic = np.square(counts - num_tasks / way).sum() / (num_tasks / way)
-    freedom = (n - 1) * (way - 1)
+    n = y.shape[1]
+    at = (y[:, :, None] == np.arange(way)).astype(np.float64)
+    counts = at.sum(1)
+    expected = counts.sum(0) / n
+    at, counts, expected = (each[..., expected > 0] for each in (at, counts, expected))
+    scatter = (np.diag(counts.sum(0)) - counts.T @ counts / n) / expected
+    mean = np.trace(scatter)
+    if n < 2 or mean < 1e-9:
+        return 0.0
+    statistic = (np.square(at.sum(0) - expected) / expected).sum()
+    freedom = mean**2 * (n - 1) / np.sum(scatter * scatter.T)
     spread = 2 / (9 * freedom)
-    return float((np.cbrt(statistic * (n - 1) / n / freedom) - (1 - spread)) / np.sqrt(spread))
+    return float((np.cbrt(statistic / mean) - (1 - spread)) / np.sqrt(spread))
 
 
 def labels_by_class(classes: np.ndarray) -> Mapping[str, Any]:

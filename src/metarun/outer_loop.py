@@ -1,6 +1,7 @@
 """Outer steps as a compiled program: any number of them in one dispatch, and an account of what it takes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from metarun.backend import at_precision
 from metarun.memory import Fit
 from metarun.task_map import Layout
-from metarun.types import Metrics, Params, Plan, TrainState
+from metarun.types import Experiment, Metrics, Params, Plan, TrainState
 
 
 def several(one_step: Callable[..., tuple[TrainState, Metrics]]) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -36,6 +38,16 @@ def several(one_step: Callable[..., tuple[TrainState, Metrics]]) -> Callable[...
         return state, jax.tree.map(lambda s: s / num_steps.astype(s.dtype), sums)
 
     return steps
+
+
+def traced_at(precision: str, experiment: Experiment) -> Experiment:
+    """The experiment, whatever of which is traced has products of the run's `precision`, see `backend.at_precision`."""
+    at, program = partial(at_precision, precision), experiment.program
+    functions = ("init", "prepare", "step", "inspect", "evaluate", "sizes") + ("examples",) * bool(experiment.examples)
+    scoped = {name: at(getattr(experiment, name)) for name in functions}
+    if program is not None:
+        scoped["program"] = program._replace(steps=lambda *form: at(program.steps(*form)))
+    return experiment._replace(**scoped)
 
 
 def shapes_on(layout: Layout, tree: Any) -> Any:

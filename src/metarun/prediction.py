@@ -29,6 +29,7 @@ from metarun.data.pictures import (
 )
 from metarun.ensemble import Ensemble, answered
 from metarun.errors import ConfigError, DataError, MetarunError, one_of
+from metarun.learner import STATISTICS
 from metarun.report import predictions
 from metarun.report.outcome import parameters_of
 from metarun.report.predictions import Predictions
@@ -38,6 +39,9 @@ FOLDER, CSV, PICTURE = "predictions", "probabilities.csv", "predictions.png"
 INVERT = ("auto", "true", "false")
 DARK = 0.1  # ground at which data are light on dark
 BRIGHT = 0.5  # border above which pictures are dark on light
+# Instead of the queries' own statistics, by which an answer depends on the others. MAML on glyphs, 300 steps, answers 49.8%
+# of single queries rightly with their own, 63.1% with those of the support set, and 62.1% with "each".
+APART = "support"
 BLOCK = 100  # queries that are answered at once, where the answers do not depend on it
 
 
@@ -66,6 +70,7 @@ def predict(
     invert: str = "auto",
     range: str | None = None,
     links: str = "inside",
+    query_statistics: str = "auto",
     output: str | None = None,
     code: Sequence[str] = (),
 ) -> None:
@@ -83,6 +88,8 @@ def predict(
       range: of grey pictures of more than 8 bits, what is black and what is white, "[BLACK,WHITE]" or "file"; None: as
         in the run's own data.
       links: which links to folders are followed in both, see `pictures.in_folder`.
+      query_statistics: whose statistics normalise the queries, one of `learner.STATISTICS`; "auto": as in the run, but
+        where they are those of the queries, by which an answer would depend on the other pictures, `APART`.
       output: the folder to write in; None: predictions/NAME/ID in that of the run, NAME being that of `query`, and ID
         another for other pictures, classes or answers, so that no prediction replaces another.
       code: what the command line says of code of a user's own, see `saved_run.read`.
@@ -97,6 +104,7 @@ def predict(
 
     one_of("invert", invert, INVERT)
     one_of("links", links, LINKS)
+    one_of("query_statistics", query_statistics, ("auto", *STATISTICS))
     folders = {"support": _folder("support", support), "query": _folder("query", query)}
     saved = saved_run.read(run, say, overrides=code)
     if saved.part != FEW_SHOT:
@@ -106,7 +114,8 @@ def predict(
     span = recorded_range(saved.checkpoint.metadata["identity"]) if range is None else _range_of(range)
     shown = _read_support(folders["support"], trained_on.input_shape, span, say, links)
     asked = _read_query(folders["query"], trained_on.input_shape, span, say, links)
-    method, params = _learner(saved, trained_on, shown)
+    trained_with = saved.config.method.get("query_statistics")
+    method, params = _learner(_with_statistics(saved, query_statistics), trained_on, shown)
 
     method_name, data_name = saved.choices["method"], saved.choices["dataset"]
     say(f"{method_name} trained on {data_name}, {parameters_of(runner.selected_steps(saved.checkpoint))}.")
@@ -117,9 +126,15 @@ def predict(
         each = "the least and the greatest value of each" if span == OF_FILE else "{:g} and {:g}".format(*span)
         say(f"Of grey pictures of more than 8 bits, black and white are {each}, {whose}.")
     shown, asked = (_with_polarity(pictures, trained_on.ground, invert, say) for pictures in (shown, asked))
-    transductive = method.protocol.get("query_statistics") == "query"
+    statistics = method.protocol.get("query_statistics")
+    transductive = statistics == "query"
+    if trained_with == "query":
+        say(f"The run was trained with query_statistics=query: the queries' own statistics.{_alone_in_test(saved)}")
     if transductive:
         say("The queries are answered together, and an answer may depend on the others (query_statistics=query).")
+    elif trained_with == "query":
+        of = {"support": "of the support set", "each": "of the support set and that picture"}[statistics]
+        say(f"Each picture is answered by itself, with the statistics {of} (query_statistics={statistics}).")
 
     support_x, query_x = (pictures.images.astype(np.float32) / 255 for pictures in (shown, asked))
     support = Split(support_x, shown.labels)
@@ -178,6 +193,29 @@ def _folder(key: str, value: str | None) -> Path:
 def _check_images(data: DataFacts, run: saved_run.SavedRun) -> None:
     if data.objective != "classification" or len(data.input_shape) != 3:
         raise ConfigError("run", run.directory, f"a run on images in classes; it is on {run.choices['dataset']}")
+
+
+def _with_statistics(run: saved_run.SavedRun, asked: str) -> saved_run.SavedRun:
+    """The run with the statistics that are asked for, of whatever method has them."""
+    trained_with = run.config.method.get("query_statistics")
+    if trained_with is None and asked != "auto":
+        raise ConfigError("query_statistics", asked, f"auto: method={run.choices['method']} has no such setting")
+    statistics = asked
+    if asked == "auto":
+        statistics = APART if trained_with == "query" else trained_with
+    if statistics == trained_with:
+        return run
+    return run._replace(config=saved_run.with_keys(run, [f"method.query_statistics={statistics}"]))
+
+
+def _alone_in_test(run: saved_run.SavedRun) -> str:
+    """What the run's own test has found of queries that are asked one at a time, in words; "" where it does not say."""
+    try:
+        found = json.loads((run.directory / "result.json").read_text(encoding="utf-8"))["checks"]["query_count"]
+        alone, together = float(found["alone"]), float(found["together"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" So its test answered {together:.2%} of the queries rightly together, and {alone:.2%} one at a time."
 
 
 def _learner(run: saved_run.SavedRun, data: DataFacts, support: Pictures) -> tuple[Method, Params | Ensemble]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun import checkpoint, evaluation, runner, saved_run
-from metarun.equivalence import difference_said, paired, unpaired
+from metarun.equivalence import difference_said, interval_said, paired, unpaired
 from metarun.errors import MetarunError
 from metarun.files import plain, write_json
 from metarun.learner import STATISTICS
@@ -135,7 +135,8 @@ def _table(rows: Sequence[Row]) -> Table:
     shown = None
     for row in rows:
         value = row.result["value"]
-        said = "not finite" if value is None else f"{scale * value:.4g}{unit} ± {scale * row.result['ci95']:.2g}{unit}"
+        half = interval_said(row.result["ci95"], ".2g", scale, unit)
+        said = "not finite" if value is None else f"{scale * value:.4g}{unit}{half}"
         apart = "" if row.paired else " *"
         difference = f"{difference_said(scale * row.difference, scale * row.ci95)}{apart}" if row.key else ""
         name = "" if row.key == shown else row.key or "the run's own"

@@ -153,6 +153,10 @@ def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
     """
     if any(result["value"] is None for result in results):
         raise MetarunError(f"{named.name}: a seed's test is not finite, so there is nothing to compare.")
+    if any(result["ci95"] is None for result in results):
+        raise MetarunError(
+            f"{named.name}: one task has no interval, so there is no verdict. Give eval_tasks=2 or more."
+        )
     figure = named.cell.published[named.paper]
     ours = Ours(
         values=[result["value"] for result in results],
@@ -160,7 +164,9 @@ def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
         num_tasks=results[0]["num_tasks"],
     )
     found = verdict(ours, figure.value, figure.ci95, named.cell.margin)
-    failed = sorted({check for result in results for check, entry in result["checks"].items() if not entry["passed"]})
+    failed = sorted(
+        {check for result in results for check, entry in result["checks"].items() if entry["passed"] is False}
+    )
     if failed and found.verdict == REPRODUCED:
         found = found._replace(verdict=UNDECIDED, more_tasks=None, more_seeds=None)
     return Outcome(found, failed, results)

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from metarun import checkpoint, metrics, processes
 from metarun.ensemble import Ensemble, members_of, together
+from metarun.equivalence import interval_said
 from metarun.errors import (
     ConfigError,
     DataError,
@@ -556,7 +557,7 @@ def _summary(
         if name in train
     ]
     if val:
-        parts.append(f"val {val[f'val/{experiment.metric}']:.4g} ± {val['val/ci95']:.2g}")
+        parts.append(f"val {val[f'val/{experiment.metric}']:.4g}{interval_said(val['val/ci95'], '.2g')}")
     if best:
         parts.append(f"best val {best[0]['value']:.4g} at {best[0]['step']}")
     return "  ".join(parts)

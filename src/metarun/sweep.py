@@ -3,6 +3,7 @@
 What a sweep consists of is what its sweeper has launched, and nothing else that may lie in its directory.
 """
 
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun.config import SWEEP_DONE, SWEEP_OTHERS, SWEEP_SEEDS
-from metarun.equivalence import Ours, over_seeds
+from metarun.equivalence import Ours, interval_said, over_seeds
 from metarun.errors import Diverged, MetarunError
 from metarun.files import write_json, writing
 from metarun.reading import shown_path
@@ -275,10 +276,9 @@ def distribution_of(directory: Path, found: Sequence[dict[str, Any]]) -> dict[st
     shared = {key: results[0][key] for key in ("metric", "num_tasks", "protocol_id")}
     if any(result[key] != value for result in results for key, value in shared.items()):
         return None
-    if any(result["ci95"] is None for result in results):
-        return None
     values = [result["value"] for result in results]
-    value, ci95 = over_seeds(Ours(values, max(result["ci95"] for result in results), shared["num_tasks"]))
+    of_tasks = [math.nan if result["ci95"] is None else result["ci95"] for result in results]
+    value, ci95 = over_seeds(Ours(values, max(of_tasks), shared["num_tasks"]))
     seeds = [result["seed"] for result in results]
     sd = statistics.stdev(values)
     return {**shared, "value": value, "ci95": ci95, "sd": sd, "seeds": seeds, "values": values}
@@ -286,16 +286,20 @@ def distribution_of(directory: Path, found: Sequence[dict[str, Any]]) -> dict[st
 
 def _in_words(distribution: dict[str, Any]) -> str:
     scale, unit = (100, "%") if distribution["metric"] == "accuracy" else (1, "")
-    value, ci95, sd, low, high = (
+    interval, over = interval_said(distribution["ci95"], ".4g", scale, unit), "95% interval over seeds and "
+    if not interval:
+        over = "without an interval, on "
+    value, sd, low, high = (
         f"{scale * number:.4g}{unit}"
         for number in (
-            *(distribution[key] for key in ("value", "ci95", "sd")),
+            *(distribution[key] for key in ("value", "sd")),
             *(pick(distribution["values"]) for pick in (min, max)),
         )
     )
+    tasks = f"{distribution['num_tasks']} task{'s' * (distribution['num_tasks'] > 1)}"
     return (
-        f"{len(distribution['seeds'])} seeds: {distribution['metric']} {value} ± {ci95}, 95% interval over seeds and "
-        f"{distribution['num_tasks']} tasks; standard deviation over seeds {sd}, from {low} to {high}"
+        f"{len(distribution['seeds'])} seeds: {distribution['metric']} {value}{interval}, {over}{tasks}; standard deviation "
+        f"over seeds {sd}, from {low} to {high}"
     )
 
 
@@ -308,10 +312,8 @@ def table_of(found: Sequence[dict[str, Any]]) -> Table:
     for point in found:
         own = " ".join(override for override in point["overrides"] if override not in common)
         scale, unit = (100, "%") if point["metric"] == "accuracy" else (1, "")
-        val, value, ci95 = (
-            None if x is None else f"{scale * x:.4g}{unit}" for x in (point["val"], point["value"], point["ci95"])
-        )
-        said = f"{value or 'not finite'}" + (f" ± {ci95}" if ci95 else "")
+        val, value = (None if x is None else f"{scale * x:.4g}{unit}" for x in (point["val"], point["value"]))
+        said = f"{value or 'not finite'}{interval_said(point['ci95'], '.4g', scale, unit)}"
         if point["outcome"] == DIVERGED:
             said = f"diverged at step {point['step']}"
         elif point["outcome"] == FAILED:

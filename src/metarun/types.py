@@ -74,8 +74,8 @@ class DataSet(NamedTuple):
       train_classes: meta-training without tasks: the same draws as `train`, with each class's own label in
         [0, num_train_classes); None where there are no classes.
       num_train_classes: of meta-training.
-      contents: of images, split -> for each class the hashes of their contents, `[count]` uint64 NumPy arrays (see
-        `data.contents`), by which the checks know an image again; None where there are no images.
+      contents: split -> for each class the hashes of its examples' contents, `[count]` uint64 NumPy arrays (see
+        `data.contents`), by which the checks know an example again, whatever its shape; None where there are no classes.
       ground: the level around what the images show, in [0, 1]: the median at their borders; None where there are none.
     """
 
@@ -187,10 +187,11 @@ class Evaluation(NamedTuple):
     Attributes:
       metric: name of the quantity, e.g. "accuracy" or "mse".
       value: its mean over tasks.
-      ci95: half the width of its 95% interval over tasks, 1.96 s / sqrt(n).
+      ci95: half the width of its 95% interval over tasks, 1.96 s / sqrt(n); NaN of one task, which has none.
       num_tasks: n.
       per_task: `[n]` NumPy array, the quantity of each task.
-      checks: name -> {"passed": bool, "value": float, ...}; empty unless asked for.
+      checks: name -> {"passed": bool, "value": float, ...}, or {"passed": None, "value": None, "reason": words} where one
+        could not be made; empty unless asked for.
       beside: what else a result states, as plain values: name -> entry.
     """
 

@@ -49,3 +49,34 @@ def test_the_class_of_a_content():
     hashes = content_hashes(pictures(6, 4, 4, 1))
     classes = [hashes[:2], hashes[2:3], hashes[[1, 3, 4]]]
     assert class_of(hashes, classes).tolist() == [0, 0, 1, 2, 2, -1]
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (4, 4, 1), (2, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.int64, np.complex64, bool, np.uint8])
+def test_inputs_of_any_shape_and_type_have_contents(shape, dtype):
+    size = max(1, int(np.prod(shape)))
+    numbers = np.random.default_rng(1).permutation(20 * size).reshape(20, *shape)
+    inputs = (
+        numbers % 2 == 0 if dtype is bool else numbers.astype(dtype) * (dtype(1) if dtype is np.uint8 else dtype(3))
+    )
+    hashes = content_hashes(inputs)
+    assert hashes.shape == (20,) and hashes.dtype == np.uint64
+    np.testing.assert_array_equal(content_hashes(inputs.copy()[::-1]), hashes[::-1])
+    distinct = len(np.unique(inputs.reshape(20, -1), axis=0)) if dtype in (bool, np.uint8) else 20
+    assert len(set(hashes.tolist())) == distinct
+
+
+def test_a_picture_has_one_content_in_levels_and_as_a_learner_sees_it():
+    images = pictures(50, 4, 4, 3)
+    np.testing.assert_array_equal(content_hashes(images.astype(np.float32) / 255), content_hashes(images))
+    np.testing.assert_array_equal(
+        content_hashes(images.astype(np.float32) * np.float32(1 / 255)), content_hashes(images)
+    )
+    between = images.astype(np.float32) / 255 + np.float32(0.002)
+    assert not set(content_hashes(between).tolist()) & set(content_hashes(images).tolist())
+
+
+def test_a_signal_is_not_turned_and_minus_zero_is_zero():
+    signals = np.array([[1.5, 0.0], [0.0, 1.5], [1.5, -0.0]])
+    first, second, third = content_hashes(signals).tolist()
+    assert first == third != second

@@ -34,19 +34,19 @@ def test_bfloat16_keeps_float32_parameters_and_is_close(downsample):
     assert cosine > 0.95
 
 
-@pytest.mark.parametrize("call", [backend.set_precision, lambda precision: conv4(num_outputs=2, precision=precision)])
+@pytest.mark.parametrize(
+    "call", [backend.matmul_precision, lambda precision: conv4(num_outputs=2, precision=precision)]
+)
 def test_an_unknown_precision_is_named(call):
     with pytest.raises(ConfigError, match="precision=float16.*bfloat16"):
         call("float16")
 
 
 def test_precision_is_that_of_the_products():
-    try:
-        for precision, algorithm in [("float32", "HIGHEST"), ("tensorfloat32", "HIGH")]:
-            backend.set_precision(precision)
-            assert algorithm in str(jax.make_jaxpr(jnp.matmul)(jnp.ones((2, 2)), jnp.ones((2, 2))))
-    finally:
-        jax.config.update("jax_default_matmul_precision", None)
+    for precision, algorithm in [("float32", "HIGHEST"), ("tensorfloat32", "HIGH")]:
+        product = backend.at_precision(precision, jnp.matmul)
+        assert f"Precision.{algorithm}," in str(jax.make_jaxpr(product)(jnp.ones((2, 2)), jnp.ones((2, 2))))
+    assert jax.config.jax_default_matmul_precision is None
 
 
 @pytest.mark.parametrize("halvings, side", [(0, 28), (2, 7), (4, 1)])

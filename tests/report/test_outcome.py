@@ -12,7 +12,14 @@ from metarun.report.rl_outcome import regret_in_words
 
 CHECKS = {
     "query_order": {"passed": True, "value": 0.0},
-    "query_count": {"passed": True, "value": 0.2, "alone": 0.75, "changed": 0.25, "declared_transductive": True},
+    "query_count": {
+        "passed": True,
+        "value": 0.2,
+        "alone": 0.75,
+        "together": 0.95,
+        "changed": 0.25,
+        "declared_transductive": True,
+    },
     "chance_before_adaptation": {"passed": False, "value": 0.31, "chance": 0.2},
     "relabelling": {"passed": True, "value": -0.001, "changed": 0.02},
     "labels_by_position": {"passed": True, "value": 1.25, "support": 1.25, "query": -0.5},
@@ -37,7 +44,7 @@ def test_result_interval_and_checks_are_said_in_lines_that_fit_a_terminal():
     )
     failed, leaked = (line for line in text.splitlines() if "FAILED" in line)
     assert failed.split() == ["chance", "before", "adaptation", "FAILED", "31.00%,", "chance", "is", "20.00%"]
-    assert "75.00% one query at a time, transductive" in text
+    assert "75.00% alone, 95.00% together, transductive" in text
     assert "0.10% difference; 2.0% of answers change" in text
     assert "FAILED  15.0% of classes, 15.1% of images in training" in leaked
     assert "1.2 standard errors above chance" in text
@@ -90,3 +97,18 @@ def test_a_result_that_a_reader_has_let_through_can_be_said_whatever_it_lacks():
     yardsticks = {"a": {"value": None, "ci95": None}, "b": {"value": 1.5, "ci95": None}}
     console.print(rl_outcome.summary(lacking | {"yardsticks": yardsticks}))
     assert console.file.getvalue().startswith("test reward not finite\n")
+
+
+def test_a_check_that_was_not_made_says_why_and_has_not_failed():
+    entry = {"passed": None, "value": None, "reason": "targets are numbers"}
+    text = printed(RESULT | {"checks": {"relabelling": entry}})
+    assert text.splitlines()[-1].split() == ["relabelling", "not", "checked", "targets", "are", "numbers"]
+    assert "FAILED" not in text
+
+
+def test_one_task_has_no_interval():
+    text = printed(RESULT | {"num_tasks": 1, "ci95": None, "checks": {}})
+    assert text.startswith(
+        "test accuracy 95.12%\nover one task, which has no interval (eval_tasks); parameters of step 900"
+    )
+    assert "±" not in text and "nan" not in text

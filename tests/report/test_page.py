@@ -586,3 +586,14 @@ def test_the_tables_are_downloaded(browser, large, records, tmp_path):
         download.value.save_as(tmp_path / "table")
         text = (tmp_path / "table").read_bytes().decode()
         assert text == form(records)
+
+
+def test_checks_that_were_not_made_are_counted_and_have_not_failed(tmp_path):
+    unmade = {"passed": None, "value": None, "reason": "targets are numbers"}
+    of = {"a": {"query_order": {"passed": True}, "relabelling": unmade}, "b": {"relabelling": unmade}}
+    of["c"] = {"query_order": {"passed": False}, "relabelling": unmade}
+    for name, checks in of.items():
+        write_run(tmp_path / name, method=name, checks=checks)
+    records, _ = collect([str(tmp_path)])
+    said = [tables.row(group)["checks"] for group in together(records)]
+    assert said == ["passed (1 not checked)", "not run", "FAILED: query order (1 not checked)"]

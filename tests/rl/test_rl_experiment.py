@@ -93,7 +93,9 @@ def test_every_yardstick_is_a_method_that_finds_itself(method, tmp_path):
     run = built(f"method={method}", f"env={env}", *SHORT.get(env, []))
     result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
     assert result["value"] == pytest.approx(result["yardsticks"][method]["value"], rel=1e-6)
-    assert result["steps"] == 1 and result["sizes"] == {"meta_params": 0} and result["checks"] == {}
+    assert result["steps"] == 1 and result["sizes"] == {"meta_params": 0}
+    assert len(result["checks"]) == 2
+    assert all(check["passed"] is None and check["reason"] for check in result["checks"].values())
 
 
 def test_an_extra_that_is_missing_is_named(monkeypatch):
@@ -196,3 +198,14 @@ def test_the_schedule_ends_with_the_last_gradient_of_the_run():
     jax.tree.map(np.testing.assert_array_equal, after.params, at_the_end)
     before, _ = run.experiment.step(run.experiment.init(), 3)
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (before.params, at_the_end)), strict=True))
+
+
+def test_runs_that_are_built_one_after_the_other_keep_their_precision():
+    words = {"float32": "HIGHEST", "tensorfloat32": "HIGH"}
+    runs = {precision: built(*TINY, f"precision={precision}").experiment for precision in words}
+    for precision, word in words.items():
+        program = runs[precision].program
+        steps = program.steps(program.variants[0], program.chunks[0])
+        text = str(jax.make_jaxpr(steps)(jax.eval_shape(runs[precision].init), jnp.int32(1)))
+        assert f"Precision.{word}," in text
+        assert not [other for other in words.values() if other != word and f"Precision.{other}," in text]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.errors import DataError, MetarunError
-from metarun.files import canonical_json, plain, sync
+from metarun.files import canonical_json, json_bytes, plain, sync
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -151,12 +151,6 @@ def verified(folder: Path, up_to: int | None = None) -> Entry:
             raise broken(name, f"cannot be read: {error.strerror or error}") from error
     listing = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
     return Entry(folder, hashlib.sha256(listing.encode()).hexdigest())
-
-
-def json_bytes(value: Any) -> bytes:
-    """`value` as JSON in UTF-8 with its letters as they are; a byte of a file name that is no UTF-8, as an escape of JSON."""
-    # What cannot be encoded is a lone surrogate, whose escape in Python is that of JSON: `json.loads` gives it back.
-    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def file_sha256(path: Path) -> str:

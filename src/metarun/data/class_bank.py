@@ -8,8 +8,8 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import numpy as np
 
-from metarun.data.cache import json_bytes
 from metarun.data.contents import content_hashes
+from metarun.files import json_bytes
 from metarun.progress import counted
 
 Array = jax.Array | np.ndarray

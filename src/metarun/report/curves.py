@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from metarun.equivalence import interval_said
 from metarun.errors import DataError
 from metarun.report.figure import BLUE, LABEL_SIZE, VERMILION, quiet, save
 from metarun.result import read_metrics
@@ -121,8 +122,8 @@ def _draw_validation(axes: Axes, records: Records, metric: str) -> Line2D:
 
 def _mark_selected(axes: Axes, step: int, record: Mapping[str, float], metric: str) -> Line2D:
     value, ci95 = record[f"val/{metric}"], record.get("val/ci95")
-    form, of_interval = (".1%", ".1%") if metric == "accuracy" else (".3g", ".2g")
-    number = f"{value:{form}}" + ("" if ci95 is None else f" ± {ci95:{of_interval}}")
+    accuracy = metric == "accuracy"
+    number = f"{value:{'.1%' if accuracy else '.3g'}}{interval_said(ci95, '.1%' if accuracy else '.2g')}"
     ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black"}
     (mark,) = axes.plot([step], [value], linestyle="none", label=f"selected, step {step:,}: {number}", **ring)
     return mark

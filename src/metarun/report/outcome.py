@@ -14,6 +14,7 @@ from metarun.report.gallery import image_gallery, regression_gallery
 from metarun.types import Evaluation, Experiment, Params
 
 GALLERY_TASKS = 4
+_VERDICTS = {True: ("passed", "green"), False: ("FAILED", "bold red"), None: ("not checked", "yellow")}
 # How the value of a check of the data is said.
 OF_DATA = {
     "labels_by_position": "{value:.1f} standard errors above chance",
@@ -99,18 +100,22 @@ def check_table(checks: Mapping[str, Mapping[str, Any]], number: Callable[[float
     for column in ("check", "", "value"):
         table.add_column(column)
     for name, check in checks.items():
-        verdict = Text("passed", "green") if check["passed"] else Text("FAILED", "bold red")
-        try:
-            value = _check_value(name, check, number)
-        except (LookupError, TypeError, ValueError):  # of another version, or not finite
-            value = number(check.get("value"))
-        table.add_row(name.replace("_", " "), verdict, value)
+        verdict, value = _VERDICTS[check["passed"]], check.get("reason")
+        if check["passed"] is not None:
+            try:
+                value = _check_value(name, check, number)
+            except (LookupError, TypeError, ValueError):  # of another version, or not finite
+                value = number(check.get("value"))
+        table.add_row(name.replace("_", " "), Text(*verdict), Text(value or ""))
     return table
 
 
 def tested_on(result: Mapping[str, Any]) -> str:
     """On how many tasks a result was found, with which parameters, and how fast they were trained."""
-    how = f"95% interval over {result['num_tasks']} tasks; {parameters_of(result['selected_steps'])}"
+    over = f"95% interval over {result['num_tasks']} tasks"
+    if result["num_tasks"] == 1:
+        over = "over one task, which has no interval (eval_tasks)"
+    how = f"{over}; {parameters_of(result['selected_steps'])}"
     return how + (f"; {result['tasks_per_second']:.0f} tasks/s" if result.get("tasks_per_second") else "")
 
 
@@ -128,7 +133,8 @@ def _check_value(name: str, check: Mapping[str, Any], number: Callable[[float], 
     if "chance" in check:
         return f"{number(value)}, chance is {number(check['chance'])}"
     if name == "query_count":
-        return f"{number(check['alone'])} one query at a time" + ", transductive" * check["declared_transductive"]
+        together = f", {number(check['together'])} together" if "together" in check else ""  # of the same queries
+        return f"{number(check['alone'])} alone{together}" + ", transductive" * check["declared_transductive"]
     if "changed" in check:
         difference = None if value is None else abs(value)
         return f"{number(difference)} difference; {check['changed']:.1%} of answers change"

@@ -86,7 +86,7 @@ const cell = (run, column) => {
   if (column.name === "result" && several(run)) return make("td", { class: "number" }, text, distribution(run));
   if (column.name === "seconds" && several(run)) return make("td", { class: "number", title: "of all seeds" }, text);
   const classes = [column.number ? "number" : "", text.startsWith("FAILED") || text.startsWith("diverged") || text === "not finite" ? "bad" : "",
-    text === "passed" ? "good" : ""];
+    /^passed(;|$)/.test(text) ? "good" : ""];
   return make("td", { class: classes.join(" ").trim() }, text);
 };
 const fill = () => {

@@ -11,7 +11,7 @@ import numpy as np
 
 from metarun import checks as check
 from metarun.memory import fastest_that_fits
-from metarun.outer_loop import plan_of, several, shapes_on
+from metarun.outer_loop import plan_of, several, shapes_on, traced_at
 from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner, Outcome, Shown
 from metarun.rl.trial import outcome
@@ -19,6 +19,8 @@ from metarun.task_map import Layout, map_tasks, placed
 from metarun.types import Evaluation, Experiment, Inspection, Program, TrainState
 
 METRIC = "reward"
+_CHECKS = ("chance_before_adaptation", "chance_without_reward")
+_NO_CHANCE = "some ways to act are worth more to one who has seen no reward, so that there is no chance to be at"
 _BLOCK = 250  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
 
 
@@ -31,6 +33,7 @@ def meta_rl(
     eval_seed: int,
     meta_batch_size: int,
     protocol: Mapping[str, Any],
+    precision: str = "float32",
     bytes_available: int | None = None,
 ) -> Experiment:
     """Meta-trains a method on an environment's tasks, and tests it beside agents that were not learnt.
@@ -43,6 +46,7 @@ def meta_rl(
       eval_seed: of the validation and test tasks, the same for every training seed.
       meta_batch_size: tasks of an outer step.
       protocol: further facts to state beside the environment's and the method's.
+      precision: of products of float32 arrays, see `backend.PRECISIONS`.
       bytes_available: memory of a device; None: the first layout will do.
 
     Returns:
@@ -138,7 +142,11 @@ def meta_rl(
             if environment.optimum is not None:
                 optimum = over_blocks(lambda keys: optima(split, keys[0]))
             beside = _beside(own, yardsticks, optimum, learner.curve_over)
-            if environment.exchangeable and learner.trains:
+            if not learner.trains:
+                verdicts = dict.fromkeys(_CHECKS, check.not_checked("this agent has learnt nothing that could leak"))
+            elif not environment.exchangeable:
+                verdicts = dict.fromkeys(_CHECKS, check.not_checked(_NO_CHANCE))
+            else:
                 verdicts = _verdicts(own, over_tasks("blind"), yardsticks["random"])
         ci95 = 1.96 * check.standard_error(own.value)
         return Evaluation(METRIC, float(own.value.mean()), ci95, num_tasks, own.value, verdicts, beside)
@@ -166,7 +174,7 @@ def meta_rl(
     def sizes():
         return {"meta_params": sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(learner.init, init_key)))}
 
-    return Experiment(
+    experiment = Experiment(
         init=init,
         prepare=lambda: plan_of(fitted(), layout, meta_batch_size, False, bytes_available),
         step=step,
@@ -189,6 +197,7 @@ def meta_rl(
         sizes=sizes,
         program=Program(steps, [""], list(learners), layout, bytes_available),
     )
+    return traced_at(precision, experiment)
 
 
 def _numbers(leaf: jax.Array) -> np.ndarray:
@@ -222,7 +231,5 @@ def _mean(per_task: np.ndarray) -> dict[str, float]:
 
 
 def _verdicts(own: Outcome, blind: Outcome, random: Outcome) -> dict[str, Mapping[str, Any]]:
-    return {
-        "chance_before_adaptation": check.is_chance(own.first, random.first),
-        "chance_without_reward": check.is_chance(blind.value, random.value),
-    }
+    found = check.is_chance(own.first, random.first), check.is_chance(blind.value, random.value)
+    return dict(zip(_CHECKS, found, strict=True))
