@@ -9,6 +9,7 @@ import yaml
 from small_run import begun, call, draw_classes, refused
 
 from metarun import cli
+from metarun.report.collection import collect
 
 FEW_SHOT = ("dataset", "model", "method", "optimizer", "logger")
 RL = ("env", "method", "optimizer", "logger")
@@ -101,6 +102,23 @@ def test_the_report_calls_nothing_either(run, tmp_path, called, capsys, monkeypa
     changed(run, tmp_path / "copy", plant)
     code, out, _ = call(cli.report_main, capsys, monkeypatch, tmp_path, "--output", tmp_path / "page.html")
     assert code == 0 and "1 results" in out and not called
+
+
+def test_a_command_is_reported_where_it_is_that_of_the_checkpoint_alone(run, tmp_path, capsys, monkeypatch):
+    def reported():
+        code, _, err = call(cli.report_main, capsys, monkeypatch, tmp_path, "--output", tmp_path / "page.html")
+        assert code == 0, err
+        records, faults = collect([str(tmp_path / "copy")])
+        return records[0].command, " ".join(faults)
+
+    copy = changed(run, tmp_path / "copy", lambda config: None)
+    (copy / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(SMALL)))
+    command, faults = reported()
+    assert command == "metarun method=protonet " + " ".join(SMALL[1:]) and not faults
+    file = copy / ".hydra" / "config.yaml"
+    file.write_text(file.read_text().replace("outer_lr: 0.002", "outer_lr: 0.5"))
+    command, faults = reported()
+    assert command == "" and "outer_lr (0.002 then, 0.5 there)" in faults
 
 
 def test_what_a_saved_run_refers_to_is_not_looked_up(run, tmp_path, capsys, monkeypatch):

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metarun import checkpoint
 from metarun.config import CIRCUMSTANCES, PACE, SWEEP_OTHERS
-from metarun.errors import ConfigError, DataError
+from metarun.directories import contradictions
+from metarun.errors import ConfigError, DataError, some
 from metarun.files import canonical_json
 from metarun.protocol import flattened
 from metarun.reading import is_text, json_of, shown_path, yaml_of
@@ -156,6 +158,13 @@ def _configuration(directory: Path, faults: list[str]) -> tuple[Mapping[str, Any
     except DataError as error:
         faults.append(f"{shown_path(directory)}: its configuration cannot be read: {error}")
         return {}, "", ""
+    identity = checkpoint.newest_facts(directory / "checkpoints").get("identity")
+    if isinstance(identity, dict) and (differing := contradictions(config, _choices(directory), identity)):
+        faults.append(
+            f"{shown_path(directory)}: its configuration is not that of its checkpoint, and so its command is left out: "
+            f"{some(differing)}."
+        )
+        return config, "", ""
     program = "metarun-rl" if "env" in config else "metarun"
     matter = {
         key: value
