@@ -529,6 +529,16 @@ def test_a_checkpoint_with_other_facts_is_one_message(tmp_path, facts):
         run(tmp_path)
 
 
+def test_parameters_that_do_not_fit_are_not_made(tmp_path):
+    def init():
+        raise AssertionError("of a thousand terabytes")
+
+    large = toy_experiment()._replace(sizes=lambda: {"meta_params": 10**15 // 4}, init=init)
+    with pytest.raises(MetarunError, match="The parameters alone take 1000 TB of a device"):
+        run(tmp_path / "run", experiment=large)
+    assert not (tmp_path / "run").exists()
+
+
 def diverging(at_step, name):
     """Returns the toy experiment, whose loss or parameters (`name`) are NaN from `at_step` on."""
     toy = toy_experiment()

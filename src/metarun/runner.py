@@ -41,7 +41,7 @@ from metarun.errors import (
 )
 from metarun.factories import ANY, CODE, SAME, refuse_other_code
 from metarun.files import canonical_json, locked, plain, write_json, writing
-from metarun.memory import in_words
+from metarun.memory import available, in_words
 from metarun.progress import RunProgress
 from metarun.result import DIVERGED, DIVERGENCE, RESULT, read_divergence, read_result
 from metarun.types import Evaluation, Experiment, Inspection, Metrics, Params, Plan, TrainState
@@ -213,10 +213,11 @@ def run(
     Raises:
       Interrupted: a signal came, or time is up; the user has been told.
       Diverged: the loss or a parameter is not finite; or was not when this run was here before, and is not trained again.
-      MetarunError: the directory is in use or cannot be written; its checkpoints are damaged, of another architecture or
-        of other settings.
+      MetarunError: the parameters do not fit; the directory is in use or cannot be written; its checkpoints are damaged, of
+        another architecture or of other settings.
     """
     directory = Path(directory)
+    _check_fits(experiment)
     first = processes.is_first()
     console = console or Console(stderr=True)
     watched = stop_on_signals(settings.time_limit) if stop is None else contextlib.nullcontext(stop)
@@ -415,6 +416,16 @@ def _run(
     if first:
         write_json(result_path, result)
     return plain(result)
+
+
+def _check_fits(experiment: Experiment) -> None:
+    """Raises `MetarunError` where not even the parameters have room; to find out by making them can end the process."""
+    needed, free = 4 * experiment.sizes().get("meta_params", 0), available(jax.local_devices())
+    if free is not None and needed > free:
+        raise MetarunError(
+            f"The parameters alone take {in_words(needed)} of a device, and {in_words(free)} are available: lower the size "
+            "of the model, such as model.hidden, model.filters or method.hidden."
+        )
 
 
 def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callable[[str], object]) -> None:

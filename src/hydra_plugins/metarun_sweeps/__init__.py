@@ -17,7 +17,7 @@ except ImportError:  # of the extra "tune"
 
 def _writes(config: DictConfig) -> bool:
     """Whether this process is the one that writes, of those that train every point together."""
-    from metarun.config import launched
+    from metarun.processes import launched
 
     return not (config.distributed.process or launched()[1])
 
