@@ -124,6 +124,7 @@ def test_it_ends_at_once_in_a_message(part, settings, named, tmp_path, capsys, m
         (["distributed.processes=0"], "distributed.processes=0"),
         (["method={a: 1}"], "method={a: 1}"),
         (["memory.limit=11KB"], "11 KB are available"),  # and nothing is compiled to find out
+        (["precision='a\nb\x1b[2J'"], r"precision='a\nb\x1b[2J': expected"),  # and the terminal stays as it is
         (["outer_lr=1e39"], "outer_lr=1e+39"),  # which 32 bits do not hold
         (["method=cavia", "method.context_at=null"], "method.context_at=None"),
         (["dataset=image_folder", "dataset.source=[a]"], "dataset.source=['a']"),
