@@ -394,13 +394,17 @@ def _report(arguments: argparse.Namespace) -> None:
     from metarun.report.collection import collect
     from metarun.report.page import page
 
+    forms = {"markdown": tables.markdown, "csv": tables.comma_separated, "latex": tables.latex}
+    given = {name: getattr(arguments, name) for name in ("output", *forms) if getattr(arguments, name) is not None}
+    paths = {name: Path(value).expanduser() for name, value in given.items()}
+    for name, path in paths.items():  # before the first of them is written
+        if not path.name or path.is_dir():
+            raise ConfigError(f"--{name}", path, "the name of a file, and this is a directory")
     records, faults = collect(arguments.directories)
     for fault in faults:
         print(f"metarun: {fault}", file=sys.stderr)
-    forms = {"markdown": tables.markdown, "csv": tables.comma_separated, "latex": tables.latex}
-    texts = {name: form(records) for name, form in forms.items() if getattr(arguments, name) is not None}
-    for name, text in {"output": page(records, faults), **texts}.items():
-        path = Path(getattr(arguments, name)).expanduser()
+    for name, path in paths.items():
+        text = page(records, faults) if name == "output" else forms[name](records)
         write_bytes(path, text.encode("utf-8", "backslashreplace"))  # of a directory in bytes that are no UTF-8
         print(f"{len(records)} results in {path}")
 

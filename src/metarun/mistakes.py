@@ -20,7 +20,7 @@ from omegaconf.errors import (
 )
 
 from metarun.config import COMMANDS, COMMON, SCHEMAS, conf_dir
-from metarun.errors import some
+from metarun.errors import shown, some
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 # How OmegaConf calls types.
@@ -81,7 +81,7 @@ def _given(key: str, arguments: Sequence[str]) -> str:
     for argument in reversed(arguments):
         found = _OVERRIDE.fullmatch(argument)
         if found["key"] == key and found["value"] is not None:
-            return found["value"]
+            return shown(found["value"])
     return ""
 
 
@@ -90,14 +90,15 @@ def _unparsed(override: str, text: str) -> str:
     found = _OVERRIDE.fullmatch(override)
     key, value = f"{found['prefix']}{found['key']}", found["value"]
     if value is None:
-        return f"{override}: expected KEY=VALUE, such as way=5."
+        return f"{shown(override)}: expected KEY=VALUE, such as way=5."
     if not re.fullmatch(r"[\w./@:-]+", found["key"]):
-        return f"{override}: expected KEY=VALUE, such as way=5; {found['key']!r} is no name of a key."
+        return f"{shown(override)}: expected KEY=VALUE, such as way=5; {found['key']!r} is no name of a key."
     if not value.strip() or "mismatched input '<EOF>'" in text:
-        return f"{override}: the value ends early. Expected KEY=VALUE, such as way=5."
+        return f"{shown(override)}: the value ends early. Expected KEY=VALUE, such as way=5."
+    way_out = f" Give {_quoted(key, value)}" if value.isprintable() else ""
     return (
-        f"{override}: the value has to be quoted, for characters such as = # ( ) [ ] {{ }} , and letters with accents mean "
-        f"something else here, or nothing. Give {_quoted(key, value)}"
+        f"{shown(override)}: the value has to be quoted, for characters such as = # ( ) [ ] {{ }} , and letters with accents "
+        f"mean something else here, or nothing.{way_out}"
     )
 
 
