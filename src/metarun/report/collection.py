@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from metarun import checkpoint
 from metarun.config import CIRCUMSTANCES, PACE, SWEEP_OTHERS
 from metarun.directories import contradictions
-from metarun.errors import ConfigError, DataError, some
+from metarun.errors import ConfigError, DataError, shown, some
 from metarun.files import canonical_json
 from metarun.protocol import flattened
 from metarun.reading import is_text, json_of, shown_path, yaml_of
@@ -139,8 +139,8 @@ def _records(root: Path, directory: Path, faults: list[str]) -> Iterator[Record]
 
 
 def _written(path: Path | str) -> str:
-    """A name of a file as text that can be written in any encoding: bytes that are no UTF-8 become question marks."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """A name of a file as text that can be written in any encoding: bytes that are no UTF-8 are escaped, as `\\xb9`."""
+    return shown(str(path))
 
 
 def _configuration(directory: Path, faults: list[str]) -> tuple[Mapping[str, Any], str, str]:

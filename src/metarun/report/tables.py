@@ -58,7 +58,7 @@ def seeds_of(records: Sequence[Record]) -> str:
 
 
 def checks_of(records: Sequence[Record]) -> str:
-    """What the checks of some results say, in words: which have failed in any, and how many could not be made."""
+    """What the checks of some results say, in words: which have failed in any, and which could not be made."""
     checks = [(name, check["passed"]) for record in records for name, check in record.result["checks"].items()]
     failed, left_out = (
         ", ".join({name.replace("_", " "): None for name, passed in checks if passed is which})
