@@ -223,7 +223,8 @@ keys:
   query_statistics
              whose statistics normalise the pictures: support, each (the support set and that picture), query (all of the
              query together: an answer then depends on the others), or auto (the default), the run's own but never query
-  output     the folder to write in; the default is predictions/NAME in that of the run, NAME being that of the query
+  output     the folder to write in; the default is predictions/NAME/ID in that of the run, NAME being
+             that of the query and ID another for other pictures
   GROUP._target_, code   for code of your own, as `metarun-eval --help` says
 
 Prints the likeliest class of each picture, and writes probabilities.csv and predictions.png.
@@ -476,7 +477,7 @@ def _told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
         entry()
     except MetarunError as error:
         return _said(error, _MISTAKE)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         message = mistakes.explained(error, getattr(error, "part", part), sys.argv[1:])
         if message is None:
             raise

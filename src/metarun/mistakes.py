@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import re
 import shlex
+import traceback
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -42,8 +43,8 @@ def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | No
         if isinstance(cause, OverrideParseException):
             return _unparsed(str(cause.override or ""), str(cause))
     text = "\n".join(dict.fromkeys(line for cause in causes for line in str(cause).splitlines()))
-    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
-        return _of_plain_error(str(error), part, arguments)
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _of_plain_error(error, part, arguments)
     if missing := re.search(r"Could not (?:find|load) '([^']+)'", text):
         if isinstance(causes[0], MissingConfigException) or "Config search path" in text:
             return _no_choice(missing.group(1), text, arguments)
@@ -109,8 +110,9 @@ def _quoted(key: str, value: str) -> str:
     return shlex.quote(key + '="' + inner + '"')
 
 
-def _of_plain_error(text: str, part: str, arguments: Sequence[str]) -> str | None:
-    if "Config group override must be" in text:
+def _of_plain_error(error: Exception, part: str, arguments: Sequence[str]) -> str | None:
+    text = str(error)
+    if "Config group override must be" in text or isinstance(error, TypeError) and _is_of_groups(error):
         keys = {*_groups(part), ""}
         chosen = [argument for argument in arguments if argument.partition("=")[0].lstrip("+~") in keys]
         named = " ".join(chosen or [argument for argument in arguments if "=" in argument] or arguments)
@@ -121,6 +123,12 @@ def _of_plain_error(text: str, part: str, arguments: Sequence[str]) -> str | Non
             "Leave it as it was, or give hydra.sweeper.study_name another name."
         )
     return None
+
+
+def _is_of_groups(error: Exception) -> bool:
+    """Whether Hydra has raised an error as it put the options of groups together."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__") == "hydra._internal.defaults_list"
 
 
 def _no_choice(path: str, text: str, arguments: Sequence[str]) -> str:
