@@ -168,9 +168,15 @@ def test_a_missing_file_is_named_and_nothing_is_said_of_where_runs_go(tmp_path, 
 )
 def test_a_refused_sweep_leaves_nothing(settings, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = call(cli.main, capsys, monkeypatch, *SMALL, *settings)
-    assert code != 0 and words in err and "Traceback" not in err, err
-    assert listing(tmp_path) == {}
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").write_text("of another command")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "note").write_text("mine")
+    before = listing(tmp_path)
+    for directory in ([], ["hydra.sweep.dir=sweep"], ["hydra.sweep.dir=there"]):
+        code, out, err = call(cli.main, capsys, monkeypatch, *SMALL, *settings, *directory)
+        assert code != 0 and words in err and "Traceback" not in err, err
+        assert listing(tmp_path) == before
 
 
 def test_the_version_is_metaruns(capsys, monkeypatch):

@@ -473,24 +473,26 @@ def _told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
     # A folder may be called by bytes that no terminal can show, and a terminal may show ASCII alone.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    code = _FAILED
     try:
         entry()
+        code = 0
     except MetarunError as error:
-        return _said(error, _MISTAKE)
+        code = _said(error, _MISTAKE)
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         message = mistakes.explained(error, getattr(error, "part", part), sys.argv[1:])
         if message is None:
             raise
-        return _said(message, _MISTAKE)
+        code = _said(message, _MISTAKE)
     except KeyboardInterrupt:
-        return _said("interrupted; nothing was lost.", 130)
+        code = _said("interrupted; nothing was lost.", 130)
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         hint = f" {_UNWRITABLE}" if error.errno in _REFUSED_WRITING else ""
-        return _said(f"{where}{error.strerror or error}.{hint}", _FAILED)
+        code = _said(f"{where}{error.strerror or error}.{hint}", _FAILED)
     finally:
-        directories.remove_unused()
-    return 0
+        directories.remove_unused(refused=code == _MISTAKE)
+    return code
 
 
 def _said(message: object, code: int) -> int:

@@ -23,10 +23,14 @@ from metarun.reading import json_of
 OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
 # In the directory of a run: how it was made, in the files that Hydra has for it.
 HYDRA = ".hydra"
+# In the directory of a sweep: what Hydra writes there before it has a point made.
+MULTIRUN = "multirun.yaml"
 # What a directory holds before any work is done.
-_NO_WORK = {LOCK, SWEEP_COMMAND, "multirun.yaml"}
+_NO_WORK = {LOCK, SWEEP_COMMAND, MULTIRUN}
 # The directories that this command makes: each with those above it that it makes as well, the deepest first.
 _made: list[list[Path]] = []
+# Of directories that this command is going to write in and that are there: what is in them, and what MULTIRUN says.
+_there: dict[Path, tuple[set[str], bytes | None]] = {}
 
 
 class Noted(Callback):
@@ -94,20 +98,32 @@ def contradictions(values: Mapping[str, Any], choices: Mapping[str, str], identi
 
 
 def note(directory: Path) -> None:
-    """Remembers that this command is about to make `directory`, with those above it that are not there."""
+    """Remembers that this command is about to make `directory`, with those above it that are not there, or to write in it."""
     directory = directory.absolute()
     if missing := [path for path in (directory, *directory.parents) if not path.exists()]:
         _made.append(missing)
+    elif directory.is_dir():
+        file = directory / MULTIRUN
+        _there[directory] = set(os.listdir(directory)), file.read_bytes() if file.is_file() else None
 
 
-def remove_unused() -> None:
-    """Removes, of the directories that this command has made, those in which no work was done."""
+def remove_unused(*, refused: bool) -> None:
+    """Removes, of the directories that this command has made, those in which no work was done.
+
+    Args:
+      refused: whether the command was; then a directory that was there before is left as it was.
+    """
     while _made:
         directory, *above = _made.pop()
         with contextlib.suppress(OSError):  # where another process has its own there, it stays
             _remove_empty(directory)
             for parent in above:
                 parent.rmdir()
+    while _there:
+        directory, (names, text) = _there.popitem()
+        if refused:
+            with contextlib.suppress(OSError):
+                _put_back(directory, names, text)
 
 
 def run_dir(overrides: list[str], process: int | None = None) -> str:
@@ -197,6 +213,17 @@ def _remove_empty(directory: Path) -> None:
         for name in files:
             Path(path, name).unlink()
         Path(path).rmdir()
+
+
+def _put_back(directory: Path, names: set[str], text: bytes | None) -> None:
+    """Takes out of a directory what this command has put there without doing work: points of a sweep, and `MULTIRUN`."""
+    for name in set(os.listdir(directory)) - names - {MULTIRUN}:
+        _remove_empty(directory / name)
+    file = directory / MULTIRUN
+    if text is not None and file.read_bytes() != text:
+        write_bytes(file, text)
+    elif text is None and set(os.listdir(directory)) - names == {MULTIRUN}:
+        file.unlink()
 
 
 def _works_of(directory: Path) -> Iterator[Path]:
