@@ -307,7 +307,7 @@ def _seeds_as_points(arguments: list[str]) -> list[str]:
             others.append(argument)
     if "seeds" not in given:
         return arguments
-    numbers = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
+    numbers = {key: int(value) if value.isdecimal() and len(value) < 20 else value for key, value in given.items()}
     count, first = positive_int("seeds", numbers["seeds"]), seed_of("seed", numbers.get("seed", 0))
     seeds = ",".join(str(seed_of("seed", first + number)) for number in range(count))
     others = [re.sub("^hydra.run.dir=", "hydra.sweep.dir=", argument) for argument in others]

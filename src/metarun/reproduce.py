@@ -125,7 +125,7 @@ def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -
         if key in own:
             raise MetarunError(f"{key}={own[key]}: metarun-reproduce sets it; its own are seeds=N and output=DIR.")
     asked = own.pop("seeds", "1")
-    seeds = positive_int("seeds", int(asked) if asked.isdecimal() else asked)
+    seeds = positive_int("seeds", int(asked) if asked.isdecimal() and len(asked) < 20 else asked)
     directory = Path(own.pop("output", OUTPUT / named.experiment)).expanduser()
     overrides = [f"{key}={value}" for key, value in own.items()]
     found = differing(named, overrides)  # before anything is trained: it composes, and so finds mistakes
