@@ -1,5 +1,7 @@
 """The directory of a run is data: whatever its files say, no command calls, imports or looks up what they name."""
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -7,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from small_run import begun, call, draw_classes, refused
+from test_refusals import listing
 
 from metarun import cli
+from metarun.files import canonical_json, write_json
 from metarun.report.collection import collect
 
 FEW_SHOT = ("dataset", "model", "method", "optimizer", "logger")
@@ -218,3 +222,103 @@ def test_the_source_is_that_of_what_a_module_imports_from_beside_it(tmp_path, mo
     (tmp_path / "own_part_2.py").write_text("RATE = 2\n")
     assert code_of("own_method_2") not in (first, None)
     assert code_of("metarun.methods.maml") is None
+
+
+LINKED = (".hydra", "checkpoints", "diverged", "plots", "evaluations", "predictions", ".lock", "result.json")
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_nothing_is_written_or_removed_through_a_link(name, run, tmp_path, capsys, monkeypatch):
+    copy, outside = changed(run, tmp_path / "copy", lambda config: None), tmp_path / "outside"
+    if (copy / name).is_dir():
+        (copy / name).rename(outside)
+    elif name in (".lock", "result.json"):
+        outside.write_text("mine")
+    else:
+        outside.mkdir()
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to(outside)
+    before = listing(tmp_path)
+    draw_classes(tmp_path.with_name(f"{tmp_path.name}-pictures"), 2, 1)
+    found = commands(copy, copy, tmp_path.with_name(f"{tmp_path.name}-pictures"))
+    train = (cli.main, [*SMALL, f"hydra.run.dir={copy}", "steps=1"])
+    found |= {"train": train, "again": (cli.main, [*train[1], "resume=false"])}
+    for entry, arguments in found.values():
+        refused(
+            call(entry, capsys, monkeypatch, *arguments), f"{copy}/{name} is a link, and nothing is written through one"
+        )
+        assert listing(tmp_path) == before
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
+    (tmp_path / "outside").write_text("mine")
+    (tmp_path / "result.json.tmp").symlink_to("outside")
+    write_json(tmp_path / "result.json", {"value": 1})
+    assert (tmp_path / "outside").read_text() == "mine" and json.loads((tmp_path / "result.json").read_text())
+    assert not os.path.lexists(tmp_path / "result.json.tmp")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run, tmp_path, capsys, monkeypatch):
+    copy = changed(run, tmp_path / "copy", lambda config: None)
+    for name in (".lock", "result.json"):
+        (copy / name).unlink(missing_ok=True)
+        os.mkfifo(copy / name)
+        for entry, arguments in ((cli.eval_main, [f"run={copy}"]), (cli.main, [*SMALL, f"hydra.run.dir={copy}"])):
+            refused(call(entry, capsys, monkeypatch, *arguments), f"{copy}/{name} is no file")
+        (copy / name).unlink()
+
+
+def forged(copy, change):
+    """Has the manifest of a run's checkpoint say something else, with a checksum that fits."""
+    (file,) = (copy / "checkpoints").glob("*/manifest.json")
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]
+    change(manifest)
+    digest = hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
+    file.write_text(json.dumps({"sha256": digest, **manifest}))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("identity", None),
+        ("identity", [1]),
+        ("ledger", {"seconds": 10**400}),
+        ("form", 5),
+        ("dataset.input_shape", None),
+        ("dataset.input_shape", [0, 0, 0]),
+        ("dataset.input_shape", [28, "a", 1]),
+        ("dataset.input_shape", [2**70, 1, 1]),
+        ("dataset.ground", "x"),
+        ("dataset.ground", 10**400),
+        ("dataset.objective", [1]),
+        ("dataset.num_outputs", -1),
+        ("way", "\x1b[31mred"),
+    ],
+)
+def test_what_a_forged_checkpoint_says_is_one_message(key, value, run, tmp_path, capsys, monkeypatch):
+    copy = changed(run, tmp_path / "copy", lambda config: None)
+    draw_classes(tmp_path / "pictures", 2, 1)
+
+    def change(manifest):
+        facts = manifest["metadata"]
+        if key in facts:
+            facts[key] = {**facts[key], **value} if isinstance(value, dict) else value
+        else:
+            facts["identity"][key] = value
+
+    forged(copy, change)
+    for entry, arguments in commands(run, copy, tmp_path / "pictures").values():
+        if entry is cli.replay_main:
+            continue  # whose checkpoint is another
+        code, out, err = answer = call(entry, capsys, monkeypatch, *arguments)
+        refused(answer)
+        assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize("text", ["a: !!bool abc", "a: !!int _", "a: !!int ''", "a: !!float ''"])
+def test_odd_tags_of_yaml_are_named_and_cost_no_report(text, run, tmp_path, capsys, monkeypatch):
+    copy = changed(run, tmp_path / "copy", lambda config: None)
+    (copy / ".hydra" / "overrides.yaml").write_text(text)
+    code, _, err = call(cli.report_main, capsys, monkeypatch, tmp_path, "--output", tmp_path / "page.html")
+    assert code == 0 and "overrides.yaml cannot be read" in err

@@ -652,7 +652,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
     with pytest.raises(MetarunError, match=r"Cannot write .*file/run: Not a directory"):
         run(tmp_path / "file" / "run")
     (tmp_path / "run" / "result.json").mkdir(parents=True)
-    with pytest.raises(MetarunError, match=r"Cannot write .*result\.json: Is a directory"):
+    with pytest.raises(MetarunError, match=r"result\.json is no file: a run has a file there"):
         run(tmp_path / "run", steps=4)
 
 

@@ -300,4 +300,4 @@ def test_seeds_over_one_task_have_no_interval(tmp_path):
     assert distribution["value"] == pytest.approx(0.6) and np.isnan(distribution["ci95"])
     assert "accuracy 60%, without an interval, on 1 task;" in _in_words(distribution)
     assert table_of(found).row_count == 2
-    assert [cell for cell in table_of(found).columns[3].cells] == ["50%", "70%"]
+    assert [str(cell) for cell in table_of(found).columns[3].cells] == ["50%", "70%"]

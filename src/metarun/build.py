@@ -17,12 +17,15 @@ from metarun.data.decoding import OF_FILE, Range, checked_range
 from metarun.data.fitting import fitted, input_shape
 from metarun.errors import ConfigError, DataError, MetarunError, positive_int, seed_of
 from metarun.experiment import few_shot
+from metarun.losses import OBJECTIVES
 from metarun.memory import available, parse_limit
 from metarun.processes import join
+from metarun.reading import is_number
 from metarun.runner import RunSettings
 from metarun.types import DataSet, Experiment, Method, Split, Task
 
 GROUPS = ("method", "model", "dataset", "optimizer", "logger")
+_LARGEST_SIDE = 100_000  # of an input that a checkpoint may state
 
 # In a run's identity: `dataset.range`, or the numbers that `set` has come to.
 BLACK_AND_WHITE = "dataset.black_and_white"
@@ -175,7 +178,19 @@ def recorded(identity: Mapping[str, Any]) -> DataFacts:
             "The run was begun with an earlier version of metarun, whose checkpoints do not say what the inputs are. "
             "Train it again."
         ) from error
-    return facts._replace(input_shape=tuple(facts.input_shape))
+    shape = facts.input_shape
+    good = (
+        facts.objective in [*OBJECTIVES]
+        and isinstance(shape, list | tuple)
+        and all(type(size) is int and 0 < size <= _LARGEST_SIDE for size in shape)
+        and type(facts.num_outputs) is int
+        and facts.num_outputs > 0
+        and type(facts.num_train_classes) is int
+        and (facts.ground is None or is_number(facts.ground))
+    )
+    if not good:
+        raise MetarunError("The run's checkpoint says of its data what no data can be.")
+    return facts._replace(input_shape=tuple(shape))
 
 
 def recorded_range(identity: Mapping[str, Any]) -> Range:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metarun.errors import MetarunError
-from metarun.files import cannot_write, canonical_json, plain, sync, write_json
+from metarun.files import cannot_write, canonical_json, plain, remove, sync, write_json
 
 _MANIFEST, _ARRAYS, _ORBAX = "manifest.json", "arrays.bin", "arrays"
 _NUM_KEPT = 2
@@ -74,7 +74,7 @@ def save(directory: Path, step: int, state: Any, metadata: Mapping[str, Any]) ->
         _write(temporary, step, leaves, arrays, metadata)
         _read_back(temporary, step)
         if os.path.lexists(target):  # found damaged earlier, or it would have been resumed from
-            _remove(target)
+            remove(target)
         temporary.rename(target)
         sync(directory)
     except BaseException as error:
@@ -86,7 +86,7 @@ def save(directory: Path, step: int, state: Any, metadata: Mapping[str, Any]) ->
     # Later steps than this one can only be damaged: the run resumed from before them.
     kept = [older for older in _steps(directory) if older <= step][:_NUM_KEPT]
     for other in set(_steps(directory)).difference(kept):
-        _remove(directory / str(other))
+        remove(directory / str(other))
 
 
 def newest(directory: Path, say: Callable[[str], object]) -> Saved | None:
@@ -162,15 +162,7 @@ def load(saved: Saved, template: Any, *, partial: bool = False) -> Any:
 def remove_leftovers(directory: Path) -> None:
     """Removes what a process that was killed while saving left in `directory`."""
     for path in directory.glob("*.tmp"):
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """Removes what is at `path`, be it a directory as it should be, or a file or link that somebody has put there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink()
+        remove(path)
 
 
 def _steps(directory: Path) -> list[int]:

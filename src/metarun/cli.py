@@ -552,6 +552,8 @@ def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
 
     console, aside = Console(), Console(stderr=True)
     node = HydraConfig.get()
+    if node.mode == RunMode.RUN and not node.run.dir:
+        raise ConfigError("hydra.run.dir", node.run.dir, "a directory; . is this one")
     directory = Path(node.runtime.output_dir)
     record = directories.recorder(directory, config)
     if not processes.is_first():

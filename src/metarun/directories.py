@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,14 +16,17 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from metarun.config import SWEEP_COMMAND, SWEEP_DONE
-from metarun.errors import ConfigError, DataError
+from metarun.errors import ConfigError, DataError, MetarunError
 from metarun.files import LOCK, plain, write_bytes
 from metarun.processes import launched
-from metarun.reading import json_of
+from metarun.reading import MOST_YAML, json_of, text_of
 
 OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
 # In the directory of a run: how it was made, in the files that Hydra has for it.
 HYDRA = ".hydra"
+# What is written into the directory of a run; of the folders, those that a run cannot do without.
+_FILES, _OWN = (LOCK, "result.json"), (HYDRA, "checkpoints")
+_FOLDERS = (*_OWN, "diverged", "plots", "evaluations", "predictions")
 # In the directory of a sweep: what Hydra writes there before it has a point made.
 MULTIRUN = "multirun.yaml"
 # What a directory holds before any work is done.
@@ -74,6 +78,27 @@ def recorder(directory: Path, config: DictConfig) -> Callable[[], None]:
             write_bytes(directory / HYDRA / name, text.encode("utf-8", "surrogateescape"))
 
     return record
+
+
+def refuse_odd(directory: Path) -> None:
+    """Raises `MetarunError` where a run's directory has a link, or another thing, in the place of what is written there.
+
+    A link would have a command write, or remove, what lies elsewhere.
+    """
+    for name in (*_FILES, *_FOLDERS):
+        path = directory / name
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:  # it is not there; or nothing is to be had there, which whoever writes meets
+            continue
+        odd = (name in _FILES and not stat.S_ISREG(mode)) or (name in _OWN and not stat.S_ISDIR(mode))
+        if stat.S_ISLNK(mode) or odd:
+            wanted = "a file" if name in _FILES else "a folder"
+            found = "a link, and nothing is written through one" if stat.S_ISLNK(mode) else f"no {wanted[2:]}"
+            raise MetarunError(
+                f"{path} is {found}: a run has {wanted} there. Move it away, or name another directory with "
+                "hydra.run.dir=DIR."
+            )
 
 
 def contradictions(values: Mapping[str, Any], choices: Mapping[str, str], identity: Mapping[str, Any]) -> list[str]:
@@ -190,8 +215,8 @@ def _note_of(config: DictConfig, key: str) -> Any:
 def _text(file: Path) -> str | None:
     """What a small file of a run says; None where it cannot be read."""
     try:
-        return file.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
+        return text_of(file, MOST_YAML)
+    except DataError:
         return None
 
 

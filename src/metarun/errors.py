@@ -9,7 +9,13 @@ _MOST, _LAST_SEED, _LARGEST = 2**31 - 1, 2**32 - 1, 2.0**128 - 2.0**104
 
 
 class MetarunError(Exception):
-    """A mistake or a condition that the user can act on: printed as one message, without a traceback."""
+    """A mistake or a condition that the user can act on: printed as one message, without a traceback.
+
+    What a terminal would obey is escaped in it, for a message may name what comes from a stranger.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(shown, super().__str__().split("\n")))
 
 
 class ConfigError(MetarunError):

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from metarun.config import composed
-from metarun.errors import MetarunError
+from metarun.errors import ConfigError, MetarunError
 
 TARGET = "_target_"
 # The key that says whether a run may go on with other source than it was begun with; and, in the identity of a run, the
@@ -34,22 +34,24 @@ def imported(key: str, target: object) -> Callable[..., Any]:
     """Returns the function that a key names as MODULE.FUNCTION or MODULE:FUNCTION; modules are looked for in the working directory, too.
 
     Raises:
-      MetarunError: it is no such name, there is no such function, or its module fails as it is imported.
+      ConfigError: it is no such name, there is no such function, or its module fails as it is imported.
     """
     if not isinstance(target, str) or not _NAME.fullmatch(target):
-        raise MetarunError(f"{key}={target}: expected MODULE.FUNCTION, such as my_method.maml of my_method.py here.")
+        raise ConfigError(key, target, "MODULE.FUNCTION, such as my_method.maml of my_method.py here")
     module, _, name = target.replace(":", ".").rpartition(".")
     with_working_directory()
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # what a module of a user's does as it is imported, it may do wrong
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, (ImportError, AttributeError)) else error
-        raise MetarunError(
-            f"{key}={target} cannot be imported ({reason}). Modules are looked for in the working directory, in "
-            "PYTHONPATH and among what is installed."
+        raise ConfigError(
+            key,
+            target,
+            f"a function that can be imported ({reason}). Modules are looked for in the working directory, in PYTHONPATH and "
+            "among what is installed",
         ) from error
     if not callable(found):
-        raise MetarunError(f"{key}={target} is no function: it is of type {type(found).__name__}.")
+        raise ConfigError(key, target, f"a function; it is no function but of type {type(found).__name__}")
     return found
 
 

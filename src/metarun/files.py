@@ -51,7 +51,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()  # of a process that was killed, or a link that somebody has put there
+            with os.fdopen(
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb"
+            ) as stream:
+                stream.write(data)
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
@@ -67,6 +72,14 @@ def write_json(path: Path, value: Any) -> None:
       MetarunError: the file cannot be written; the old one is untouched.
     """
     write_bytes(path, (json.dumps(plain(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def remove(path: Path) -> None:
+    """Removes what is at `path`, if anything is: a folder with all in it, or a file or link, but not what that leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -124,7 +137,9 @@ def locked(directory: Path) -> Iterator[None]:
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         before = set(os.listdir(directory))
-        stream = (directory / LOCK).open("a")
+        # No link is followed, and no pipe waited for.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        stream = os.fdopen(os.open(directory / LOCK, flags, 0o666), "r+b", buffering=0)
     with stream:
         try:
             with writing(directory):

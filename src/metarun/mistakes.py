@@ -117,6 +117,8 @@ def _of_plain_error(error: Exception, part: str, arguments: Sequence[str]) -> st
         chosen = [argument for argument in arguments if argument.partition("=")[0].lstrip("+~") in keys]
         named = " ".join(chosen or [argument for argument in arguments if "=" in argument] or arguments)
         return f"{named}: expected the name of an option for each group, as `{COMMANDS[part]} --help` lists them."
+    if "--resolve flag" in text:
+        return "--resolve: expected --cfg job beside it."
     if "study direction" in text:
         return (
             f"hydra.sweeper.direction: the study in hydra.sweeper.storage was begun with another ({text}) "

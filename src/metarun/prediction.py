@@ -15,7 +15,7 @@ from metarun import runner, saved_run
 from metarun.build import DataFacts, build_learner, recorded, recorded_range, shapes_of, takes_way
 from metarun.config import COMMANDS, FEW_SHOT
 from metarun.data.class_split import by_name
-from metarun.data.decoding import OF_FILE, RESIZE, Range, RangeError, checked_range
+from metarun.data.decoding import MODES, OF_FILE, RESIZE, Range, RangeError, checked_range
 from metarun.data.pictures import (
     LINKS,
     border_level,
@@ -33,6 +33,7 @@ from metarun.learner import STATISTICS
 from metarun.report import predictions
 from metarun.report.outcome import parameters_of
 from metarun.report.predictions import Predictions
+from metarun.result import RESULT, read_result
 from metarun.types import Method, Params, Split
 
 FOLDER, CSV, PICTURE = "predictions", "probabilities.csv", "predictions.png"
@@ -191,7 +192,7 @@ def _folder(key: str, value: str | None) -> Path:
 
 
 def _check_images(data: DataFacts, run: saved_run.SavedRun) -> None:
-    if data.objective != "classification" or len(data.input_shape) != 3:
+    if data.objective != "classification" or len(data.input_shape) != 3 or data.input_shape[2] not in MODES:
         raise ConfigError("run", run.directory, f"a run on images in classes; it is on {run.choices['dataset']}")
 
 
@@ -211,9 +212,9 @@ def _with_statistics(run: saved_run.SavedRun, asked: str) -> saved_run.SavedRun:
 def _alone_in_test(run: saved_run.SavedRun) -> str:
     """What the run's own test has found of queries that are asked one at a time, in words; "" where it does not say."""
     try:
-        found = json.loads((run.directory / "result.json").read_text(encoding="utf-8"))["checks"]["query_count"]
+        found = read_result(run.directory / RESULT)["checks"]["query_count"]
         alone, together = float(found["alone"]), float(found["together"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, ValueError, KeyError, TypeError):
         return ""
     return f" So its test answered {together:.2%} of the queries rightly together, and {alone:.2%} one at a time."
 

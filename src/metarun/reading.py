@@ -43,7 +43,7 @@ def yaml_of(path: Path) -> Any:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
             raise DataError(f"{shown_path(path)} cannot be read: it has an alias (*name), which no run writes.")
         value = yaml.load(text, _Loader)  # one of the two safe ones
-    except (ValueError, TypeError, RecursionError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, AttributeError, yaml.YAMLError) as error:
         raise DataError(f"{shown_path(path)} cannot be read: it is no YAML ({_first_line(error)}).") from error
     if not is_plain(value, any_number=True):
         raise DataError(f"{shown_path(path)} cannot be read: it holds more than texts, numbers, lists and mappings.")

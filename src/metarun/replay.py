@@ -1,5 +1,6 @@
 """What `metarun-replay` does: the outer step in which a run has diverged, computed again and looked at task by task."""
 
+import io
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from metarun import build, build_rl, checkpoint, runner, saved_run
 from metarun.config import FEW_SHOT
+from metarun.files import write_bytes
 from metarun.types import Inspection
 
 TASKS = "tasks.npz"
@@ -47,7 +49,9 @@ def replay(directory: str | None, overrides: Sequence[str], console: Console) ->
     console.print(_table(found, offending))
     kept = offending or list(range(len(found.keys)))
     path = run.directory / runner.DIVERGED / TASKS
-    np.savez(path, **_arrays(found, kept))
+    stream = io.BytesIO()
+    np.savez(stream, **_arrays(found, kept))
+    write_bytes(path, stream.getvalue())
     say(f"The tasks {'that are not finite' if offending else 'of the step'}, seeds and contents, are in {path}")
 
     after, metrics = experiment.step(state, 1)

@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from metarun import checkpoint, metrics, processes
+from metarun.directories import refuse_odd
 from metarun.ensemble import Ensemble, members_of, together
 from metarun.equivalence import interval_said
 from metarun.errors import (
@@ -36,19 +37,22 @@ from metarun.errors import (
     one_of,
     positive_float,
     positive_int,
+    shown,
     some,
     true_or_false,
 )
 from metarun.factories import ANY, CODE, SAME, refuse_other_code
-from metarun.files import canonical_json, locked, plain, write_json, writing
+from metarun.files import canonical_json, locked, plain, remove, write_json, writing
 from metarun.memory import available, in_words
 from metarun.progress import RunProgress
+from metarun.reading import is_number
 from metarun.result import DIVERGED, DIVERGENCE, RESULT, read_divergence, read_result
 from metarun.types import Evaluation, Experiment, Inspection, Metrics, Params, Plan, TrainState
 
 # Exit code of a run that was told to stop and can be continued: EX_TEMPFAIL of sysexits.h, "try again". A scheduler that
 # starts the command again on it needs to know nothing else.
 REQUEUE = 75
+_MOST_BEST = 1000  # validations that a checkpoint may list: as many as are tested together
 # What asks a run to stop, in words: Ctrl-C; schedulers before they kill a job; its own time limit.
 _STOPS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2"}
 _STOPS[signal.SIGALRM] = "its time_limit"
@@ -143,7 +147,7 @@ class Ledger:
             ledger = cls(**facts["ledger"])
             numbers = [ledger.seconds, ledger.timed_steps, ledger.compile_seconds]
             numbers += [each[key] for each in ledger.best for key in ("step", "value", "ci95")]
-            good = all(type(each) in (int, float) for each in numbers) and isinstance(facts["form"], str)
+            good = all(map(is_number, numbers)) and len(ledger.best) < _MOST_BEST and isinstance(facts["form"], str)
             good = good and isinstance(facts["identity"], dict)
         except (KeyError, TypeError):
             good = False
@@ -218,6 +222,7 @@ def run(
     """
     directory = Path(directory)
     _check_fits(experiment)
+    refuse_odd(directory)
     first = processes.is_first()
     console = console or Console(stderr=True)
     watched = stop_on_signals(settings.time_limit) if stop is None else contextlib.nullcontext(stop)
@@ -318,7 +323,7 @@ def _run(
     say(f"{_form(plan)}; {_needs(plan)}")
     if saved is not None and saved.metadata["form"] != _form(plan):
         say(
-            f"Until step {step} it was: {saved.metadata['form']}. What follows is equal within rounding, not to the bit."
+            f"Until step {step} it was: {shown(saved.metadata['form'])}. What follows is equal within rounding, not to the bit."
         )
     if first:
         if not settings.resume:
@@ -458,11 +463,8 @@ def _restored(experiment: Experiment, saved: checkpoint.Saved | None, selected: 
 
 def _remove_run(directory: Path) -> None:
     with writing(directory):
-        for name in ("result.json", "metrics.jsonl"):
-            (directory / name).unlink(missing_ok=True)
-        for name in ("checkpoints", DIVERGED):
-            if (directory / name).exists():
-                shutil.rmtree(directory / name)
+        for name in (RESULT, "metrics.jsonl", "checkpoints", DIVERGED):
+            remove(directory / name)
 
 
 def _check_continues(

@@ -15,10 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun import checkpoint, factories
 from metarun.composition import Keys
 from metarun.config import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS, composed, conf_dir
-from metarun.directories import HYDRA, contradictions
+from metarun.directories import HYDRA, contradictions, refuse_odd
 from metarun.errors import ConfigError, DataError, MetarunError, one_of, some
 from metarun.factories import ANY, CODE, SAME, TARGET, refuse_other_code
 from metarun.reading import yaml_of
+from metarun.runner import Ledger
 
 CHECKPOINTS = "checkpoints"
 # The group that tasks come from, of each part of `conf/`.
@@ -113,6 +114,7 @@ def read(
     files = root / HYDRA / "config.yaml", root / HYDRA / "hydra.yaml"
     if not directory or not all(file.is_file() for file in files):
         raise ConfigError(key, directory, "the directory of a run, such as outputs/DATE/TIME")
+    refuse_odd(root)
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     try:
         values, choices = yaml_of(files[0]), _choices_of(yaml_of(files[1]))
@@ -132,6 +134,7 @@ def read(
     if saved is None:
         missing = "no checkpoint yet" if folder == CHECKPOINTS else f"not {folder}: there is nothing to look at"
         raise MetarunError(f"The run in {root} has {missing}.")
+    Ledger.of(saved)  # and so all that its facts have to be
     run = SavedRun(root, part, config, choices, saved)
     _check_same(run)
     _check_code(run, given)

@@ -270,7 +270,7 @@ def test_a_mistake_is_named(own, settings, words):
 
 def test_where_gymnax_is_missing_the_way_to_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnax", None)
-    with pytest.raises(MetarunError, match=r"pip install 'metarun\[gymnax\]'"):
+    with pytest.raises(MetarunError, match=r"pip install '\.\[gymnax\]'"):
         from_gymnax()
 
 

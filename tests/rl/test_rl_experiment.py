@@ -100,7 +100,7 @@ def test_every_yardstick_is_a_method_that_finds_itself(method, tmp_path):
 
 def test_an_extra_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    with pytest.raises(MetarunError, match=r"mujoco is not installed; .* pip install 'metarun\[physics\]'"):
+    with pytest.raises(MetarunError, match=r"mujoco is not installed; .* pip install '\.\[physics\]'"):
         built("env=ant_velocity")
 
 
