@@ -9,7 +9,10 @@ from typing import Any
 
 # Variables of the libraries that compute, and those of them that say only where things are or how much is said.
 _COMPILE = ("JAX_", "XLA_", "LIBTPU_", "TF_XLA_", "NVIDIA_TF32_", "CUDA_VISIBLE_")
-_ASIDE = ("JAX_COMPILATION_CACHE_DIR", "JAX_TRACEBACK_FILTERING", "JAX_LOGGING_LEVEL", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+_ASIDE = (
+    *("JAX_COMPILATION_CACHE_DIR", "JAX_TRACEBACK_FILTERING", "JAX_LOGGING_LEVEL", "XLA_PYTHON_CLIENT_MEM_FRACTION"),
+    "JAX_NUM_CPU_DEVICES",  # which `device` of a result says
+)
 _PACKAGES = ("metarun", "jax", "jaxlib", "flax", "optax", "hydra-core", "orbax-checkpoint", "numpy")
 
 
