@@ -31,7 +31,9 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 
 
 def imported(key: str, target: object) -> Callable[..., Any]:
-    """Returns the function that a key names as MODULE.FUNCTION or MODULE:FUNCTION; modules are looked for in the working directory, too.
+    """Returns the function that a key names as MODULE.FUNCTION or MODULE:FUNCTION.
+
+    Modules are looked for in the working directory, too.
 
     Raises:
       ConfigError: it is no such name, there is no such function, or its module fails as it is imported.

@@ -45,9 +45,9 @@ def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | No
     text = "\n".join(dict.fromkeys(line for cause in causes for line in str(cause).splitlines()))
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return _of_plain_error(error, part, arguments)
-    if missing := re.search(r"Could not (?:find|load) '([^']+)'", text):
-        if isinstance(causes[0], MissingConfigException) or "Config search path" in text:
-            return _no_choice(missing.group(1), text, arguments)
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    if missing and (isinstance(causes[0], MissingConfigException) or "Config search path" in text):
+        return _no_choice(missing.group(1), text)
     if "Ambiguous value for argument" in text or "requires --multirun" in text or "Sweep parameters" in text:
         return _many_values(text, arguments)
     if unknown := re.search(r"Could not (?:override|delete from config\.|append to config)[^'\n]*'([^'\n]+)'", text):
@@ -133,7 +133,7 @@ def _is_of_groups(error: Exception) -> bool:
     return bool(frames) and frames[-1][0].f_globals.get("__name__") == "hydra._internal.defaults_list"
 
 
-def _no_choice(path: str, text: str, arguments: Sequence[str]) -> str:
+def _no_choice(path: str, text: str) -> str:
     """What is said of an option that a group has not."""
     group, _, option = path.rpartition("/")
     if not group:
