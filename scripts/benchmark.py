@@ -26,8 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metarun import backend
 from metarun.errors import MetarunError
+from metarun.system import backend
 
 # When the process started: until here it has only computed. All that is slow to import comes later.
 _BEGAN = time.perf_counter() - time.process_time()
@@ -104,8 +104,8 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     jax.config.update("jax_default_matmul_precision", backend.PRECISIONS[options.precision])
 
     from bench import recipe
-    from metarun.machine import device_name
-    from metarun.task_map import default_layout
+    from metarun.compiled.task_map import default_layout
+    from metarun.system.machine import device_name
 
     layout, work = default_layout(), recipe.CONFIGS[options.config]._replace(precision=options.precision)
     if options.profile:
@@ -153,7 +153,7 @@ def speed(work: Any, layout: Any, seconds: float) -> dict[str, Any]:
     import jax
 
     from bench import flops, meter, recipe
-    from metarun.machine import device_name, versions
+    from metarun.system.machine import device_name, versions
 
     events: Counter[str] = Counter()
     jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))

@@ -145,9 +145,9 @@ def _in_processes(processes: int, devices: int, seconds: float) -> dict[str, Any
 
 def child(processes: int, number: int, address: str, seconds: float) -> dict[str, Any]:
     """Measures the steps and all-reduces of this process and its siblings."""
-    from metarun import backend
     from metarun.data.cache import cache_dir
-    from metarun.processes import join
+    from metarun.system import backend
+    from metarun.system.processes import join
 
     backend.set_up(cache_dir() / "compiled")
     if processes > 1:
@@ -157,7 +157,7 @@ def child(processes: int, number: int, address: str, seconds: float) -> dict[str
     from jax.sharding import PartitionSpec
 
     from bench import recipe
-    from metarun.task_map import default_layout, placed
+    from metarun.compiled.task_map import default_layout, placed
 
     layout, steps, gradient = default_layout(), {}, {}
     for filters in FILTERS:
@@ -194,7 +194,7 @@ def _seconds(call: Any, state: Any, seconds: float) -> float:
 
     import jax
 
-    from metarun.processes import largest
+    from metarun.system.processes import largest
 
     def timed(state, number):
         began = time.perf_counter()

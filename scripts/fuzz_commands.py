@@ -40,8 +40,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # they compile 
 
 from omegaconf import OmegaConf
 
-from metarun import cli
-from metarun.config import COMMON, FEW_SHOT, RL, SCHEMAS, conf_dir
+from metarun.commands import cli
+from metarun.config.schema import COMMON, FEW_SHOT, RL, SCHEMAS, conf_dir
 from metarun.data.cache import cache_dir
 
 COMMANDS = {
@@ -499,19 +499,14 @@ def prepare(directory: Path) -> None:
 def warm_up() -> None:
     """Imports what commands import, so that none of them waits for it; starts nothing of JAX, which could not be forked."""
     for name in (
-        "build",
-        "build_rl",
-        "runner",
-        "evaluation",
-        "prediction",
-        "comparison",
-        "replay",
-        "reproduce",
-        "sweep",
+        *("assembly.few_shot_run", "assembly.rl_run", "training.runner"),
+        *(
+            f"commands.{command}"
+            for command in ("evaluation", "prediction", "comparison", "replay", "reproduce", "sweep")
+        ),
+        *(f"report.{part}" for part in ("run_pictures", "rl_pictures", "page", "collection", "tables", "predictions")),
     ):
         importlib.import_module(f"metarun.{name}")
-    for name in ("outcome", "rl_outcome", "page", "collection", "tables", "predictions"):
-        importlib.import_module(f"metarun.report.{name}")
     for part in (FEW_SHOT, RL):
         for group, names in options(part).items():
             for option in names:

@@ -25,18 +25,18 @@ import jax
 import optax
 
 from bench import meter
-from metarun import backend
-from metarun.build_rl import GROUPS
-from metarun.composition import Keys
-from metarun.config import RL, composed
+from metarun.assembly.composition import Keys
+from metarun.assembly.rl_run import GROUPS
+from metarun.compiled.task_map import Layout, default_layout, map_tasks
+from metarun.config.schema import RL, composed
 from metarun.data.cache import cache_dir
 from metarun.errors import MetarunError
-from metarun.files import write_json
-from metarun.machine import device_name, versions
 from metarun.rl.environment import Environment
 from metarun.rl.methods.rl2 import rl2
 from metarun.rl.trial import play
-from metarun.task_map import Layout, default_layout, map_tasks
+from metarun.system import backend
+from metarun.system.files import write_json
+from metarun.system.machine import device_name, versions
 
 
 class Work(NamedTuple):

@@ -14,11 +14,11 @@ from functools import partial
 import jax
 import numpy as np
 
-from metarun import checks
 from metarun.rl.bandit_agents import gittins
 from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.environments.tabular_mdp import tabular_mdp
 from metarun.rl.trial import outcome
+from metarun.trust import checks
 
 # Duan et al. 2016, tables 1 and 2: cell -> agent -> mean total reward of a trial. OPSRL is not ours: theirs is optimistic by
 # an interval, ours by ten samples.

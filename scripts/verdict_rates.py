@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, verdict
+from metarun.trust.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, verdict
 
 LIMIT = 0.05
 

@@ -2,7 +2,7 @@
 
 import os
 
-from metarun import backend
+from metarun.system import backend
 
 # Two devices whatever the machine has, so that sharding over devices is always exercised.
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"

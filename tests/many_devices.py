@@ -13,9 +13,9 @@ import numpy as np  # noqa: E402
 from jax.sharding import AxisType  # noqa: E402
 from small_tasks import image_task  # noqa: E402
 
-from metarun.methods.maml import maml  # noqa: E402
+from metarun.compiled.task_map import Layout, mean_gradient  # noqa: E402
+from metarun.few_shot.methods.maml import maml  # noqa: E402
 from metarun.models.conv4 import conv4  # noqa: E402
-from metarun.task_map import Layout, mean_gradient  # noqa: E402
 
 
 def gradient(num_devices, num_tasks, chunk):

@@ -8,11 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from metarun import checkpoint
-from metarun.build import build
-from metarun.build_rl import build as build_rl
-from metarun.config import FEW_SHOT, RL, composed
-from metarun.runner import Ledger, RunState
+from metarun.assembly.few_shot_run import build
+from metarun.assembly.rl_run import build as build_rl
+from metarun.config.schema import FEW_SHOT, RL, composed
+from metarun.training import checkpoint
+from metarun.training.runner import Ledger, RunState
 
 SIDE = 8
 

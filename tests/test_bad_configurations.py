@@ -12,8 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 from small_run import call
 
-from metarun import cli
-from metarun.config import COMMON, FEW_SHOT, RL, SCHEMAS, conf_dir
+from metarun.commands import cli
+from metarun.config.schema import COMMON, FEW_SHOT, RL, SCHEMAS, conf_dir
 
 COUNT, SEED, SECONDS = 30, 2026, 10
 # What no value of a type is.

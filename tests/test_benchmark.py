@@ -13,10 +13,10 @@ from jax import lax
 
 import benchmark
 from bench import flops, hotspots, meter, parts, peers, recipe, scaling
-from metarun.config import conf_dir
+from metarun.compiled.task_map import default_layout
+from metarun.config.schema import conf_dir
 from metarun.errors import MetarunError
 from metarun.models.conv4 import conv4
-from metarun.task_map import default_layout
 
 SMALL = recipe.Work((8, 8, 1), 4, "stride", inner_lr=0.1, inner_steps=1, meta_batch_size=2, way=2, query_shot=2)
 SCRIPTS = Path(benchmark.__file__).parent
@@ -216,11 +216,11 @@ sys.path[:0] = {[str(SCRIPTS), str(Path(__file__).parent)]}
 from pathlib import Path
 from bench import hotspots
 hotspots.enable_tracing()
-from metarun import backend
+from metarun.system import backend
 from metarun.data.cache import cache_dir
 backend.set_up(cache_dir() / "compiled")
 from bench import recipe
-from metarun.task_map import default_layout
+from metarun.compiled.task_map import default_layout
 work = recipe.CONFIGS["A"]._replace(image=(8, 8, 1), filters=4, meta_batch_size=2)
 print(hotspots.profile(recipe.experiment(work, default_layout()), Path({str(tmp_path)!r})))
 """

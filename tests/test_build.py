@@ -16,14 +16,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 from small_omniglot import write_archives
 
-from metarun import checkpoint, runner
-from metarun.build import build
-from metarun.config import conf_dir, groups, register
+from metarun.assembly.few_shot_run import build
+from metarun.config.directories import run_dir
+from metarun.config.schema import conf_dir, groups, register
 from metarun.data.class_split import PUBLISHED
 from metarun.data.mini_imagenet import CLASSES
-from metarun.directories import run_dir
 from metarun.errors import ConfigError, MetarunError
-from metarun.report.outcome import pictures
+from metarun.report.run_pictures import pictures
+from metarun.training import checkpoint, runner
 
 CONF = Path(__file__).parents[1] / "conf"
 OF_TFDS = ("tfds", "cifar_fs", "fc100", "cub", "vgg_flower", "emnist", "quickdraw")
@@ -199,9 +199,17 @@ def test_an_experiment_has_the_last_word_but_for_the_command_line():
 
 def test_a_method_sets_what_it_needs_of_the_run_and_the_command_line_has_the_last_word():
     config = composed("method=reptile")
-    assert (config.query_shot, config.outer_lr, config.optimizer._target_) == (9, 1.0, "metarun.optimizers.sgd")
+    assert (config.query_shot, config.outer_lr, config.optimizer._target_) == (
+        9,
+        1.0,
+        "metarun.training.optimizers.sgd",
+    )
     config = composed("method=reptile", "query_shot=4", "outer_lr=0.5", "optimizer=adam")
-    assert (config.query_shot, config.outer_lr, config.optimizer._target_) == (4, 0.5, "metarun.optimizers.adam")
+    assert (config.query_shot, config.outer_lr, config.optimizer._target_) == (
+        4,
+        0.5,
+        "metarun.training.optimizers.adam",
+    )
     assert composed("method=maml").query_shot == 2
 
 
@@ -249,7 +257,7 @@ def test_a_memory_setting_that_cannot_be_used_is_named(override, allowed):
 def test_a_method_without_inner_steps_has_nothing_to_rematerialise(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "plain_method.py").write_text(
-        "from metarun.methods.maml import maml\n\n\n"
+        "from metarun.few_shot.methods.maml import maml\n\n\n"
         "def plain(*, model, objective):\n    return maml(model=model, objective=objective)\n"
     )
     plain = ["experiment=maml_sinusoid", "~method.inner_lr", "~method.inner_steps", "~method.eval_inner_steps"]

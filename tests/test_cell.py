@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.cell import Cell, Figure, Measured, cell_of, stated
-from metarun.config import RL
+from metarun.commands.reproduce import cells
+from metarun.config.schema import RL
 from metarun.errors import ConfigError
-from metarun.reproduce import cells
+from metarun.trust.cell import Cell, Figure, Measured, cell_of, stated
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENTS = sorted(CONF.glob("*/experiment/*.yaml"))

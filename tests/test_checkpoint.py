@@ -14,9 +14,10 @@ import pytest
 from small_disk import fill, needs_root, small_disk
 from small_run import call
 
-from metarun import checkpoint, cli
+from metarun.commands import cli
 from metarun.errors import MetarunError
-from metarun.files import canonical_json, plain
+from metarun.system.files import canonical_json, plain
+from metarun.training import checkpoint
 
 
 class Pair(NamedTuple):

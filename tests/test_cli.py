@@ -12,9 +12,9 @@ import pytest
 import small_run
 from small_disk import fill, needs_root, small_disk
 
-from metarun import cli
+from metarun.commands import cli
 from metarun.data.cache import cache_dir
-from metarun.result import faults_of
+from metarun.training.result import faults_of
 
 METARUN = Path(sys.executable).with_name("metarun")
 # A run of seconds: the smallest network on the embedded data.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun import cli
+from metarun.commands import cli
 
 
 @pytest.fixture

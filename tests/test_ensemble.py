@@ -5,20 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metarun.compiled.task_map import default_layout
 from metarun.data.sinusoid import sinusoid
-from metarun.ensemble import Ensemble, answered, members_of, together
-from metarun.experiment import few_shot
-from metarun.methods.maml import maml
+from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.methods.maml import maml
 from metarun.models.mlp import mlp
-from metarun.optimizers import adam
-from metarun.task_map import default_layout
+from metarun.training.ensemble import Ensemble, answered, ensemble_of, members_of
+from metarun.training.optimizers import adam
 
 
 def test_outputs_are_averaged_and_a_single_one_is_left_as_it_is():
     answer = lambda params: jnp.array([[1.0, 2.0], [3.0, 5.0]]) * params["scale"]
     one, other = {"scale": jnp.float32(1)}, {"scale": jnp.float32(4)}
-    assert together([one]) is one and members_of(one) == (one,)
-    assert together([one, other]) == Ensemble((one, other)) and members_of(together([one, other])) == (one, other)
+    assert ensemble_of([one]) is one and members_of(one) == (one,)
+    assert ensemble_of([one, other]) == Ensemble((one, other)) and members_of(ensemble_of([one, other])) == (one, other)
     np.testing.assert_array_equal(answered(one, answer), answer(one))
     np.testing.assert_array_equal(answered(Ensemble((one, other)), answer), [[2.5, 5.0], [7.5, 12.5]])
 

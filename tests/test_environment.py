@@ -9,11 +9,11 @@ import sys
 import jax
 import numpy as np
 
-from metarun.backend import PINNED
-from metarun.build import build
-from metarun.config import composed
-from metarun.machine import environment
-from metarun.runner import protocol_id
+from metarun.assembly.few_shot_run import build
+from metarun.config.schema import composed
+from metarun.system.backend import PINNED
+from metarun.system.machine import environment
+from metarun.training.runner import protocol_id
 
 # Each of these alone moves what is drawn, or the type that it is computed in, where nothing is pinned.
 HOSTILE = {
@@ -26,7 +26,7 @@ SETTINGS = ["method=nearest_neighbor", "eval_tasks=20", "way=3"]
 CODE = """
 from pathlib import Path
 import sys
-from metarun import backend
+from metarun.system import backend
 backend.set_up(Path(sys.argv[1]))
 import test_environment
 print(test_environment.drawn())

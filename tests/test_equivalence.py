@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 import verdict_rates
-from metarun.equivalence import (
+from metarun.errors import MetarunError
+from metarun.trust.equivalence import (
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDED,
@@ -20,8 +21,7 @@ from metarun.equivalence import (
     unpaired,
     verdict,
 )
-from metarun.errors import MetarunError
-from metarun.protocol import Difference, differences, refuse_different
+from metarun.trust.protocol import Difference, differences, refuse_different
 
 
 @pytest.mark.parametrize(

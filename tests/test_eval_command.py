@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from small_run import begun, call, draw, draw_classes, refused
 
-from metarun import checkpoint, cli
+from metarun.commands import cli
 from metarun.data.image_folder import image_folder
+from metarun.training import checkpoint
 
 SMALL = [
     "model=mlp",

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metarun.compiled.task_map import default_layout
 from metarun.data.sinusoid import sinusoid
 from metarun.errors import ConfigError
-from metarun.experiment import few_shot
-from metarun.methods.maml import maml
+from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.methods.maml import maml
 from metarun.models.mlp import mlp
-from metarun.optimizers import adam
-from metarun.task_map import default_layout
+from metarun.training.optimizers import adam
 from metarun.types import DataSet, Method, Split, Task, TaskSource
 
 WAY, QUERY = 3, 4

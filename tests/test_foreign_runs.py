@@ -11,9 +11,9 @@ import yaml
 from small_run import begun, call, draw_classes, refused
 from test_refusals import listing
 
-from metarun import cli
-from metarun.files import canonical_json, write_json
+from metarun.commands import cli
 from metarun.report.collection import collect
+from metarun.system.files import canonical_json, write_json
 
 FEW_SHOT = ("dataset", "model", "method", "optimizer", "logger")
 RL = ("env", "method", "optimizer", "logger")
@@ -174,7 +174,7 @@ def test_a_configuration_that_multiplies_itself_or_is_huge_is_refused(run, tmp_p
 
 
 METHOD = """\
-from metarun.methods.protonet import protonet
+from metarun.few_shot.methods.protonet import protonet
 
 def mine(*, encoder, objective, num_outputs, distance="euclidean", query_statistics="support"):
     given = {{"distance": distance, "query_statistics": query_statistics}}
@@ -209,7 +209,7 @@ def test_code_of_ones_own_is_named_again_and_known_by_its_source(tmp_path, capsy
 
 
 def test_the_source_is_that_of_what_a_module_imports_from_beside_it(tmp_path, monkeypatch):
-    from metarun.factories import code_of, imported
+    from metarun.config.factories import code_of, imported
 
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_part_2.py").write_text("RATE = 1\n")
@@ -221,7 +221,7 @@ def test_the_source_is_that_of_what_a_module_imports_from_beside_it(tmp_path, mo
     assert code_of("own_method_2") == first
     (tmp_path / "own_part_2.py").write_text("RATE = 2\n")
     assert code_of("own_method_2") not in (first, None)
-    assert code_of("metarun.methods.maml") is None
+    assert code_of("metarun.few_shot.methods.maml") is None
 
 
 LINKED = (".hydra", "checkpoints", "diverged", "plots", "evaluations", "predictions", ".lock", "result.json")

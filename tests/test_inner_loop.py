@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from metarun.inner_loop import gradient_descent, iterate, proximal_descent
+from metarun.few_shot.inner_loop import gradient_descent, iterate, proximal_descent
 
 C = 0.3
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun import leaks
+from metarun.compiled.task_map import default_layout
 from metarun.data import class_bank
 from metarun.data.class_bank import SplitBank
 from metarun.data.contents import content_hashes
 from metarun.data.episodes import episodes, few_shot
 from metarun.data.image_folder import image_folder
-from metarun.experiment import few_shot as experiment
-from metarun.methods.nearest_neighbor import nearest_neighbor
-from metarun.optimizers import adam
-from metarun.task_map import default_layout
+from metarun.few_shot.experiment import few_shot as experiment
+from metarun.few_shot.methods.nearest_neighbor import nearest_neighbor
+from metarun.training.optimizers import adam
+from metarun.trust import leaks
 from metarun.types import DataSet, Split, Task, TaskSource
 
 WAY, SHOT, QUERY_SHOT, PER_CLASS = 3, 2, 3, 6

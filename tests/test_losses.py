@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from metarun.errors import ConfigError
-from metarun.losses import correct, cross_entropy, reduce_loss, squared_error
+from metarun.few_shot.losses import correct, cross_entropy, reduce_loss, squared_error
 
 
 def test_cross_entropy():

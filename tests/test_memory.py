@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metarun.compiled.memory import available, fastest_that_fits, in_words, parse_limit, predicted
+from metarun.compiled.task_map import default_layout, frugal_layouts
 from metarun.data.sinusoid import sinusoid
 from metarun.errors import ConfigError, MetarunError
-from metarun.experiment import few_shot
-from metarun.memory import available, fastest_that_fits, in_words, parse_limit, predicted
-from metarun.methods.maml import maml
+from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.methods.maml import maml
 from metarun.models.mlp import mlp
-from metarun.optimizers import adam
-from metarun.task_map import default_layout, frugal_layouts
+from metarun.training.optimizers import adam
 
 # ---- A limit, and what is available.
 
@@ -216,14 +216,14 @@ def test_an_experiment_that_does_not_fit_is_refused():
 TWO_RUNS = """
 import json, os, sys
 from pathlib import Path
-from metarun import backend
+from metarun.system import backend
 backend.set_up(Path(sys.argv[1]))
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from metarun.build import build
-from metarun.config import conf_dir, register
+from metarun.assembly.few_shot_run import build
+from metarun.config.schema import conf_dir, register
 
 register()
 counts = []

@@ -5,8 +5,8 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from metarun import metrics
 from metarun.errors import MetarunError
+from metarun.training import metrics
 
 
 def lines(directory):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from metarun.errors import ConfigError
-from metarun.optimizers import adam, sgd
+from metarun.training.optimizers import adam, sgd
 
 
 def trajectory(optimizer, gradients):

@@ -12,12 +12,13 @@ from many_runs import write_run
 from PIL import Image
 from small_run import begun, call, draw, draw_classes, refused
 
-from metarun import checkpoint, cli, prediction
-from metarun.build import build_learner, recorded, shapes_of
-from metarun.config import conf_dir
-from metarun.ensemble import Ensemble
-from metarun.runner import load_selected
-from metarun.saved_run import read
+from metarun.assembly.few_shot_run import build_learner, recorded, shapes_of
+from metarun.assembly.saved_run import read
+from metarun.commands import cli, prediction
+from metarun.config.schema import conf_dir
+from metarun.training import checkpoint
+from metarun.training.ensemble import Ensemble
+from metarun.training.runner import load_selected
 from metarun.types import Split
 
 METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))

@@ -13,8 +13,9 @@ import pytest
 from small_run import call, refused
 from test_cli import METARUN, SMALL, metarun
 
-from metarun import checkpoint, cli
+from metarun.commands import cli
 from metarun.data.cache import cache_dir
+from metarun.training import checkpoint
 
 pytestmark = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="with one core, XLA has as many threads as devices, and sums otherwise"

@@ -2,7 +2,7 @@
 
 import itertools
 
-from metarun.progress import counted
+from metarun.system.progress import counted
 
 
 def test_what_is_counted_comes_through_one_by_one():

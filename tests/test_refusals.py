@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_run import call, refused
 
-from metarun import cli
+from metarun.commands import cli
 
 SMALL = ("method=protonet", "model.filters=2", "way=2", "meta_batch_size=2", "eval_query_shot=1")
 SMALL += ("steps=2", "steps_per_dispatch=1", "checkpoint_every=1", "eval_every=0", "eval_tasks=2", "logger=jsonl")
@@ -33,8 +33,8 @@ KINDS = {
     "several values": (["way=5,20"], "add -m"),
     "a variable that is not set": (["dataset.rotations=${oc.env:NOPE_NOT_SET}"], "NOPE_NOT_SET"),
     "a module that is not there": (["method._target_=nowhere_at_all.mine"], "No module named 'nowhere_at_all'"),
-    "a function that is not there": (["method._target_=metarun.methods.maml.mmal"], "has no attribute 'mmal'"),
-    "no function": (["method._target_=metarun.methods.maml"], "is no function"),
+    "a function that is not there": (["method._target_=metarun.few_shot.methods.maml.mmal"], "has no attribute 'mmal'"),
+    "no function": (["method._target_=metarun.few_shot.methods.maml"], "is no function"),
     "an argument that is not given": (
         ["method=nearest_neighbor", "~method.distance", "method._target_=small_run.begun"],
         "needs 'directory'",
@@ -60,7 +60,7 @@ def listing(root):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The directory above that of a finished run."""
-    from metarun.backend import set_up  # noqa: F401  # the console command sets JAX up by itself
+    from metarun.system.backend import set_up  # noqa: F401  # the console command sets JAX up by itself
 
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:

@@ -9,11 +9,11 @@ import pytest
 from test_cli import metarun, refused
 from test_experiment import blobs, experiment
 
-from metarun import checkpoint, runner
 from metarun.errors import MetarunError
-from metarun.methods.maml import maml
+from metarun.few_shot.methods.maml import maml
 from metarun.models.mlp import mlp
-from metarun.runner import RunSettings
+from metarun.training import checkpoint, runner
+from metarun.training.runner import RunSettings
 
 SMALL = [
     "method=maml",

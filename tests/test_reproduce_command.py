@@ -9,12 +9,12 @@ from rich.console import Console
 from small_run import call, refused
 from test_cli import metarun
 
-from metarun import cli, reproduce
-from metarun.cell import Cell, Figure
-from metarun.config import FEW_SHOT
-from metarun.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from metarun.commands import cli, reproduce
+from metarun.commands.reproduce import Named, cells, differing, find, judged, said
+from metarun.config.schema import FEW_SHOT
 from metarun.errors import MetarunError
-from metarun.reproduce import Named, cells, differing, find, judged, said
+from metarun.trust.cell import Cell, Figure
+from metarun.trust.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 
 CELL = "finn2017/maml_omniglot_5w1s_quick"
 # Of a run that takes seconds, without Omniglot.

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from metarun.errors import DataError
-from metarun.reading import MOST_YAML, yaml_of
-from metarun.result import faults_of, read_metrics, read_result, read_rows
+from metarun.system.reading import MOST_YAML, yaml_of
+from metarun.training.result import faults_of, read_metrics, read_result, read_rows
 
 INTERVAL = {"value": -1.5, "ci95": 0.25}
 # With every field that is known.

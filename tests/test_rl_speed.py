@@ -7,8 +7,8 @@ import pytest
 
 import rl_speed
 from bench import meter
+from metarun.compiled.task_map import default_layout
 from metarun.errors import MetarunError
-from metarun.task_map import default_layout
 
 SMALL = rl_speed.Work(tasks=4, episodes=2, steps=4, hidden=2)
 ARGUMENTS = [f"--{size}={value}" for size, value in SMALL._asdict().items()]

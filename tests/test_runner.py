@@ -22,11 +22,12 @@ from rich.console import Console
 from small_disk import fill, needs_root, small_disk
 from toy_experiment import FACTS, PLAN, toy_experiment
 
-from metarun import checkpoint, files, metrics, runner
-from metarun.ensemble import members_of
 from metarun.errors import ConfigError, Diverged, MetarunError
 from metarun.report.curves import learning_curve
-from metarun.runner import REQUEUE, Interrupted, RunSettings, load_selected, protocol_id
+from metarun.system import files
+from metarun.training import checkpoint, metrics, runner
+from metarun.training.ensemble import members_of
+from metarun.training.runner import REQUEUE, Interrupted, RunSettings, load_selected, protocol_id
 
 SETTINGS = RunSettings(
     steps=60, steps_per_dispatch=4, eval_every=10, val_tasks=20, eval_tasks=50, checkpoint_every=10, log_every=8
@@ -364,7 +365,7 @@ def run_slowly(directory, began):
 def test_killed_ten_times(tmp_path):
     # Processes of a server that has imported everything: real ones, really killed, but quick to start.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metarun.runner"])
+    context.set_forkserver_preload(["metarun.training.runner"])
     directory, delays, steps = tmp_path / "run", random.Random(0), []
     while len(steps) < 10:
         receiver, sender = context.Pipe(duplex=False)

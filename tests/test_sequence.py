@@ -7,9 +7,9 @@ import pytest
 from point_task import curve_task, point_task
 
 from metarun.errors import ConfigError
-from metarun.methods.rnn import rnn
+from metarun.few_shot.methods.rnn import rnn
+from metarun.few_shot.sequence import beside, longest, offset, sequence_learner
 from metarun.models.mlp import mlp
-from metarun.sequence import beside, longest, offset, sequence_learner
 from metarun.types import SequenceModel
 
 # Hands back what it is given: the memory is the rows, an answer is an end.

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from banks import images_of
 
+from metarun.compiled.streaming import Prefetch, gatherer
+from metarun.compiled.task_map import default_layout
 from metarun.data import class_bank
 from metarun.data.class_bank import SplitBank
 from metarun.data.contents import content_hashes
 from metarun.data.episodes import few_shot as few_shot_data
 from metarun.errors import MetarunError
-from metarun.experiment import few_shot
-from metarun.methods.pretrain import pretrain
-from metarun.methods.protonet import protonet
+from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.methods.pretrain import pretrain
+from metarun.few_shot.methods.protonet import protonet
 from metarun.models.mlp import mlp
-from metarun.optimizers import adam
-from metarun.streaming import Prefetch, gatherer
-from metarun.task_map import default_layout
+from metarun.training.optimizers import adam
 
 
 def data_set(tmp_path, **settings):

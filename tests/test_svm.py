@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.optimize import minimize
 
-from metarun import svm
+from metarun.few_shot import svm
 
 crammer_singer = jax.jit(svm.crammer_singer, static_argnums=2)
 

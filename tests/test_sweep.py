@@ -10,10 +10,10 @@ import pytest
 from many_runs import write_run
 from test_cli import METARUN, SMALL, metarun, refused
 
-from metarun.directories import run_dir, sweep_dir
+from metarun.commands.sweep import Outcome, _in_words, distribution_of, table_of, told
+from metarun.config.directories import run_dir, sweep_dir
 from metarun.errors import ConfigError, Diverged, MetarunError
 from metarun.report.collection import collect
-from metarun.sweep import Outcome, _in_words, distribution_of, table_of, told
 
 POINT = ["method=protonet", *SMALL]
 

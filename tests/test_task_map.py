@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from metarun.task_map import Layout, default_layout, frugal_layouts, map_tasks, mean_gradient
+from metarun.compiled.task_map import Layout, default_layout, frugal_layouts, map_tasks, mean_gradient
 
 
 def layout(devices, chunk):

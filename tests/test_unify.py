@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from metarun.unify import NotTheSame, unified
+from metarun.compiled.unify import NotTheSame, unified
 
 
 @jax.custom_vjp

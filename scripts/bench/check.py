@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from bench import recipe
-from metarun.task_map import Layout, mean_gradient
+from metarun.compiled.task_map import Layout, mean_gradient
 
 
 def meta_gradients(work: recipe.Work, layout: Layout) -> dict[str, float]:

@@ -12,7 +12,7 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from metarun.task_map import Layout
+from metarun.compiled.task_map import Layout
 from metarun.types import Experiment
 
 _MOST_STEPS = 50  # of one dispatch, as in `metarun`

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from bench import meter, recipe
-from metarun.build import build
-from metarun.config import composed, conf_dir
+from metarun.assembly.few_shot_run import build
+from metarun.compiled.task_map import Layout, map_tasks
+from metarun.config.schema import composed, conf_dir
 from metarun.data import class_bank
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.episodes import few_shot
 from metarun.data.glyphs import glyphs
-from metarun.task_map import Layout, map_tasks
 from metarun.types import DataSet
 
 WORK = recipe.CONFIGS["A"]

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metarun.experiment import few_shot
-from metarun.methods.maml import maml
+from metarun.compiled.task_map import Layout, placed
+from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.methods.maml import maml
 from metarun.models.conv4 import conv4
-from metarun.optimizers import adam
-from metarun.task_map import Layout, placed
+from metarun.training.optimizers import adam
 from metarun.types import DataSet, Experiment, Method, Split, Task, TaskSource
 
 OUTER_LR = 1e-3

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from bench import meter, recipe
-from metarun.files import write_bytes
+from metarun.compiled.task_map import Layout
 from metarun.report.figure import BLUE, LABEL_SIZE, VERMILION, quiet, save
-from metarun.task_map import Layout
+from metarun.system.files import write_bytes
 
 BASE = recipe.CONFIGS["A"]
 SIZES = {

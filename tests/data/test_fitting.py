@@ -6,7 +6,7 @@ import pytest
 from metarun.data.class_bank import SplitBank, stack
 from metarun.data.contents import content_hashes
 from metarun.data.episodes import few_shot
-from metarun.data.fitting import fit_images, fitted, input_shape
+from metarun.data.fitting import fit_data_set, fit_images, input_shape
 from metarun.data.sinusoid import sinusoid
 from metarun.errors import ConfigError
 
@@ -23,13 +23,13 @@ def data_set(*shape):
 def test_data_of_the_shape_are_left_alone():
     data = data_set(6, 6, 3)
     assert input_shape(data) == (6, 6, 3)
-    assert fitted(data, [6, 6, 3]) is data
+    assert fit_data_set(data, [6, 6, 3]) is data
 
 
 @pytest.mark.parametrize("shape", [(9, 9, 3), (4, 5, 3), (6, 6, 1), (3, 3, 1)])
 def test_every_source_has_the_shape_and_the_same_tasks(shape):
     data = data_set(6, 6, 3)
-    ours = fitted(data, shape)
+    ours = fit_data_set(data, shape)
     for name in ("train", "val", "test", "train_classes"):
         before, after = (
             jax.jit(source.sample)(source.data, jax.random.key(3))
@@ -45,7 +45,7 @@ def test_every_source_has_the_shape_and_the_same_tasks(shape):
 
 
 def test_the_protocol_says_what_was_done():
-    of = lambda found, shape: fitted(data_set(*found), shape).protocol["fitted"]
+    of = lambda found, shape: fit_data_set(data_set(*found), shape).protocol["fitted"]
     resized = "linear, antialiased, proportions not kept"
     assert of((6, 6, 3), (4, 4, 3)) == {"from": [6, 6, 3], "to": [4, 4, 3], "how": resized}
     assert of((6, 6, 3), (4, 4, 1))["how"] == f"{resized}, greys by BT.601"
@@ -70,6 +70,6 @@ def test_a_grey_becomes_the_same_in_every_channel():
 @pytest.mark.parametrize("found, shape", [((6, 6, 2), (6, 6, 1)), ((6, 6, 3), (6, 6, 4)), ((6, 6, 1), (36,))])
 def test_what_cannot_be_made_to_fit_is_refused(found, shape):
     with pytest.raises(ConfigError, match="dataset=levels: expected inputs that can be brought to"):
-        fitted(data_set(*found), shape)
+        fit_data_set(data_set(*found), shape)
     with pytest.raises(ConfigError, match="dataset=sinusoid"):
-        fitted(sinusoid(shot=1, query_shot=1), (6, 6, 1))
+        fit_data_set(sinusoid(shot=1, query_shot=1), (6, 6, 1))

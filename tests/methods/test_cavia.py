@@ -7,8 +7,8 @@ import pytest
 from quadratic import THETA, A, B, constant, task_of
 
 from metarun.errors import ConfigError
-from metarun.inner_loop import split_loss
-from metarun.methods.cavia import cavia
+from metarun.few_shot.inner_loop import split_loss
+from metarun.few_shot.methods.cavia import cavia
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.types import Split, Task

@@ -6,7 +6,7 @@ import pytest
 from point_task import curve_task, point_task
 
 from metarun.errors import ConfigError
-from metarun.methods.conditional import conditional
+from metarun.few_shot.methods.conditional import conditional
 from metarun.models.mlp import mlp
 from metarun.types import Split
 

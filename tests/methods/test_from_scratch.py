@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metarun.errors import ConfigError
-from metarun.methods.from_scratch import from_scratch
+from metarun.few_shot.methods.from_scratch import from_scratch
 from metarun.models.mlp import mlp
 from metarun.types import Split, Task
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import golden_inputs as golden
-from metarun.methods.maml import maml
-from metarun.methods.protonet import protonet
+from metarun.few_shot.methods.maml import maml
+from metarun.few_shot.methods.protonet import protonet
 from metarun.models.conv4 import conv4
 from metarun.types import Split, Task
 

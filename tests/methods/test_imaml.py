@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metarun.errors import ConfigError
-from metarun.methods.imaml import imaml
+from metarun.few_shot.methods.imaml import imaml
 from metarun.types import Model, Split, Task
 
 LAMBDA = 0.7

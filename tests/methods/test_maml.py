@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from metarun.errors import ConfigError
-from metarun.methods.maml import maml
+from metarun.few_shot.methods.maml import maml
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.types import Split, Task

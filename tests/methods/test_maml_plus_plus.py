@@ -7,9 +7,9 @@ import pytest
 from quadratic import THETA, A, B, constant, task_of
 
 from metarun.errors import ConfigError
-from metarun.inner_loop import split_loss
-from metarun.methods.maml import maml
-from metarun.methods.maml_plus_plus import maml_plus_plus
+from metarun.few_shot.inner_loop import split_loss
+from metarun.few_shot.methods.maml import maml
+from metarun.few_shot.methods.maml_plus_plus import maml_plus_plus
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.types import Split, Task

@@ -6,7 +6,7 @@ import pytest
 from point_task import curve_task, point_task
 
 from metarun.errors import ConfigError
-from metarun.methods.mann import mann
+from metarun.few_shot.methods.mann import mann
 from metarun.models.mlp import mlp
 
 

@@ -8,7 +8,7 @@ from scipy.special import expit
 from small_tasks import reordered_support, vector_task
 
 from metarun.errors import ConfigError
-from metarun.methods.matching import matching
+from metarun.few_shot.methods.matching import matching
 from metarun.models.full_context import full_context
 from metarun.models.mlp import mlp
 

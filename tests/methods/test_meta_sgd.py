@@ -7,8 +7,8 @@ import pytest
 from quadratic import THETA, A, B, constant, task_of
 
 from metarun.errors import ConfigError
-from metarun.methods.maml import maml
-from metarun.methods.meta_sgd import meta_sgd
+from metarun.few_shot.methods.maml import maml
+from metarun.few_shot.methods.meta_sgd import meta_sgd
 from metarun.models.mlp import mlp
 from metarun.types import Split, Task
 

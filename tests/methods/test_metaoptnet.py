@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 from small_tasks import reordered_support, vector_task
 
 from metarun.errors import ConfigError
-from metarun.methods.metaoptnet import metaoptnet
+from metarun.few_shot.methods.metaoptnet import metaoptnet
 from metarun.models.mlp import mlp
 from metarun.types import Model, Split
 

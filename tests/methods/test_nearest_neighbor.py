@@ -7,7 +7,7 @@ import pytest
 from small_tasks import image_task
 
 from metarun.errors import ConfigError
-from metarun.methods.nearest_neighbor import nearest_neighbor
+from metarun.few_shot.methods.nearest_neighbor import nearest_neighbor
 from metarun.types import Split
 
 

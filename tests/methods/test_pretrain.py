@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metarun.errors import ConfigError
-from metarun.methods.pretrain import pretrain
+from metarun.few_shot.methods.pretrain import pretrain
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.types import Split, Task

@@ -9,9 +9,9 @@ from jax.test_util import check_grads
 from small_tasks import vector_task
 
 from metarun.errors import ConfigError
-from metarun.methods.maml import maml
-from metarun.methods.proto_maml import proto_maml
-from metarun.methods.protonet import protonet
+from metarun.few_shot.methods.maml import maml
+from metarun.few_shot.methods.proto_maml import proto_maml
+from metarun.few_shot.methods.protonet import protonet
 from metarun.models.mlp import mlp
 
 ENCODER = mlp(num_outputs=None, hidden=[5])

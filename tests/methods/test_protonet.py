@@ -7,7 +7,7 @@ import pytest
 from small_tasks import reordered_support, vector_task
 
 from metarun.errors import ConfigError
-from metarun.methods.protonet import protonet
+from metarun.few_shot.methods.protonet import protonet
 from metarun.models.mlp import mlp
 from metarun.types import Model
 

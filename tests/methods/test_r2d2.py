@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 from small_tasks import reordered_support, vector_task
 
 from metarun.errors import ConfigError
-from metarun.methods.r2d2 import r2d2, ridge_regression
+from metarun.few_shot.methods.r2d2 import r2d2, ridge_regression
 from metarun.models.mlp import mlp
 from metarun.types import Model, Split, Task
 

@@ -7,7 +7,7 @@ import pytest
 from small_tasks import image_task, reordered_support, vector_task
 
 from metarun.errors import ConfigError
-from metarun.methods.relation import relation
+from metarun.few_shot.methods.relation import relation
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.models.relation_module import relation_module

@@ -7,7 +7,7 @@ import pytest
 from quadratic import THETA, A, constant, task_of
 
 from metarun.errors import ConfigError
-from metarun.methods.reptile import _batches, reptile
+from metarun.few_shot.methods.reptile import _batches, reptile
 from metarun.models.conv4 import conv4
 from metarun.types import Split, Task
 

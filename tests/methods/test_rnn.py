@@ -6,7 +6,7 @@ import pytest
 from point_task import curve_task, point_task
 
 from metarun.errors import ConfigError
-from metarun.methods.rnn import rnn
+from metarun.few_shot.methods.rnn import rnn
 from metarun.models.mlp import mlp
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metarun import backend
 from metarun.errors import ConfigError
 from metarun.models.conv4 import conv4
+from metarun.system import backend
 
 
 @pytest.mark.parametrize("downsample", ["stride", "max_pool"])

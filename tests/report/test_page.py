@@ -20,14 +20,14 @@ from many_runs import METHODS, picture, write_run, write_runs
 from PIL import Image
 from test_cli import metarun, refused
 
+from metarun.commands.sweep import Outcome, distribution_of, rows
 from metarun.data.decoding import PictureError
 from metarun.errors import ConfigError
 from metarun.report import tables
 from metarun.report.collection import collect, differing_keys
 from metarun.report.page import _encoded, page
-from metarun.report.replicates import together
-from metarun.result import faults_of
-from metarun.sweep import Outcome, distribution_of, rows
+from metarun.report.replicates import replicates_of
+from metarun.training.result import faults_of
 
 # The result of several seeds, as the page has it.
 OF_SEEDS = r"([\d.]+)% ± ([\d.]+)%\n(\d+) seeds, from ([\d.]+)% to ([\d.]+)%"
@@ -293,7 +293,7 @@ def altered(directory, **changed):
 
 def seeds_together(root):
     """The seeds of each row, in order; of what has not ended none."""
-    groups = together(collect([str(root)])[0])
+    groups = replicates_of(collect([str(root)])[0])
     return sorted([record.result["seed"] for record in group.records if record.result] for group in groups)
 
 
@@ -302,7 +302,7 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_taken_together(tmp_path):
     for seed in (2, 0, 1):  # what moves no number may differ, as their dataset.source does
         own = {"resume": seed > 0, "log_every": 10 + seed, "memory": {"chunk": seed}, "logger": {"name": str(seed)}}
         write_run(tmp_path / str(seed), seed=seed, value=values[seed], settings=own, ci95=0.003 + 0.01 * (seed == 1))
-    (group,) = together(collect([str(tmp_path)])[0])
+    (group,) = replicates_of(collect([str(tmp_path)])[0])
     assert [record.result["seed"] for record in group.records] == [0, 1, 2]
     # The variance over tasks, which the seeds share, the widest; and of the mean of three seeds, with two degrees of freedom.
     tasks, seeds = (0.013 / 1.96) ** 2, np.var(values, ddof=1) / 3
@@ -349,7 +349,7 @@ def test_evaluations_of_replicates_are_taken_together_where_the_same_was_asked(t
         evaluate(write_run(tmp_path / str(seed), seed=seed), seed, last=seed == 2)
     evaluate(write_run(tmp_path / "other data", seed=3, protocol_id="0"), 3)
     (evaluate(write_run(tmp_path / "unfinished", seed=4), 4) / "result.json").unlink()
-    groups = together(collect([str(tmp_path)])[0])
+    groups = replicates_of(collect([str(tmp_path)])[0])
     found = sorted([record.name for record in group.records] for group in groups if group.records[0].evaluation)
     assert found == [
         ["0: omniglot-3", "1: omniglot-3"],
@@ -366,7 +366,7 @@ def test_the_tables_say_how_seeds_are_distributed(tmp_path):
         write_run(tmp_path / "b" / str(seed), seed=seed, value=value, metric="reward", env="point", episodes=2)
     write_run(tmp_path / "c", method="protonet")
     records, _ = collect([str(tmp_path)])
-    accuracy, reward, alone = (tables.row(group) for group in together(records))
+    accuracy, reward, alone = (tables.row(group) for group in replicates_of(records))
     assert accuracy["result"].startswith("93.00% ± ") and accuracy["run"] == "a/0 and 3 more"
     assert accuracy["over seeds"] == "4 seeds, standard deviation 2.9%, from 90.00% to 97.00%"
     assert (accuracy["seed"], accuracy["checks"]) == ("0 to 2, 7", "FAILED: query order")
@@ -379,7 +379,7 @@ def test_the_tables_say_how_seeds_are_distributed(tmp_path):
     assert [(row["row"], row["seed"]) for row in rows] == [*zip("1111223", "0127010", strict=True)]
     assert [float(row["value"]) for row in rows[:4]] == [0.9, 0.97, 0.92, 0.93]
     assert [row["result"] for row in rows[:2]] == ["90.00% ± 0.3%", "97.00% ± 0.3%"]
-    group = together(records)[0]
+    group = replicates_of(records)[0]
     assert all((float(row["mean"]), float(row["mean_ci95"])) == (group.value, group.ci95) for row in rows[:4])
 
 
@@ -516,7 +516,7 @@ def test_it_filters(browser, large):
 
 
 def test_seeds_are_together_or_apart(browser, large, records):
-    groups = {group.records[0].name: group for group in together(records)}
+    groups = {group.records[0].name: group for group in replicates_of(records)}
     tab, said = opened(browser, large)
     assert tab.locator("#count").inner_text() == "60 of 60" and tab.is_visible("#rows")
     for name, seeds, result in zip(*(column(tab, name) for name in ("run", "seed", "result")), strict=True):
@@ -595,6 +595,6 @@ def test_checks_that_were_not_made_are_counted_and_have_not_failed(tmp_path):
     for name, checks in of.items():
         write_run(tmp_path / name, method=name, checks=checks)
     records, _ = collect([str(tmp_path)])
-    said = [tables.row(group)["checks"] for group in together(records)]
+    said = [tables.row(group)["checks"] for group in replicates_of(records)]
     left_out = "; not checked: relabelling"
     assert said == [f"passed{left_out}", f"not run{left_out}", f"FAILED: query order{left_out}"]

@@ -9,11 +9,11 @@ import optax
 import pytest
 from counting_environment import counting
 
+from metarun.compiled.task_map import default_layout
 from metarun.errors import ConfigError
 from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.environments.point_navigation import point_navigation
 from metarun.rl.methods.maml_trial import maml_trial, policy_that_descends
-from metarun.task_map import default_layout
 
 HORIZON, EPISODES, OBSERVED, ACTIONS = 3, 4, 2, 3
 LENGTH = HORIZON * EPISODES

@@ -9,13 +9,13 @@ import optax
 import pytest
 from counting_environment import counting
 
+from metarun.compiled.task_map import default_layout
 from metarun.errors import ConfigError
 from metarun.models.recurrent import gru
 from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.methods.rl2 import of_pairs, rl2
 from metarun.rl.policy_gradient import side_by_side, trial_learner
 from metarun.rl.surrogate import clipped
-from metarun.task_map import default_layout
 from metarun.types import RecurrentModel
 
 TRIALS = 20_000

@@ -3,9 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.build_rl import build
-from metarun.config import RL, composed, conf_dir
-from metarun.reproduce import cells
+from metarun.assembly.rl_run import build
+from metarun.commands.reproduce import cells
+from metarun.config.schema import RL, composed, conf_dir
 
 # Pulls and arms: mean total reward of the yardsticks and RL2 (Duan et al. 2016, table 1), SNAIL and MAML (Mishra et al. 2018,
 # table 3).

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from small_run import call, refused
 
-from metarun import cli
+from metarun.commands import cli
 from metarun.data.cache import cache_dir
-from metarun.result import faults_of
+from metarun.training.result import faults_of
 
 COMMANDS = Path(sys.executable).parent
 SMALL = ["meta_batch_size=8", "method.hidden=4", "steps=4", "steps_per_dispatch=2", "eval_tasks=8", "env.episodes=4"]

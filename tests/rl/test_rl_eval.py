@@ -6,7 +6,7 @@ import shutil
 import pytest
 from small_run import call, refused
 
-from metarun import cli
+from metarun.commands import cli
 
 SMALL = ["meta_batch_size=8", "method.hidden=4", "steps=4", "steps_per_dispatch=2", "eval_tasks=8", "env.episodes=4"]
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from counting_environment import counting
 
-from metarun import runner
-from metarun.build_rl import build
-from metarun.config import RL, composed, conf_dir
+from metarun.assembly.rl_run import build
+from metarun.compiled.task_map import default_layout
+from metarun.config.schema import RL, composed, conf_dir
 from metarun.errors import MetarunError
-from metarun.report.rl_outcome import pictures
+from metarun.report.rl_pictures import pictures
 from metarun.rl.environment import Body, Discrete, random_agent
 from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.experiment import meta_rl
 from metarun.rl.meta_learner import Outcome
 from metarun.rl.methods.yardstick import yardstick
-from metarun.task_map import default_layout
+from metarun.training import runner
 
 SMALL = ["meta_batch_size=8", "steps=4", "steps_per_dispatch=2", "eval_tasks=8", "val_tasks=8"]
 TINY = ["method.hidden=4", "method.minibatches=2"]

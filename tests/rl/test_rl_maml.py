@@ -7,11 +7,11 @@ import optax
 import pytest
 from counting_environment import counting
 
+from metarun.compiled.task_map import default_layout
 from metarun.errors import ConfigError
 from metarun.rl.environments.point_navigation import point_navigation
 from metarun.rl.methods.maml import credit_of, maml
 from metarun.rl.trial import play
-from metarun.task_map import default_layout
 
 ROLLOUTS, TASKS, ALPHA = 20_000, 16, 0.5
 START = np.array([0.3, -0.5, 0.9])

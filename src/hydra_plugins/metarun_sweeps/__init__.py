@@ -1,6 +1,6 @@
 """Hydra's own sweeper and Optuna's, in which a point without a result costs no other point its own.
 
-`metarun.config.PRESETS` has them stand where the choices `hydra/sweeper=basic` and `=optuna` name the originals.
+`metarun.config.schema.PRESETS` has them stand where the choices `hydra/sweeper=basic` and `=optuna` name the originals.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ except ImportError:  # of the extra "tune"
 
 def _writes(config: DictConfig) -> bool:
     """Whether this process is the one that writes, of those that train every point together."""
-    from metarun.processes import launched
+    from metarun.system.processes import launched
 
     return not (config.distributed.process or launched()[1])
 
@@ -26,7 +26,7 @@ class Grid(BasicSweeper):
     """Every point of a grid, whatever comes of the others."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from metarun.sweep import Points, told
+        from metarun.commands.sweep import Points, told
 
         if not _writes(self.config):
             return super().sweep(arguments)
@@ -41,7 +41,7 @@ if OptunaSweeper is not None:
         """A search, of which a point without a result is a failed trial."""
 
         def sweep(self, arguments: list[str]) -> None:
-            from metarun.sweep import Points, told
+            from metarun.commands.sweep import Points, told
 
             self.sweeper.launcher = Points(self.sweeper.launcher, failures=True)
             with told(self.sweeper.launcher, Path(self.sweeper.config.hydra.sweep.dir), search=True):

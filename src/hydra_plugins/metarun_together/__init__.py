@@ -19,9 +19,9 @@ class Together(BasicLauncher):
         # What a command returns under this launcher is not its outcome but the run, not begun.
         made = [point for point in points if point.status == JobStatus.COMPLETED]
         if made:
-            from metarun.sweep import train_together
+            from metarun.commands.sweep import train_in_lockstep
 
-            for point, value in zip(made, train_together([point.return_value for point in made]), strict=True):
+            for point, value in zip(made, train_in_lockstep([point.return_value for point in made]), strict=True):
                 point.return_value = value
                 if isinstance(value, Exception):
                     point.status = JobStatus.FAILED

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.errors import DataError, MetarunError
-from metarun.files import canonical_json, json_bytes, plain, sync
+from metarun.system.files import canonical_json, json_bytes, plain, sync
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"

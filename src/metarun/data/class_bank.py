@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from metarun.data.contents import content_hashes
-from metarun.files import json_bytes
-from metarun.progress import counted
+from metarun.system.files import json_bytes
+from metarun.system.progress import counted
 
 Array = jax.Array | np.ndarray
 

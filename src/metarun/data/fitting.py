@@ -19,7 +19,7 @@ def input_shape(dataset: DataSet) -> tuple[int, ...]:
     return task.support.x.shape[1:]
 
 
-def fitted(dataset: DataSet, shape: Sequence[int]) -> DataSet:
+def fit_data_set(dataset: DataSet, shape: Sequence[int]) -> DataSet:
     """The data set with inputs of `shape`: the same, or one with its images resized and their channels made to fit.
 
     In the latter case its protocol has an entry "fitted", which says from what, to what, and how.

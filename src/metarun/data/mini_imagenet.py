@@ -24,7 +24,7 @@ from metarun.data.decoding import WORKERS, PictureError, RangeError, decode
 from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import checked_folder, fingerprint, in_folder, in_zips
 from metarun.errors import DataError, shown, some
-from metarun.progress import hush
+from metarun.system.progress import hush
 
 SIDE, CHANNELS = 84, 3
 RESIZE = "Lanczos to 84x84, proportions not kept"

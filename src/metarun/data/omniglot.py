@@ -21,7 +21,7 @@ from metarun.data.decoding import PictureError, in_words, opened
 from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import LINKS, checked_folder, in_folder
 from metarun.errors import DataError, non_negative_int, one_of, shown
-from metarun.progress import hush
+from metarun.system.progress import hush
 
 # The end of a drawing's path; what macOS adds to an archive does not match.
 DRAWING = re.compile(r"[^/]+/character\d+/\d+_\d+\.png$")

@@ -29,7 +29,7 @@ from metarun.data.decoding import (
 from metarun.data.episodes import few_shot_of
 from metarun.data.pictures import range_in_words, range_of
 from metarun.errors import ConfigError, DataError, non_negative_int, positive_int
-from metarun.progress import hush
+from metarun.system.progress import hush
 
 OF_ALL = "range.json"  # of dataset.range=set
 

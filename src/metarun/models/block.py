@@ -5,9 +5,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import linen as nn
 
-from metarun.backend import PRECISIONS
 from metarun.errors import ConfigError, one_of
 from metarun.models.convolution import convolve, max_pool, set_norm
+from metarun.system.backend import PRECISIONS
 from metarun.types import Array, Model
 
 NORMS = ("batch", "layer", "none")

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarun import checkpoint
-from metarun.config import CIRCUMSTANCES, PACE, SWEEP_OTHERS
-from metarun.directories import contradictions
+from metarun.config.directories import contradictions
+from metarun.config.schema import CIRCUMSTANCES, PACE, SWEEP_OTHERS
 from metarun.errors import ConfigError, DataError, shown, some
-from metarun.files import canonical_json
-from metarun.protocol import flattened
-from metarun.reading import is_text, json_of, shown_path, yaml_of
-from metarun.result import EVALUATIONS, RESULT, read_divergence, read_metrics, read_result, read_rows
+from metarun.system.files import canonical_json
+from metarun.system.reading import is_text, json_of, shown_path, yaml_of
+from metarun.training import checkpoint
+from metarun.training.result import EVALUATIONS, RESULT, read_divergence, read_metrics, read_result, read_rows
+from metarun.trust.protocol import flattened
 
 # Keys that make no other run besides the seed: where its data lie, how it is written down and how driven.
 _NO_OTHER_RUN = {"seed", *CIRCUMSTANCES, *PACE}

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from metarun.equivalence import interval_said
 from metarun.errors import DataError
 from metarun.report.figure import BLUE, LABEL_SIZE, VERMILION, quiet, save
-from metarun.result import read_metrics
+from metarun.training.result import read_metrics
+from metarun.trust.equivalence import interval_said
 
 # Of the metrics that are no errors.
 TITLES = {"accuracy": "Accuracy on query sets", "reward": "Total reward of a trial"}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from metarun.errors import shown
-from metarun.files import write_bytes
+from metarun.system.files import write_bytes
 
 # Okabe and Ito, "Color universal design", 2008.
 BLUE = "#0072B2"

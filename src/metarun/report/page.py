@@ -13,12 +13,12 @@ from typing import Any
 from metarun.data.decoding import PictureError, in_words, opened
 from metarun.data.pictures import MAX_BYTES
 from metarun.errors import some
-from metarun.files import plain
-from metarun.protocol import flattened
-from metarun.reading import is_number
 from metarun.report import tables
 from metarun.report.collection import Record, differing_keys, setting_of
-from metarun.report.replicates import Replicates, together
+from metarun.report.replicates import Replicates, replicates_of
+from metarun.system.files import plain
+from metarun.system.reading import is_number
+from metarun.trust.protocol import flattened
 
 PICTURE_BYTES = 5_000_000  # of all pictures together, so that a page of many runs stays light
 # What a chart has across -> its key in a protocol.
@@ -42,7 +42,8 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
     data = {
         "runs": [_plain(record, keys) for record in records],
         "groups": [
-            {"members": [place[id(each)] for each in group.records], **_of_all(group)} for group in together(records)
+            {"members": [place[id(each)] for each in group.records], **_of_all(group)}
+            for group in replicates_of(records)
         ],
         "tables": {
             "md": tables.markdown(records),

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun.errors import shown
-from metarun.files import write_bytes
 from metarun.report.figure import BLUE, FAINT, GREY, LABEL_SIZE, NOTE_SIZE, TITLE_SIZE, Lettering, draw_image, save
+from metarun.system.files import write_bytes
 
 ROWS_SHOWN = 40  # of the table
 CLASSES_SHOWN, SUPPORT_SHOWN, QUERIES_SHOWN = 20, 8, 40  # of the picture

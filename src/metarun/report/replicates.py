@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from metarun.equivalence import Ours, over_seeds
 from metarun.report.collection import Record, setting_of
+from metarun.trust.equivalence import Ours, over_seeds
 
 
 class Replicates(NamedTuple):
@@ -24,7 +24,7 @@ class Replicates(NamedTuple):
     sd: float | None
 
 
-def together(records: Sequence[Record]) -> list[Replicates]:
+def replicates_of(records: Sequence[Record]) -> list[Replicates]:
     """The records, replicates together, in the order of the first of each; what has not ended stays by itself.
 
     Replicates share all settings that move a number, how far they were trained, by which version, the protocol, and the

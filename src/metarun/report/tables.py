@@ -9,7 +9,7 @@ import io
 from collections.abc import Sequence
 
 from metarun.report.collection import Record, setting_of
-from metarun.report.replicates import Replicates, together
+from metarun.report.replicates import Replicates, replicates_of
 
 COLUMNS = ("method", "setting", "result", "over seeds", "published", "seed", "tasks", "checks", "protocol", "run")
 # Of CSV besides, plain: of the run; then the row of the other tables that it is in, from 1, with the number of that.
@@ -83,11 +83,11 @@ def comma_separated(records: Sequence[Record]) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, [*COLUMNS, *_PLAIN])
     writer.writeheader()
-    for number, group in enumerate(together(records), 1):
+    for number, group in enumerate(replicates_of(records), 1):
         of_row = {"over seeds": row(group)["over seeds"], "row": number, "mean": group.value, "mean_ci95": group.ci95}
         for record in group.records:
             own = {key: (record.result or {}).get(key) for key in ("metric", "value", "ci95")}
-            writer.writerow({**row(*together([record])), **own, **of_row})
+            writer.writerow({**row(*replicates_of([record])), **own, **of_row})
     return stream.getvalue()
 
 
@@ -99,7 +99,7 @@ def latex(records: Sequence[Record]) -> str:
 
 
 def _rows(records: Sequence[Record]) -> list[list[str]]:
-    return [list(row(group).values()) for group in together(records)]
+    return [list(row(group).values()) for group in replicates_of(records)]
 
 
 def _distribution(group: Replicates, accuracy: bool) -> str:

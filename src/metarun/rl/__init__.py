@@ -1,0 +1,4 @@
+"""Meta-reinforcement learning: experiment, trials, policy gradients, environments, methods.
+
+May import `training` and below.
+"""

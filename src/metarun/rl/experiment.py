@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metarun import checks as check
-from metarun.memory import fastest_that_fits
-from metarun.outer_loop import plan_of, several, shapes_on, traced_at
+from metarun.compiled.memory import fastest_that_fits
+from metarun.compiled.outer_loop import plan_of, several, shapes_on, traced_at
+from metarun.compiled.task_map import Layout, map_tasks, placed
 from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner, Outcome, Shown
 from metarun.rl.trial import outcome
-from metarun.task_map import Layout, map_tasks, placed
+from metarun.trust import checks as check
 from metarun.types import Evaluation, Experiment, Inspection, Program, TrainState
 
 METRIC = "reward"

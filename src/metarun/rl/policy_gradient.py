@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from metarun.compiled.outer_loop import updated
+from metarun.compiled.task_map import Layout, map_tasks, mean_gradient
 from metarun.errors import (
     ConfigError,
     non_negative_float,
@@ -21,14 +23,12 @@ from metarun.errors import (
     true_or_false,
     unit_fraction,
 )
-from metarun.outer_loop import updated
 from metarun.rl.environment import Agent, Environment, Seen, no_action
 from metarun.rl.meta_learner import MetaLearner
 from metarun.rl.policy import policy_over
 from metarun.rl.returns import advantages, mean_over, normalised
 from metarun.rl.surrogate import clipped
 from metarun.rl.trial import curve_over, outcome, play, watched
-from metarun.task_map import Layout, map_tasks, mean_gradient
 from metarun.types import Array, Params, RecurrentModel
 
 ALGORITHMS = ("ppo", "a2c")

@@ -1,0 +1,1 @@
+"""Environments of meta-reinforcement learning, each a distribution over tasks."""

@@ -1,0 +1,1 @@
+"""Methods of meta-reinforcement learning, one file an algorithm, and the agents that are not learnt."""

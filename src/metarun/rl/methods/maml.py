@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from metarun.compiled.outer_loop import updated
+from metarun.compiled.task_map import Layout, map_tasks, mean_gradient
 from metarun.errors import (
     ConfigError,
     non_negative_float,
@@ -22,7 +24,6 @@ from metarun.errors import (
     unit_fraction,
 )
 from metarun.models.mlp import mlp
-from metarun.outer_loop import updated
 from metarun.rl.baseline import features, fitted_values
 from metarun.rl.environment import Agent, Discrete, Environment
 from metarun.rl.meta_learner import MetaLearner, Outcome, Watched
@@ -31,7 +32,6 @@ from metarun.rl.returns import advantages, discounted, mean_over, normalised
 from metarun.rl.surrogate import clipped
 from metarun.rl.trial import play
 from metarun.rl.trust_region import trust_region_step
-from metarun.task_map import Layout, map_tasks, mean_gradient
 from metarun.types import Array, Params
 
 OUTER = ("trpo", "ppo")

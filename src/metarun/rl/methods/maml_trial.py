@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from metarun.compiled.task_map import Layout
 from metarun.errors import ConfigError, positive_float, positive_int, positive_ints, unit_fraction
 from metarun.models.mlp import mlp
 from metarun.models.recurrent import gru
 from metarun.rl.environment import Discrete, Environment
 from metarun.rl.meta_learner import MetaLearner
 from metarun.rl.policy_gradient import side_by_side, trial_learner
-from metarun.task_map import Layout
 from metarun.types import Array, Params, RecurrentModel
 
 

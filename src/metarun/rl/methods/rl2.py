@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metarun.compiled.task_map import Layout
 from metarun.errors import one_of, positive_int, true_or_false
 from metarun.models.recurrent import gru, lstm
 from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner
 from metarun.rl.policy_gradient import trial_learner
-from metarun.task_map import Layout
 from metarun.types import Array, RecurrentModel
 
 CELLS = {"gru": gru, "lstm": lstm}

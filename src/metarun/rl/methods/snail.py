@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import optax
 
+from metarun.compiled.task_map import Layout
 from metarun.errors import positive_int
 from metarun.models.temporal import attention_sizes, recurrent_snail
 from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner
 from metarun.rl.policy_gradient import trial_learner
-from metarun.task_map import Layout
 
 
 def snail(

@@ -1,0 +1,318 @@
+"""From a composed configuration to the objects of a run. A factory's signature is the schema of its group."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from omegaconf import DictConfig
+
+from metarun.assembly.composition import (
+    Keys,
+    Run,
+    circumstances,
+    identity,
+    layouts_of,
+    selection_of,
+    set_by_user,
+    settings_of,
+)
+from metarun.compiled.memory import available, parse_limit
+from metarun.config.schema import FEW_SHOT
+from metarun.data.class_bank import SplitBank
+from metarun.data.decoding import OF_FILE, Range, checked_range
+from metarun.data.fitting import fit_data_set, input_shape
+from metarun.errors import ConfigError, DataError, MetarunError, positive_int, seed_of
+from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.losses import OBJECTIVES
+from metarun.system.backend import at_precision
+from metarun.system.processes import join
+from metarun.system.reading import is_number
+from metarun.training.runner import RunSettings
+from metarun.types import DataSet, Experiment, Method, Split, Task
+
+GROUPS = ("method", "model", "dataset", "optimizer", "logger")
+_LARGEST_SIDE = 100_000  # of an input that a checkpoint may state
+
+# In a run's identity: `dataset.range`, or the numbers that `set` has come to.
+BLACK_AND_WHITE = "dataset.black_and_white"
+
+
+class DataFacts(NamedTuple):
+    """What a learner has to know of its data; recorded with a run, so that it can be made again without them.
+
+    Attributes:
+      objective, num_outputs, num_train_classes, ground: as in `DataSet`.
+      input_shape: of one input, `[*feature]`.
+    """
+
+    objective: str
+    num_outputs: int
+    num_train_classes: int
+    ground: float | None
+    input_shape: tuple[int, ...]
+
+
+def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
+    """Makes the objects of a few-shot run.
+
+    Args:
+      config: the composed configuration, without Hydra's own node.
+      choices: option chosen in each group, e.g. {"method": "maml"}.
+
+    Raises:
+      ConfigError: for a value that cannot be used.
+      DataError: where the data set cannot be had.
+      MetarunError: for a key that nothing reads.
+    """
+    keys = Keys.of(config, choices, GROUPS)
+    join(**keys["distributed"])
+    dataset = keys.call("dataset", test_only=False)
+    data = _facts_of(dataset)
+    variants = _variants(keys, data)
+    _check_training(keys, choices, dataset, next(iter(variants.values())))
+    logger = keys.partial("logger")
+    experiment, settings, facts = _experiment(keys, choices, dataset, variants, keys["precision"])
+    keys.refuse_unread(set_by_user(keys, FEW_SHOT))
+    trained_on = {"dataset.sha256": dataset.protocol.get("sha256")}
+    trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
+    if "range" in dataset.protocol:
+        trained_on[BLACK_AND_WHITE] = dataset.protocol["range"]
+    return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), logger)
+
+
+def build_evaluation(
+    config: DictConfig,
+    choices: Mapping[str, str],
+    *,
+    changed: Iterable[str],
+    learner: DictConfig,
+    data: DataFacts,
+) -> tuple[Experiment, RunSettings, Mapping[str, Any]]:
+    """Makes the objects that a trained learner is tested by, on data that are brought to the shape of its own.
+
+    Args:
+      config: the configuration of the test.
+      choices: as in `build`.
+      changed: keys at the top of `config` that differ from the run's, each of which has to matter.
+      learner: the configuration that decides what the learner computes: that of its training.
+      data: what it was trained on.
+
+    Returns:
+      experiment, settings and facts as in `Run`.
+
+    Raises:
+      ConfigError, DataError, MetarunError: as `build`; or the data are of another kind than the run's, or the learner
+        has an output for each class of its training tasks, and `way` is another number.
+    """
+    keys = Keys.of(config, choices, GROUPS)
+    dataset = keys.call("dataset", test_only=True)
+    if dataset.objective != data.objective:
+        allowed = f"data for {data.objective}, which the run was trained for"
+        raise ConfigError("dataset", choices["dataset"], f"{allowed}; these are for {dataset.objective}")
+    if dataset.contents is not None and {"dataset", "shot"} & {*changed}:  # else it holds those of the training already
+        dataset = dataset._replace(contents=_against_training(dataset.contents, learner, choices))
+    dataset = fit_data_set(dataset, data.input_shape)
+    if not takes_way(learner, choices, data, dataset.num_outputs):
+        allowed = f"{data.num_outputs}: method={choices['method']} was trained with an output for each class of a task"
+        raise ConfigError("way", dataset.num_outputs, allowed)
+    learner_keys = Keys.of(learner, choices, GROUPS)
+    variants = _variants(learner_keys, data._replace(num_outputs=dataset.num_outputs))
+    parts = _experiment(keys, choices, dataset, variants, learner_keys["precision"])
+    keys.refuse_unread({*changed} - {"method"})  # whose keys the learner has read
+    return parts
+
+
+def _against_training(
+    contents: Mapping[str, Any], learner: DictConfig, choices: Mapping[str, str]
+) -> Mapping[str, Any]:
+    """The contents of a test's classes beside those that a learner was trained and validated on.
+
+    Those are left out where its data set is no longer at hand.
+    """
+    try:
+        trained = Keys.of(learner, choices, GROUPS).call("dataset", test_only=False).contents
+    except (ConfigError, DataError):
+        trained = None
+    return {**(trained or {}), "test": contents["test"]}
+
+
+def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFacts) -> Method:
+    """Makes the method of a run without its data, in the form that evaluates.
+
+    Args:
+      config, choices: as in `build`.
+      data: what it was trained on, with the classes of a task that it is to answer as `num_outputs`.
+    """
+    keys = Keys.of(config, choices, GROUPS)
+    method, at = next(iter(_variants(keys, data).values())), partial(at_precision, keys["precision"])
+    functions = ("init", "adapt", "predict", "loss", "unadapted")
+    return method._replace(**{name: at(getattr(method, name)) for name in functions})
+
+
+def shapes_of(method: Method, data: DataFacts) -> Any:
+    """The meta-parameters of a method, as shapes."""
+    x = jax.ShapeDtypeStruct((data.num_outputs, *data.input_shape), jnp.float32)
+    y = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32) if data.objective == "classification" else x
+    return jax.eval_shape(method.init, jax.random.key(0), Task(Split(x, y), Split(x, y)))
+
+
+def takes_way(config: DictConfig, choices: Mapping[str, str], data: DataFacts, way: int) -> bool:
+    """Whether a learner can answer tasks of `way` classes with the parameters that it has.
+
+    Args:
+      config, choices: as in `build`.
+      data: what it was trained on.
+      way: classes of a task.
+    """
+    if way == data.num_outputs:
+        return True
+    asked, trained = (data._replace(num_outputs=number) for number in (way, data.num_outputs))
+    shapes = [shapes_of(build_learner(config, choices, facts), facts) for facts in (asked, trained)]
+    return shapes[0] == shapes[1]
+
+
+def recorded(identity: Mapping[str, Any]) -> DataFacts:
+    """What a run was trained on, from the identity that its checkpoints hold.
+
+    Raises:
+      MetarunError: they do not have it.
+    """
+    try:
+        facts = DataFacts(*(identity[f"dataset.{name}"] for name in DataFacts._fields))
+    except KeyError as error:
+        raise MetarunError(
+            "The run was begun with an earlier version of metarun, whose checkpoints do not say what the inputs are. "
+            "Train it again."
+        ) from error
+    shape = facts.input_shape
+    good = (
+        facts.objective in [*OBJECTIVES]
+        and isinstance(shape, list | tuple)
+        and all(type(size) is int and 0 < size <= _LARGEST_SIDE for size in shape)
+        and type(facts.num_outputs) is int
+        and facts.num_outputs > 0
+        and type(facts.num_train_classes) is int
+        and (facts.ground is None or is_number(facts.ground))
+    )
+    if not good:
+        raise MetarunError("The run's checkpoint says of its data what no data can be.")
+    return facts._replace(input_shape=tuple(shape))
+
+
+def recorded_range(identity: Mapping[str, Any]) -> Range:
+    """What is black and what is white in the grey pictures of more than 8 bits that a run was trained on.
+
+    Raises:
+      ConfigError: the identity, which is data, has something else there.
+    """
+    return checked_range("range", identity.get(BLACK_AND_WHITE), (OF_FILE,))
+
+
+def _facts_of(dataset: DataSet) -> DataFacts:
+    shared = {name: getattr(dataset, name) for name in DataFacts._fields if name != "input_shape"}
+    return DataFacts(**shared, input_shape=input_shape(dataset))
+
+
+def _experiment(
+    keys: Keys, choices: Mapping[str, str], dataset: DataSet, variants: Mapping[str, Method], precision: str
+) -> tuple[Experiment, RunSettings, dict[str, Any]]:
+    """Experiment, settings and facts as in `Run`."""
+    settings = settings_of(keys, trains=next(iter(variants.values())).trains_on != "nothing")
+    meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
+    layouts = layouts_of(keys["memory"]["chunk"], meta_batch_size)
+    devices = list(layouts[0].mesh.devices.flat)
+    bytes_available = available(devices, parse_limit(keys["memory"]["limit"]))
+    sizes = {key: keys[key] for key in ("way", "shot", "query_shot", "eval_query_shot") if key in keys.read}
+    eval_query_shot = sizes["query_shot"] if sizes.get("eval_query_shot") is None else sizes["eval_query_shot"]
+    experiment = few_shot(
+        variants,
+        dataset,
+        keys.call("optimizer"),
+        layouts,
+        seed=seed_of("seed", keys["seed"]),
+        eval_seed=seed_of("eval_seed", keys["eval_seed"]),
+        meta_batch_size=meta_batch_size,
+        protocol={
+            **{key: sizes[key] for key in ("way", "shot") if key in sizes},
+            "query_shot": eval_query_shot,
+            **selection_of(settings),
+            "ensemble": settings.ensemble,
+        },
+        precision=precision,
+        bytes_available=bytes_available,
+        stream=_streams(keys["memory"]["stream"], dataset, bytes_available, choices),
+    )
+    facts = {
+        "method": choices["method"],
+        "dataset": choices["dataset"],
+        "way": sizes.get("way"),
+        "shot": sizes["shot"],
+        "query_shot": eval_query_shot,
+        "split": dataset.protocol.get("split"),
+        **circumstances(keys, experiment, devices),
+    }
+    return experiment, settings, facts
+
+
+def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
+    """Has the data set of a configuration prepared, and returns its classes without cutting tasks from them.
+
+    Args:
+      config, choices: as in `build`.
+
+    Raises:
+      ConfigError, DataError: as `build`; or the data set is no collection of classes.
+    """
+    keys = Keys.of(config, choices, GROUPS)
+    load = getattr(keys.factory("dataset"), "load", None)
+    if load is None:
+        raise ConfigError("dataset", choices["dataset"], "one with classes of images")
+    known = inspect.signature(load).parameters
+    return load(**{key: value for key, value in keys["dataset"].items() if key in known})
+
+
+def _check_training(keys: Keys, choices: Mapping[str, str], dataset: DataSet, method: Method) -> None:
+    """Raises `ConfigError` where the method cannot be trained on what the data set has."""
+    fixed = "train_way" not in inspect.signature(keys.factory("method")).parameters and method.trains_on == "tasks"
+    if fixed and dataset.train_way not in (None, dataset.num_outputs):
+        allowed = f"null or {dataset.num_outputs}: method={choices['method']} has an output for each class of a task"
+        raise ConfigError("train_way", dataset.train_way, allowed)
+    if method.trains_on == "classes" and dataset.train_classes is None:
+        raise ConfigError("dataset", choices["dataset"], f"one with classes, which method={choices['method']} needs")
+
+
+def _streams(asked: object, dataset: DataSet, bytes_available: int | None, choices: Mapping[str, str]) -> bool:
+    """Whether images stay on the host: as `memory.stream` says, or if they would take more than half of a device."""
+    if asked != "auto" and not isinstance(asked, bool):
+        raise ConfigError("memory.stream", asked, "auto, true or false")
+    sources = dataset.train, dataset.val, dataset.test
+    if any(source.stream is None for source in sources):
+        if asked is True:
+            raise ConfigError("memory.stream", asked, f"auto or false: dataset={choices['dataset']} has no images")
+        return False
+    images = {id(source.stream.items): source.stream.items.nbytes for source in sources}
+    return asked if asked != "auto" else bytes_available is not None and 2 * sum(images.values()) > bytes_available
+
+
+def _variants(keys: Keys, data: DataFacts) -> dict[str, Method]:
+    """The variants of the method that `memory.remat` leaves, in words, the fastest first."""
+    given = {
+        "model": keys.call("model", num_outputs=data.num_outputs),
+        "encoder": keys.call("model", num_outputs=None),
+        "objective": data.objective,
+        "num_outputs": data.num_outputs,
+        "num_train_classes": data.num_train_classes,
+    }
+    remat = keys["memory"]["remat"]
+    if remat != "auto" and not isinstance(remat, bool):
+        raise ConfigError("memory.remat", remat, "auto, true or false")
+    if "remat" not in inspect.signature(keys.factory("method")).parameters:
+        if remat is True:
+            raise ConfigError("memory.remat", remat, "auto or false: this method has no inner steps to compute again")
+        return {"": keys.call("method", **given)}
+    words = {False: "inner steps kept", True: "inner steps rematerialised"}
+    allowed = (False, True) if remat == "auto" else (remat,)
+    return {words[again]: keys.call("method", remat=again, **given) for again in allowed}

@@ -1,0 +1,82 @@
+"""From a composed configuration to the objects of a run of meta-reinforcement learning."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from omegaconf import DictConfig
+
+from metarun.assembly.composition import (
+    Keys,
+    Run,
+    circumstances,
+    identity,
+    layouts_of,
+    selection_of,
+    set_by_user,
+    settings_of,
+)
+from metarun.compiled.memory import available, parse_limit
+from metarun.compiled.task_map import default_layout
+from metarun.config.schema import RL
+from metarun.errors import positive_int, seed_of
+from metarun.rl.experiment import meta_rl
+from metarun.system.backend import matmul_precision
+from metarun.system.processes import join
+
+GROUPS = ("method", "env", "optimizer", "logger")
+
+
+def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
+    """Makes the objects of a run.
+
+    Args:
+      config: the composed configuration, without Hydra's own node.
+      choices: option chosen in each group, e.g. {"method": "rl2"}.
+
+    Raises:
+      ConfigError: for a value that cannot be used.
+      MetarunError: for a key that nothing reads.
+    """
+    keys = Keys.of(config, choices, GROUPS)
+    join(**keys["distributed"])
+    with matmul_precision(keys["precision"]):
+        environment = keys.call("env")
+    meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
+    # Steps of a trial are small: on a CPU, too, all trials of a device go together.
+    layouts = layouts_of(keys["memory"]["chunk"], meta_batch_size, default_layout()._replace(chunk=None))
+    learner = partial(
+        keys.call,
+        "method",
+        environment=environment,
+        optimizer=partial(keys.call, "optimizer"),
+        meta_batch_size=meta_batch_size,
+        steps=keys["steps"],
+    )
+    learners = {layout.chunk_of(meta_batch_size): learner(layout=layout) for layout in layouts}
+    settings = settings_of(keys, trains=next(iter(learners.values())).trains)
+    devices = list(layouts[0].mesh.devices.flat)
+    experiment = meta_rl(
+        learners,
+        environment,
+        layouts,
+        seed=seed_of("seed", keys["seed"]),
+        eval_seed=seed_of("eval_seed", keys["eval_seed"]),
+        meta_batch_size=meta_batch_size,
+        protocol={
+            "environment": choices["env"],
+            **selection_of(settings),
+        },
+        precision=keys["precision"],
+        bytes_available=available(devices, parse_limit(keys["memory"]["limit"])),
+    )
+    facts = {
+        "method": choices["method"],
+        "env": choices["env"],
+        "episodes": environment.episodes,
+        "horizon": environment.horizon,
+        **circumstances(keys, experiment, devices),
+    }
+    logger = keys.partial("logger")
+    keys.read.add("optimizer")  # which a yardstick has no use for
+    keys.refuse_unread(set_by_user(keys, RL))
+    return Run(experiment, settings, facts, identity(keys.values, choices, keys.code()), logger)

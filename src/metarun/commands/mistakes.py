@@ -1,0 +1,240 @@
+"""What a user is told of a mistake that Hydra or OmegaConf has found: the key, what it got, and what it would take."""
+
+import dataclasses
+import difflib
+import re
+import shlex
+import traceback
+import types
+import typing
+from collections.abc import Iterator, Sequence
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import (
+    ConfigKeyError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from metarun.config.schema import COMMANDS, COMMON, SCHEMAS, conf_dir
+from metarun.errors import shown, some
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+# How OmegaConf calls types.
+_NAMED = {"Integer": _WORDS[int], "Float": _WORDS[float], "Boolean": _WORDS[bool], "bool": _WORDS[bool]}
+# Parts of an override: what comes before the key, the key, and the value.
+_OVERRIDE = re.compile(r"(?P<prefix>[~+]*)(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
+
+
+def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | None:
+    """Says in one message what is wrong with a command; None of an error that is no mistake of a user's.
+
+    Args:
+      error: which Hydra or OmegaConf has raised.
+      part: of `conf/`, whose keys are meant.
+      arguments: of the command line.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, OverrideParseException):
+            return _unparsed(str(cause.override or ""), str(cause))
+    text = "\n".join(dict.fromkeys(line for cause in causes for line in str(cause).splitlines()))
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _of_plain_error(error, part, arguments)
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    if missing and (isinstance(causes[0], MissingConfigException) or "Config search path" in text):
+        return _no_choice(missing.group(1), text)
+    if "Ambiguous value for argument" in text or "requires --multirun" in text or "Sweep parameters" in text:
+        return _many_values(text, arguments)
+    if unknown := re.search(r"Could not (?:override|delete from config\.|append to config)[^'\n]*'([^'\n]+)'", text):
+        return _of_key(unknown.group(1), text, part, arguments)
+    innermost = next((cause for cause in reversed(causes) if isinstance(cause, OmegaConfBaseException)), None)
+    if innermost is not None:
+        return _of_value(innermost, part, arguments)
+    return " ".join(_own_lines(text))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None and isinstance(current, (HydraException, OmegaConfBaseException, ValueError)):
+        yield current
+        current = current.__cause__
+
+
+def _own_lines(text: str) -> Iterator[str]:
+    """The lines of a message of Hydra's or OmegaConf's that say something of the command."""
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith(("Config search path", "Available options")):
+            return
+        if stripped and not stripped.startswith(
+            ("full_key:", "object_type=", "reference_type=", "See http", "provider=", "^")
+        ):
+            yield stripped
+
+
+def _given(key: str, arguments: Sequence[str]) -> str:
+    """The value that a key was given on the command line, as it was typed; "" without one."""
+    for argument in reversed(arguments):
+        found = _OVERRIDE.fullmatch(argument)
+        if found["key"] == key and found["value"] is not None:
+            return shown(found["value"])
+    return ""
+
+
+def _unparsed(override: str, text: str) -> str:
+    """What is said of an argument that the grammar of overrides does not have."""
+    found = _OVERRIDE.fullmatch(override)
+    key, value = f"{found['prefix']}{found['key']}", found["value"]
+    if value is None:
+        return f"{shown(override)}: expected KEY=VALUE, such as way=5."
+    if not re.fullmatch(r"[\w./@:-]+", found["key"]):
+        return f"{shown(override)}: expected KEY=VALUE, such as way=5; {found['key']!r} is no name of a key."
+    if not value.strip() or "mismatched input '<EOF>'" in text:
+        return f"{shown(override)}: the value ends early. Expected KEY=VALUE, such as way=5."
+    way_out = f" Give {_quoted(key, value)}" if value.isprintable() else ""
+    return (
+        f"{shown(override)}: the value has to be quoted, for characters such as = # ( ) [ ] {{ }} , and letters with accents "
+        f"mean something else here, or nothing.{way_out}"
+    )
+
+
+def _quoted(key: str, value: str) -> str:
+    """The override that gives a key a text, as it is typed in a shell."""
+    inner = value.strip("'\"") if value[:1] in ("'", '"') or value[-1:] in ("'", '"') else value
+    inner = re.sub(r"\\+$", lambda end: 2 * end[0], inner).replace('"', '\\"')
+    return shlex.quote(key + '="' + inner + '"')
+
+
+def _of_plain_error(error: Exception, part: str, arguments: Sequence[str]) -> str | None:
+    text = str(error)
+    if "Config group override must be" in text or isinstance(error, TypeError) and _is_of_groups(error):
+        keys = {*_groups(part), ""}
+        chosen = [argument for argument in arguments if argument.partition("=")[0].lstrip("+~") in keys]
+        named = " ".join(chosen or [argument for argument in arguments if "=" in argument] or arguments)
+        return f"{named}: expected the name of an option for each group, as `{COMMANDS[part]} --help` lists them."
+    if "--resolve flag" in text:
+        return "--resolve: expected --cfg job beside it."
+    if "study direction" in text:
+        return (
+            f"hydra.sweeper.direction: the study in hydra.sweeper.storage was begun with another ({text}) "
+            "Leave it as it was, or give hydra.sweeper.study_name another name."
+        )
+    return None
+
+
+def _is_of_groups(error: Exception) -> bool:
+    """Whether Hydra has raised an error as it put the options of groups together."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__") == "hydra._internal.defaults_list"
+
+
+def _no_choice(path: str, text: str) -> str:
+    """What is said of an option that a group has not."""
+    group, _, option = path.rpartition("/")
+    if not group:
+        return f"{option}: there is no such configuration; metarun's own is called config."
+    options = re.findall(r"^\t(?!provider)(\S+)$", text, re.MULTILINE)
+    near = difflib.get_close_matches(option, options, n=3)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    if len(options) > 40:
+        all_of_them = f" There are {len(options)}; metarun-reproduce --list names those of papers."
+    else:
+        all_of_them = f" There are {', '.join(options)}." if options else ""
+    return f"{group}={option}: there is no such {group.rpartition('/')[2]}.{meant}{all_of_them}"
+
+
+def _many_values(text: str, arguments: Sequence[str]) -> str:
+    """What is said of an argument with several values where one is expected."""
+    found = re.search(r"(?:argument|parameters) '(.*?)'(?:\n|$| requires)", text)
+    named = found.group(1) if found else " ".join(argument for argument in arguments if "," in argument)
+    key, _, value = named.partition("=")
+    quoted = f" For one that has a comma, give {_quoted(key, value)}" if value else ""
+    return f"{named}: expected one value. Several make a sweep: add -m to metarun or metarun-rl.{quoted}"
+
+
+def _of_key(key: str, text: str, part: str, arguments: Sequence[str]) -> str:
+    """What is said of a key that there is not, or that there is already."""
+    ways_out = f"`{COMMANDS[part]} --help` lists the main keys and `{COMMANDS[part]} --cfg job` all."
+    name = key.partition("=")[0]
+    if "Could not append" in text:
+        return f"+{name}: there is this key already: leave out the +."
+    if "Could not delete" in text:
+        return f"~{key}: there is nothing of this name to leave out. {ways_out}"
+    if name in _groups(part):
+        return f"{name}={_given(name, arguments)}: expected the name of an option, as `{COMMANDS[part]} --help` lists them."
+    known = _known_keys(part)
+    if options := known.get(name):
+        meant = f"; there is with {some(sorted(options))}."
+    elif near := difflib.get_close_matches(name, known, n=3):
+        meant = f". Did you mean {' or '.join(near)}?"
+    else:
+        meant = "."
+    return f"{name}: there is no such key for this choice{meant} {ways_out}"
+
+
+def _of_value(error: OmegaConfBaseException, part: str, arguments: Sequence[str]) -> str:
+    """What is said of a value that a key cannot have."""
+    key = str(error.full_key or "")
+    if not key:
+        return " ".join(_own_lines(str(error)))
+    given = _given(key, arguments)
+    got = f"{key}={given}" if given else key
+    if isinstance(error, MissingMandatoryValue):
+        return f"{got}: a value is needed: give {key}=VALUE."
+    if isinstance(error, InterpolationResolutionError):
+        reason = next(_own_lines(str(error)), "it refers to what there is not")
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", reason).replace('"', "")
+        if isinstance(error, InterpolationKeyError):
+            reason = reason.replace("Interpolation key", "the key")
+        return f"{got}: {reason.rstrip('.')}. Expected a value, or ${{KEY}} of a key that there is."
+    if isinstance(error, ValidationError):
+        if "not Optional" in str(error) and key.startswith("hydra."):
+            return f"{got}: expected a value other than null."
+        return f"{got}: expected {_allowed(key, part, str(error))}."
+    if isinstance(error, ConfigKeyError):
+        return _of_key(key, "", part, arguments)
+    return f"{got}: {' '.join(_own_lines(str(error)))}"
+
+
+def _allowed(key: str, part: str, text: str) -> str:
+    """The values that a key takes, in words: one of the schema's, or one of Hydra's, of which an error's text tells."""
+    kind: typing.Any = SCHEMAS[part]
+    for name in key.split("."):
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        kind = hints.get(name)
+    if dataclasses.is_dataclass(kind):
+        names = ", ".join(f"{key}.{each.name}" for each in dataclasses.fields(kind))
+        return f"its keys one by one: {names}"
+    if kind is None:
+        named = next(
+            (word for name, word in _NAMED.items() if f"to {name}" in text or f"is not a valid {name}" in text), None
+        )
+        return named or "a value of another type"
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    words = [_WORDS.get(each) for each in kinds if each is not type(None)]
+    return " or ".join([*(word or "another value" for word in words), *["null"] * (type(None) in kinds)])
+
+
+def _groups(part: str) -> set[str]:
+    return {folder.name for folder in [*conf_dir(part).iterdir(), *conf_dir(COMMON).iterdir()] if folder.is_dir()}
+
+
+def _known_keys(part: str) -> dict[str, list[str]]:
+    """Every key of the schema and of the groups' YAML files, and the options that have it where not every run does."""
+    schema = OmegaConf.structured(SCHEMAS[part])
+    keys: dict[str, list[str]] = {key: [] for key in [*schema, *(f"memory.{key}" for key in schema.memory)]}
+    for file in [*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]:
+        group = file.parent.name
+        if group == "experiment":  # whose keys are the run's
+            continue
+        node = OmegaConf.load(file)
+        node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
+        for key in node:
+            if key != "defaults" and not str(key).startswith("_"):
+                keys.setdefault(f"{group}.{key}", []).append(f"{group}={file.stem}")
+    return keys

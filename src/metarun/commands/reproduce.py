@@ -1,0 +1,323 @@
+"""What `metarun-reproduce` does: a cell of a paper's table is run, or resumed, and its verdict said.
+
+The run itself is the command that anybody can type, in a process of its own.
+"""
+
+import difflib
+import glob
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL, composed, conf_dir
+from metarun.errors import MetarunError, positive_int, some
+from metarun.training.result import RESULT, read_result
+from metarun.trust.cell import Cell, cell_of
+from metarun.trust.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, Verdict, difference_said, verdict
+from metarun.trust.protocol import ABSENT, Difference, flattened
+
+# Exit codes; 1 and 2 are those of errors.
+EXIT = {REPRODUCED: 0, NOT_REPRODUCED: 3, UNDECIDED: 4}
+OUTPUT = Path("outputs") / "reproduce"
+_SHOWN = 12  # differing settings that are listed
+# What differs between runs without moving a number.
+_MOVES_NOTHING = {*CIRCUMSTANCES, *PACE}
+
+
+class Named(NamedTuple):
+    """A cell by its name.
+
+    Attributes:
+      name: PAPER/EXPERIMENT.
+      paper, experiment: its two parts.
+      part: of `conf/`, which says by which command it is run.
+      cell: what the experiment file states.
+    """
+
+    name: str
+    paper: str
+    experiment: str
+    part: str
+    cell: Cell
+
+
+class Outcome(NamedTuple):
+    """What has come of a cell.
+
+    Attributes:
+      verdict: how it stands to the published figure.
+      failed: checks that did not pass in some seed; with any, nothing counts as reproduced.
+      results: `result.json` of each seed.
+    """
+
+    verdict: Verdict
+    failed: Sequence[str]
+    results: Sequence[Mapping[str, Any]]
+
+
+def cells(experiment: str = "*") -> Iterator[Named]:
+    """The cells of an experiment, or every cell, whole ones before their quick variants, by name."""
+    for part in (FEW_SHOT, RL):
+        for file in sorted((conf_dir(part) / "experiment").glob(f"{experiment}.yaml")):
+            node = OmegaConf.to_container(OmegaConf.load(file)).get("cell")
+            if node is None:
+                continue
+            cell = cell_of(node)
+            for paper in cell.published:
+                yield Named(f"{paper}/{file.stem}", paper, file.stem, part, cell)
+
+
+def listed(console: Console) -> None:
+    """Prints every cell with its published figure and, where it has been measured, ours and the verdict on it."""
+    rows = [("cell", "published", "measured", "verdict", "minutes", "source")]
+    for named in cells():
+        figure, measured = named.cell.published[named.paper], named.cell.measured
+        accuracy = _is_accuracy(named)
+        ours = ("", "", "")
+        if measured is not None:
+            of_it = Ours([measured.value], measured.ci95, num_tasks=1)  # how many would decide is not asked
+            found = verdict(of_it, figure.value, figure.ci95, named.cell.margin, forecast=False).verdict
+            ours = (_with_ci95(measured.value, measured.ci95, accuracy), found, f"{measured.minutes:.0f}")
+        rows.append((named.name, _with_ci95(figure.value, figure.ci95, accuracy), *ours, figure.source))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # a line each, however narrow the terminal: it is searched
+        padded = [f"{text:<{width}}" for text, width in zip(row, widths, strict=True)]
+        console.print("  ".join(padded).rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+
+def find(name: str | None) -> Named:
+    """The cell of a name; raises `MetarunError`, naming near ones, where there is none."""
+    if name is None:
+        raise MetarunError("Which cell? Give one as PAPER/CELL; `metarun-reproduce --list` names all.")
+    for named in cells(glob.escape(name.rpartition("/")[2])):
+        if named.name == name:
+            return named
+    near = difflib.get_close_matches(name, [named.name for named in cells()], n=4, cutoff=0)
+    raise MetarunError(
+        f"{name}: there is no such cell. Near it: {', '.join(near)}. `metarun-reproduce --list` names all."
+    )
+
+
+def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -> int:
+    """Runs or resumes a cell, says its verdict, and returns the exit code.
+
+    Args:
+      name: PAPER/EXPERIMENT.
+      settings: `seeds`, how many, from seed 0 on; `output`, the directory that holds one for each seed; the others are
+        handed to the command of the run.
+      console: where the verdict goes.
+
+    Raises:
+      MetarunError: there is no such cell, a setting cannot be used, or a result is not that of its seed.
+    """
+    named = find(name)
+    own = dict(settings)
+    for key in ("seed", "experiment", "hydra.run.dir"):
+        if key in own:
+            raise MetarunError(f"{key}={own[key]}: metarun-reproduce sets it; its own are seeds=N and output=DIR.")
+    asked = own.pop("seeds", "1")
+    seeds = positive_int("seeds", int(asked) if asked.isdecimal() and len(asked) < 20 else asked)
+    directory = Path(own.pop("output", OUTPUT / named.experiment)).expanduser()
+    overrides = [f"{key}={value}" for key, value in own.items()]
+    found = differing(named, overrides)  # before anything is trained: it composes, and so finds mistakes
+    own_keys = [difference.key for difference in differing(named, overrides, whole=False)]
+    code = _run(named, seeds, overrides, directory)
+    if code:
+        return code
+    outcome = judged(named, [_of_seed(directory / str(seed) / RESULT, seed) for seed in range(seeds)])
+    said(named, outcome, found, console, own_keys)
+    return EXIT[outcome.verdict.verdict]
+
+
+def _of_seed(file: Path, seed: int) -> Mapping[str, Any]:
+    result = read_result(file)
+    if result["seed"] != seed:
+        raise MetarunError(f"{file} is of seed {result['seed']}, not {seed}: name another directory with output=DIR.")
+    return result
+
+
+def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
+    """The outcome of a cell, given what its seeds have found, `result.json` of each.
+
+    Raises:
+      MetarunError: a result is not a finite number.
+    """
+    if any(result["value"] is None for result in results):
+        raise MetarunError(f"{named.name}: a seed's test is not finite, so there is nothing to compare.")
+    if any(result["ci95"] is None for result in results):
+        raise MetarunError(
+            f"{named.name}: one task has no interval, so there is no verdict. Give eval_tasks=2 or more."
+        )
+    figure = named.cell.published[named.paper]
+    ours = Ours(
+        values=[result["value"] for result in results],
+        ci95=max(result["ci95"] for result in results),
+        num_tasks=results[0]["num_tasks"],
+    )
+    found = verdict(ours, figure.value, figure.ci95, named.cell.margin)
+    failed = sorted(
+        {check for result in results for check, entry in result["checks"].items() if entry["passed"] is False}
+    )
+    if failed and found.verdict == REPRODUCED:
+        found = found._replace(verdict=UNDECIDED, more_tasks=None, more_seeds=None)
+    return Outcome(found, failed, results)
+
+
+def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> list[Difference]:
+    """The settings in which a run of a cell differs from the paper's: as `first` theirs, as `second` ours.
+
+    Those of the test come first, for they alone make numbers incomparable. With `whole` false, those in which it differs
+    from the cell as it stands, which may be a short version of the paper's.
+    """
+    other = named.cell.quick_of or named.experiment if whole else named.experiment
+    theirs, ours = (
+        {**dict(flattened(OmegaConf.to_container(config))), **_options(choices)}
+        for config, choices in (
+            composed([f"experiment={other}"], named.part),
+            composed([f"experiment={named.experiment}", *overrides], named.part),
+        )
+    )
+
+    def matters(key: str) -> bool:
+        return key not in _MOVES_NOTHING and key.split(".")[0] not in _MOVES_NOTHING
+
+    found = [
+        Difference(key, theirs.get(key, ABSENT), ours.get(key, ABSENT))
+        for key in {**theirs, **ours}
+        if matters(key) and theirs.get(key, ABSENT) != ours.get(key, ABSENT)
+    ]
+    return sorted(found, key=lambda difference: not _of_test(difference.key))
+
+
+def said(
+    named: Named, outcome: Outcome, found: Sequence[Difference], console: Console, own_keys: Sequence[str] = ()
+) -> None:
+    """Prints published and ours, the verdict, what would decide, and what differs from the paper's settings.
+
+    Args:
+      named, outcome: the cell, and what has come of it.
+      found: settings in which the run differs from the paper's.
+      console: where it goes.
+      own_keys: of the settings in which it differs from the cell as it stands, which make it another command.
+    """
+    figure, cell, verdict = named.cell.published[named.paper], named.cell, outcome.verdict
+    first = outcome.results[0]
+    accuracy = first["metric"] == "accuracy"
+    tasks, seeds = first["num_tasks"], len(outcome.results)
+    scale, unit = (100, " points") if accuracy else (1, "")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    over = f"{first['metric']}, 95% interval over {tasks} tasks"
+    if seeds > 1:
+        values = ", ".join(_number(result["value"], accuracy) for result in outcome.results)
+        over += f" and {seeds} seeds ({values})"
+    note = f"; {figure.note}" if figure.note else ""
+    table.add_row("published", _with_ci95(figure.value, figure.ci95, accuracy), Text(figure.source + note))
+    table.add_row("ours", _with_ci95(verdict.value, verdict.ci95, accuracy), Text(over))
+    table.add_row(
+        "difference",
+        difference_said(scale * verdict.difference, scale * verdict.difference_ci95),
+        f"{unit.strip()}{', ' * bool(unit)}95% interval; margin ±{scale * cell.margin:.2g}",
+    )
+    console.print(Text(named.name, "bold"))
+    console.print(table)
+    say = partial(console.print, soft_wrap=True)
+    colour = {REPRODUCED: "green", NOT_REPRODUCED: "red", UNDECIDED: "yellow"}[verdict.verdict]
+    say(Text.assemble("verdict: ", (verdict.verdict.upper(), f"bold {colour}"), ". ", _why(outcome)))
+    if cell.measured is not None:
+        before = cell.measured
+        words = f"{_with_ci95(before.value, before.ci95, accuracy)} in {before.minutes:.0f} minutes on {before.machine}"
+        if own_keys:
+            say(Text(f"Without {some(own_keys)}, the cell has given {words}: this is another command."))
+        else:
+            say(Text(f"This command has given {words}."))
+    if not found and not cell.differs:
+        say("Settings: those of the paper, as far as they are known.")
+        return
+    say("Differs from the paper's settings:")
+    for text in cell.differs:
+        say(Text(f"  {text}"))
+    for difference in found[:_SHOWN]:
+        say(Text(f"  {difference.key}: {difference.second}, the paper's {difference.first}"))
+    if len(found) > _SHOWN:
+        say(f"  and {len(found) - _SHOWN} more")
+
+
+def _why(outcome: Outcome) -> str:
+    verdict, seeds = outcome.verdict, len(outcome.results)
+    learnt = outcome.results[0]["steps"] > 0  # of what is not, every seed is the same
+    alone = " This is one seed's; seeds=5 covers how much seeds differ." if seeds == 1 and learnt else ""
+    if outcome.failed:
+        return f"Checks failed, so the number cannot be trusted: {', '.join(outcome.failed)}."
+    if verdict.verdict == REPRODUCED:
+        return f"The whole interval of the difference lies within the margin.{alone}"
+    if verdict.verdict == NOT_REPRODUCED:
+        return f"The whole interval of the difference lies beyond the margin.{alone}"
+    ways = []
+    if verdict.more_tasks is not None:
+        total = outcome.results[0]["num_tasks"] + verdict.more_tasks
+        ways.append(f"{verdict.more_tasks} more test tasks (eval_tasks={total})")
+    if verdict.more_seeds is not None:
+        ways.append(f"{verdict.more_seeds} more seeds (seeds={seeds + verdict.more_seeds})")
+    where = "The interval of the difference crosses the margin."
+    if ways:
+        return f"{where} If the values stay, {' or '.join(ways)} would decide.{alone}"
+    limit = "the published figure's own interval is too wide" if seeds == 1 else "seeds differ too much"
+    return f"{where} No number of test tasks would decide: {limit}.{alone}"
+
+
+def _run(named: Named, seeds: int, overrides: Sequence[str], directory: Path) -> int:
+    """The command of the seeds, which resumes what their directories hold; returns its exit code."""
+    entry = {FEW_SHOT: "main", RL: "rl_main"}[named.part]
+    program = f"import sys; from metarun.commands.cli import {entry}; sys.argv[0] = {COMMANDS[named.part]!r}; {entry}()"
+    of_seeds = (
+        ["seed=0", f"hydra.run.dir={directory / '0'}"]
+        if seeds == 1
+        else [f"seeds={seeds}", f"hydra.run.dir={directory}"]
+    )
+    own = [f"experiment={named.experiment}", *of_seeds]
+    process = subprocess.Popen([sys.executable, "-c", program, *own, *overrides])
+    handed = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {signum: signal.signal(signum, lambda signum, _: process.send_signal(signum)) for signum in handed}
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # which the run has been sent as well, and saves upon
+                continue
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _options(choices: Mapping[str, str]) -> dict[str, str]:
+    """The option of each group, by names that no key has."""
+    return {group: option for group, option in choices.items() if "/" not in group and group != "experiment"}
+
+
+def _of_test(key: str) -> bool:
+    group = key.split(".")[0]
+    named = key in ("way", "shot", "eval_query_shot", "eval_tasks", "eval_seed", "method.query_statistics")
+    return named or group in ("dataset", "env") or key.startswith("method.eval_")
+
+
+def _is_accuracy(named: Named) -> bool:
+    return named.part == FEW_SHOT and "sinusoid" not in named.experiment
+
+
+def _number(value: float, accuracy: bool) -> str:
+    return f"{100 * value:.2f}%" if accuracy else f"{value:.4g}"
+
+
+def _with_ci95(value: float, ci95: float | None, accuracy: bool) -> str:
+    if ci95 is None:
+        return _number(value, accuracy)
+    return f"{_number(value, accuracy)} ± {100 * ci95:.2f}%" if accuracy else f"{value:.4g} ± {ci95:.2g}"

@@ -1,0 +1,166 @@
+"""Runs that differ in their numbers alone, as one program: each is a run like any other, but their steps are one.
+
+Every run is driven by `runner.run` in a thread of its own, in its own directory. Where it asks for outer steps it waits until
+the others have asked for theirs, and one compiled program takes them all.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from metarun.compiled.memory import fastest_that_fits
+from metarun.compiled.outer_loop import plan_of, shapes_on
+from metarun.compiled.task_map import placed
+from metarun.compiled.unify import NotTheSame, unified
+from metarun.errors import ConfigError
+from metarun.types import Experiment, Metrics, Plan, TrainState
+
+
+class Steps:
+    """The outer steps of several experiments, taken together.
+
+    Args:
+      experiments: which differ in numbers alone.
+
+    Raises:
+      ConfigError: they differ in more, or have no program that could be shared.
+      MetarunError: no form of it fits in memory.
+    """
+
+    def __init__(self, experiments: Sequence[Experiment]):
+        self._number = len(experiments)
+        programs = [experiment.program for experiment in experiments]
+        if any(program is None for program in programs):
+            raise _refused("images that are streamed from the host come step by step: give memory.stream=false")
+        first = programs[0]
+        shapes = [jax.eval_shape(experiment.init) for experiment in experiments]
+        if any(shape != shapes[0] for shape in shapes):
+            raise _refused("their parameters have different shapes")
+        state, count = shapes_on(first.layout, (shapes[0], jnp.int32(0)))
+        stacked = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self._number, *x.shape), x.dtype, sharding=x.sharding), state
+        )
+        self._numbers: Any = None
+        one_by_one = first.layout.chunk == 1
+
+        def compile_fn(variant: str, chunk: int) -> Any:
+            try:
+                steps, numbers = unified([program.steps(variant, chunk) for program in programs], state, count)
+            except NotTheSame as error:
+                raise _refused(f"their programs differ in more than numbers ({error})") from error
+
+            def of_all(states, numbers, count):
+                if one_by_one:
+                    return lax.map(lambda each: steps(each[1], each[0], count), (states, numbers))
+                return jax.vmap(lambda state, numbers: steps(numbers, state, count))(states, numbers)
+
+            self._numbers = placed(numbers, first.layout.replicated)
+            return jax.jit(of_all).lower(stacked, self._numbers, count).compile()
+
+        fit = fastest_that_fits(compile_fn, first.variants, first.chunks, first.bytes_available)
+        plan = plan_of(fit, first.layout, experiments[0].tasks_per_step, False, first.bytes_available)
+        words = [plan.variant] * bool(plan.variant) + [f"{self._number} runs together"]
+        self.plan: Plan = plan._replace(variant="; ".join(words))
+        self._program, self._layout = fit.program, first.layout
+        self._turn = threading.Condition()
+        self._live = set(range(self._number))
+        self._asked: dict[int, tuple[TrainState, int]] = {}
+        self._answers: dict[int, Any] = {}
+
+    def step(self, run: int, state: TrainState, num_steps: int) -> tuple[TrainState, Metrics]:
+        """As `Experiment.step` of one of the runs; returns when all others have asked for their steps, or have left."""
+        with self._turn:
+            self._asked[run] = state, num_steps
+            self._take()
+            self._turn.wait_for(lambda: run in self._answers)
+            answer = self._answers.pop(run)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def leave(self, run: int) -> None:
+        """That a run will ask no more."""
+        with self._turn:
+            self._live.discard(run)
+            self._take()
+
+    def _take(self) -> None:
+        """Takes the steps of those that are furthest behind, if all wait; the others' go on when they have caught up."""
+        if not self._live or set(self._asked) != self._live:
+            return
+        at = {run: (int(state.step), count) for run, (state, count) in self._asked.items()}
+        behind = [run for run in at if at[run] == min(at.values())]
+        anyone = self._asked[behind[0]][0]
+        states = [self._asked[run][0] if run in behind else anyone for run in range(self._number)]
+        try:
+            stacked = placed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), self._layout.replicated)
+            count = placed(jnp.int32(at[behind[0]][1]), self._layout.replicated)
+            found = self._program(stacked, self._numbers, count)
+            for run in behind:
+                self._answers[run] = jax.tree.map(lambda leaf, run=run: leaf[run], found)
+        except Exception as error:
+            self._answers |= dict.fromkeys(behind, error)
+        for run in behind:
+            del self._asked[run]
+        self._turn.notify_all()
+
+
+def train(experiments: Sequence[Experiment], drive: Callable[[int, Experiment], Any]) -> list[Any]:
+    """Drives several experiments at once, each in a thread, with their steps taken together.
+
+    Args:
+      experiments: which differ in numbers alone.
+      drive: `(number, experiment) -> result`, such as by `runner.run`.
+
+    Returns:
+      The results, in order; of a drive that has raised, its exception, which costs the others nothing: the arrays of
+      one run are none of another's, and the others' steps no longer wait for it.
+
+    Raises:
+      BaseException: the first of a drive that is no `Exception`, such as an interruption, when all have ended.
+      ConfigError, MetarunError: as `Steps`.
+    """
+    steps = Steps(experiments)
+    evaluating = threading.Lock()  # one at a time: their memory, and the cores
+    results: list[Any] = [None] * len(experiments)
+    interruptions: dict[int, BaseException] = {}
+
+    def run(number: int) -> None:
+        experiment = experiments[number]
+
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            with evaluating:
+                return experiment.evaluate(*args, **kwargs)
+
+        try:
+            results[number] = drive(
+                number,
+                experiment._replace(
+                    prepare=lambda: steps.plan,
+                    step=lambda state, num_steps: steps.step(number, state, num_steps),
+                    evaluate=evaluate,
+                ),
+            )
+        except Exception as error:
+            results[number] = error
+        except BaseException as error:
+            interruptions[number] = error
+        finally:
+            steps.leave(number)
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(experiments))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if interruptions:
+        raise interruptions[min(interruptions)]
+    return results
+
+
+def _refused(why: str) -> ConfigError:
+    return ConfigError("hydra/launcher", "together", f"another launcher for these points: {why}")

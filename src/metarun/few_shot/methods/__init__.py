@@ -1,0 +1,1 @@
+"""Methods of few-shot learning, one file an algorithm."""

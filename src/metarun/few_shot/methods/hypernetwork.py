@@ -1,0 +1,156 @@
+"""Hypernetworks: a network that reads the support set and writes the parameters of the one that answers the queries.
+
+Sources: Ha, Dai and Le 2017, HyperNetworks, section 3.1 (weights generated from an embedding by a linear layer); Zaheer
+et al. 2017, Deep Sets (pooling); Requeima et al. 2019, CNAPs (generated scale and shift, generated last layer).
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import jax
+import jax.numpy as jnp
+
+from metarun.errors import ConfigError, one_of, positive_int
+from metarun.few_shot.learner import class_means, conditioned, flat
+from metarun.models.mlp import mlp
+from metarun.types import Array, Method, Model, Params
+
+GENERATES = ("all", "film", "head")
+
+
+def hypernetwork(
+    *,
+    model: Model,
+    encoder: Model,
+    objective: str,
+    num_outputs: int,
+    generates: str = "all",
+    embedding_size: int = 64,
+    code_size: int = 8,
+    query_statistics: str = "support",
+) -> Method:
+    """theta(S) = theta_0 + U c(S): parameters of `model` are learnt constants plus what the support set S asks for.
+
+    Each example of S gives an embedding e_n = phi(f(x_n)). Then:
+
+    - the code of the set is c = rho(mean of relu(e_n)), and each generated parameter array, unrolled, is
+      theta_0 + U c, with a matrix U of its own: `code_size` numbers for every number that is generated;
+    - in classification, column k of a generated last layer is V^T c_k instead, with c_k the mean of e_n over class k:
+      the same V serves all classes, so that numbering the classes anew does no more than permute the answers. The code
+      is then pooled over classes, c = rho(mean of relu(c_k)).
+
+    Pooling by means makes all of it invariant to the order of S. In regression, and where "film" leaves the last layer
+    to be learnt, the network that reads must be told y, and phi has it as an input beside f(x).
+
+    Args:
+      model: the network that answers; its last layer is called "head".
+      encoder: the network f, whose parameters are not the model's.
+      objective: "classification" or "regression".
+      num_outputs: the way, or the size of a regression target.
+      generates: what is generated, all else being learnt: "all" parameters; "film", scale and shift of every layer
+        but the last (of its normalisation, or its biases); or "head", the last layer.
+      embedding_size: size of e_n.
+      code_size: size of c; unused by "head" in classification.
+      query_statistics: see `learner`.
+
+    Returns:
+      A `Method` whose `sizes` tell how many parameters are generated and what generates them.
+
+    Raises:
+      ConfigError: for a value that is not allowed.
+    """
+    one_of("method.generates", generates, GENERATES)
+    embedding_size = positive_int("method.embedding_size", embedding_size)
+    by_class = objective == "classification" and generates != "film"
+    phi = mlp(num_outputs=embedding_size, hidden=[embedding_size])
+    code_size = positive_int("method.code_size", code_size)
+    rho = mlp(num_outputs=code_size, hidden=[embedding_size])
+
+    def is_generated(name):
+        in_head = name.startswith("head.")
+        if generates == "film":
+            return not in_head and ("norm_" in name or name.endswith(".bias"))
+        return generates == "all" or in_head
+
+    def from_class(name):
+        return by_class and name.startswith("head.")
+
+    def seen(encoder_params, x, targets):
+        """What phi takes of each example."""
+        features = flat(encoder.apply(encoder_params, x))
+        return features if by_class else jnp.concatenate([features, targets], 1)
+
+    def init(key, task):
+        keys = jax.random.split(key, 5)
+        x = task.support.x
+        start = _named(model.init(keys[0], x))
+        written = {name: leaf for name, leaf in start.items() if is_generated(name)}
+        if not written:
+            raise ConfigError("method.generates", generates, "all or head: the model has neither scale, shift nor bias")
+
+        def generator(key, name, leaf):
+            if not from_class(name):
+                # Training begins with theta_0, a network as it is usually initialised.
+                return jnp.zeros((code_size, leaf.size), x.dtype)
+            # Outputs of the size that a last layer usually gives them.
+            shape = (embedding_size, prod(leaf.shape[:-1]))
+            return jax.random.normal(key, shape, x.dtype) / prod(shape) ** 0.5
+
+        encoder_params = encoder.init(keys[1], x)
+        generator_keys = jax.random.split(keys[2], len(written))
+        meta_params = {
+            "learnt": {name: leaf for name, leaf in start.items() if not from_class(name)},
+            "generator": {
+                name: generator(key, name, leaf)
+                for key, (name, leaf) in zip(generator_keys, written.items(), strict=True)
+            },
+            "encoder": encoder_params,
+            "phi": phi.init(keys[3], seen(encoder_params, x, jnp.zeros((x.shape[0], num_outputs), x.dtype))),
+        }
+        if not all(map(from_class, written)):
+            meta_params["rho"] = rho.init(keys[4], jnp.zeros((1, embedding_size), x.dtype))
+        return meta_params
+
+    def read(meta_params, x, targets, key):
+        embeddings = phi.apply(meta_params["phi"], seen(meta_params["encoder"], x, targets))
+        pooled = class_means(embeddings, targets) if by_class else embeddings
+        if "rho" in meta_params:
+            code = rho.apply(meta_params["rho"], jax.nn.relu(pooled).mean(0, keepdims=True))
+
+        # The parameters' names and shapes, of which the meta-parameters hold only what is learnt.
+        template = jax.eval_shape(model.init, jax.random.key(0), x)
+        params = dict(meta_params["learnt"])
+        for name, matrix in meta_params["generator"].items():
+            shape = _named(template)[name].shape
+            if from_class(name):
+                params[name] = (pooled @ matrix).T.reshape(shape)
+            else:
+                params[name] = params[name] + (code @ matrix).reshape(shape)
+        return jax.tree.unflatten(jax.tree.structure(template), [params[name] for name in _named(template)])
+
+    def sizes(meta_params, task):
+        template = _named(jax.eval_shape(model.init, jax.random.key(0), task.support.x))
+        return {
+            "generated": sum(leaf.size for name, leaf in template.items() if is_generated(name)),
+            "generator": _count(meta_params["generator"]),
+            "reader": sum(_count(meta_params[name]) for name in ("encoder", "phi", "rho") if name in meta_params),
+        }
+
+    return conditioned(
+        init=init,
+        read=read,
+        answer=model.apply,
+        objective=objective,
+        num_outputs=num_outputs,
+        query_statistics=query_statistics,
+    )._replace(sizes=sizes)
+
+
+def _named(params: Params) -> Mapping[str, Array]:
+    """Arrays by their path, such as "conv0.kernel", in the order of `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _count(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

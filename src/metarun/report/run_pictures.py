@@ -1,0 +1,141 @@
+"""What a person sees of one run: its heading, its result with the checks, its pictures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from metarun.report.curves import learning_curve
+from metarun.report.gallery import image_gallery, regression_gallery
+from metarun.types import Evaluation, Experiment, Params
+
+GALLERY_TASKS = 4
+_VERDICTS = {True: ("passed", "green"), False: ("FAILED", "bold red"), None: ("not checked", "yellow")}
+# How the value of a check of the data is said.
+OF_DATA = {
+    "labels_by_position": "{value:.1f} standard errors above chance",
+    "labels_by_class": "correlation {value:.2f}, standard error {standard_error:.2f}",
+    "support_apart_from_query": "{value:.2%} of queries are support images",
+    "test_apart_from_train": "{value:.1%} of classes, {images:.1%} of images in training",
+}
+
+
+def heading(facts: Mapping[str, Any], directory: Path) -> str:
+    """A line each on what runs, where, and of what size; and where its files go."""
+    setting = f"{facts['way']}-way {facts['shot']}-shot" if facts["way"] else f"{facts['shot']}-shot"
+    what = f"{facts['method']} on {facts['dataset']}, {setting}, seed {facts['seed']}, on {facts['device']}"
+    sizes = ", ".join(f"{name} {count:,}" for name, count in facts["sizes"].items())
+    return f"{what}\nSizes: {sizes}\n{directory}"
+
+
+def pictures(
+    experiment: Experiment,
+) -> Callable[[Path, Params, int | None, Evaluation], Mapping[str, Callable[[], None]]]:
+    """Returns `(directory, params, selected_step, test) -> {file: what draws it}`, a run's pictures in `directory/plots`.
+
+    All processes of a run have to call it, for it computes what is to be drawn; one of them draws.
+
+    `learning_curve.png` from `metrics.jsonl`, and `gallery.png`: a few test tasks as `params` answer them.
+    """
+
+    def draw(
+        directory: Path, params: Params, selected_step: int | None, tested: Evaluation
+    ) -> Mapping[str, Callable[[], None]]:
+        del tested
+        tasks, before, after = experiment.examples(params, GALLERY_TASKS)
+        plots = directory / "plots"
+        curve = partial(
+            learning_curve,
+            directory / "metrics.jsonl",
+            plots / "learning_curve.png",
+            metric=experiment.metric,
+            selected_step=selected_step,
+        )
+        if tasks.query.x.ndim == 5:
+            gallery = partial(image_gallery, tasks, after.argmax(-1))
+        elif tasks.query.x.shape[2:] == tasks.query.y.shape[2:] == (1,):
+            gallery = partial(regression_gallery, tasks, before, after)
+        else:
+            return {"learning_curve.png": curve}
+        gallery = partial(gallery, plots / "gallery.png", num_tasks=GALLERY_TASKS)
+        return {"learning_curve.png": curve, "gallery.png": gallery}
+
+    return draw
+
+
+def fitted_in_words(fitted: Mapping[str, Any]) -> str:
+    """What an entry "fitted" of a protocol says, see `fitting.fit_data_set`."""
+    found, shape = ("x".join(map(str, fitted[key])) for key in ("from", "to"))
+    return f"brought from {found} to {shape}, which the run was trained on: {fitted['how']}"
+
+
+def summary(result: Mapping[str, Any]) -> Group:
+    """The result with its interval, and the checks, to be printed."""
+
+    def number(x: float | None) -> str:
+        if x is None:
+            return "not finite"
+        return f"{100 * x:.2f}%" if result["metric"] == "accuracy" else f"{x:.4g}"
+
+    table = check_table(result["checks"], number)
+    value = f"test {result['metric']} {number(result['value'])}"
+    if result["ci95"] is not None:
+        value += f" ± {number(result['ci95'])}"
+    parts = [Text(value, "bold"), Text(tested_on(result)), table]
+    if result["value"] is None:
+        advice = (
+            "Adaptation diverges on some test tasks: lower method.eval_inner_steps or, to train again, method.inner_lr."
+        )
+        parts.insert(1, Text(advice, "bold red"))
+    return Group(*parts)
+
+
+def check_table(checks: Mapping[str, Mapping[str, Any]], number: Callable[[float], str]) -> Table:
+    """The checks of a result, a row each; `number` says a value of its metric."""
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
+    for column in ("check", "", "value"):
+        table.add_column(column)
+    for name, check in checks.items():
+        verdict, value = _VERDICTS[check["passed"]], check.get("reason")
+        if check["passed"] is not None:
+            try:
+                value = _check_value(name, check, number)
+            except (LookupError, TypeError, ValueError):  # of another version, or not finite
+                value = number(check.get("value"))
+        table.add_row(name.replace("_", " "), Text(*verdict), Text(value or ""))
+    return table
+
+
+def tested_on(result: Mapping[str, Any]) -> str:
+    """On how many tasks a result was found, with which parameters, and how fast they were trained."""
+    over = f"95% interval over {result['num_tasks']} tasks"
+    if result["num_tasks"] == 1:
+        over = "over one task, which has no interval (eval_tasks)"
+    how = f"{over}; {parameters_of(result['selected_steps'])}"
+    return how + (f"; {result['tasks_per_second']:.0f} tasks/s" if result.get("tasks_per_second") else "")
+
+
+def parameters_of(steps: Sequence[int]) -> str:
+    """Which parameters are tested, by the steps that they are of."""
+    if len(steps) == 1:
+        return f"parameters of step {steps[0]}"
+    return f"an ensemble of the parameters of steps {', '.join(map(str, steps))}"
+
+
+def _check_value(name: str, check: Mapping[str, Any], number: Callable[[float], str]) -> str:
+    value = check["value"]
+    if name in OF_DATA:
+        return OF_DATA[name].format(**check)
+    if "chance" in check:
+        return f"{number(value)}, chance is {number(check['chance'])}"
+    if name == "query_count":
+        together = f", {number(check['together'])} together" if "together" in check else ""  # of the same queries
+        return f"{number(check['alone'])} alone{together}" + ", transductive" * check["declared_transductive"]
+    if "changed" in check:
+        difference = None if value is None else abs(value)
+        return f"{number(difference)} difference; {check['changed']:.1%} of answers change"
+    return f"{value:.1%} of answers change"

@@ -1,0 +1,4 @@
+"""Why a number can be believed: checks, leaks, protocol, equivalence, published cells.
+
+May import `compiled` and below.
+"""
