@@ -15,7 +15,7 @@ version = release = version_of("metarun")
 
 extensions = ["myst_nb"]
 exclude_patterns = ["_build", "generate"]
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # no page computes
 
@@ -28,6 +28,7 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "show_navbar_depth": 1,
+    "navbar_persistent": [],  # the search of the sidebar is enough
 }
 html_show_sourcelink = False
 html_copy_source = False

@@ -16,7 +16,7 @@ from PIL import Image
 METHODS = ("maml", "protonet", "anil")
 PICTURES = Path(__file__).parents[1] / "docs" / "_static"
 WIDTH, HEIGHT = 1280, 1500
-COLOURS = 48
+COLOURS = 128
 
 
 def command(name: str, *arguments: str, cwd: Path) -> None:

@@ -5,21 +5,22 @@ A line `<!-- generated: NAME -->` of a page stands for what `PARTS[NAME]` return
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from generate import architecture, commands, keys, result_json, results
+from generate import architecture, commands, keys, result_json, results, top
 
 _MARK = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "architecture": architecture.picture,
-    "rooms": architecture.rooms_table,
     "commands": commands.page,
-    "keys of metarun": lambda: keys.page("few_shot"),
-    "keys of metarun-rl": lambda: keys.page("rl"),
-    "keys of both": lambda: keys.page("common"),
+    "keys of metarun": partial(keys.page, "few_shot"),
+    "keys of metarun-rl": partial(keys.page, "rl"),
+    "keys of both": partial(keys.page, "common"),
     "result.json": result_json.page,
-    "cells of few-shot learning": lambda: results.table("few_shot"),
-    "cells of reinforcement learning": lambda: results.table("rl"),
+    **{name: partial(top.page, name) for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")},
+    "cells of few-shot learning": partial(results.page, "few_shot"),
+    "cells of reinforcement learning": partial(results.page, "rl"),
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from generate.markdown import cell, code, table
-from metarun import result
+from metarun.training import result
 
 # The schema says what a field is; this says what it means. A field that is missing here, or is no field, ends the build.
 MEANINGS = {
