@@ -4,7 +4,19 @@ from generate.markdown import cell, code, table
 from metarun.commands.reproduce import Named, cells
 from metarun.trust.equivalence import Ours, verdict
 
-_HEADER = ("cell", "published", "ours", "verdict", "minutes", "tasks", "seeds", "steps", "measured on", "note", "source")
+_HEADER = (
+    "cell",
+    "published",
+    "ours",
+    "verdict",
+    "minutes",
+    "tasks",
+    "seeds",
+    "steps",
+    "measured on",
+    "note",
+    "source",
+)
 
 
 def page(part: str) -> str:
@@ -40,6 +52,8 @@ def _row(named: Named) -> tuple[str, ...]:
 
 def _with_interval(named: Named, value: float, ci95: float | None) -> str:
     """A figure with its interval; accuracies in per cent."""
-    scale, digits = (100, 2) if named.part == "few_shot" and "sinusoid" not in named.name else (1, 3 if value < 10 else 1)
+    scale, digits = (
+        (100, 2) if named.part == "few_shot" and "sinusoid" not in named.name else (1, 3 if value < 10 else 1)
+    )
     interval = "" if ci95 is None else f" ± {scale * ci95:.{digits}f}"
     return f"{scale * value:.{digits}f}{interval}"
