@@ -1,11 +1,13 @@
 """The documentation says what is so: its commands run, and what it names is there."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from functools import cache
+from pathlib import Path
 
 import pytest
 import small_omniglot
@@ -18,6 +20,7 @@ from small_run import call, draw, draw_classes
 from metarun.commands import cli
 from metarun.commands.reproduce import cells, find
 from metarun.config.schema import COMMANDS, FEW_SHOT, RL, composed
+from metarun.data.cache import cache_dir
 from metarun.training import result
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -297,11 +300,21 @@ def in_place(command, at_work):
     return words
 
 
-def run_all(page, at_work, capsys, monkeypatch):
-    """Runs the commands of a page, one after the other, as its reader does."""
+def run_all(page, at_work):
+    """Runs the commands of a page, one after the other in processes of their own, as its reader does."""
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled")}
     for command in filter(runs, commands(page)):
-        code, out, err = call(ENTRIES[command.name], capsys, monkeypatch, *in_place(command, at_work))
-        assert code == 0, f"{command}\n{out}\n{err}"
+        program = Path(sys.executable).with_name(command.name)
+        done = subprocess.run(
+            [program, *in_place(command, at_work)],
+            check=False,
+            cwd=at_work,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_first_command_runs(at_work, capsys, monkeypatch):
@@ -317,13 +330,13 @@ def test_the_first_command_runs(at_work, capsys, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [ROOT / "README.md", *TUTORIALS], ids=name_of)
-def test_the_commands_run(page, at_work, capsys, monkeypatch):
+def test_the_commands_run(page, at_work):
     if page.stem == "extending":
         (python,), (yaml,) = blocks(page, "python"), blocks(page, "yaml")
         (at_work / "own_method.py").write_text(python)
         (at_work / "conf" / "method").mkdir(parents=True)
         (at_work / "conf" / "method" / "tempered.yaml").write_text(yaml)
-    run_all(page, at_work, capsys, monkeypatch)
+    run_all(page, at_work)
 
 
 @pytest.mark.slow
