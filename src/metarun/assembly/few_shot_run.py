@@ -30,7 +30,7 @@ from metarun.few_shot.losses import OBJECTIVES
 from metarun.system.backend import at_precision
 from metarun.system.processes import join
 from metarun.system.reading import is_number
-from metarun.training.runner import RunSettings
+from metarun.training.settings import RunSettings
 from metarun.types import DataSet, Experiment, Method, Split, Task
 
 GROUPS = ("method", "model", "dataset", "optimizer", "logger")

@@ -572,7 +572,7 @@ def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
         facts=run.facts,
         identity=run.identity,
         logger=run.logger,
-        draw=report.pictures(run.experiment),
+        pictures=report.pictures(run.experiment),
         console=aside,
         record=record,
     )
