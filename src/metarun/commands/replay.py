@@ -56,7 +56,7 @@ def replay(directory: str | None, overrides: Sequence[str], console: Console) ->
     stream = io.BytesIO()
     np.savez(stream, **_arrays(found, kept))
     write_bytes(path, stream.getvalue())
-    say(f"The tasks {'that are not finite' if offending else 'of the step'}, seeds and contents, are in {path}")
+    say(f"The tasks {'that are not finite' if culprits else 'of the step'}, seeds and contents, are in {path}")
 
     after, metrics = experiment.step(state, 1)
     loss, params = float(metrics["loss"]), jax.device_get(after.params)
