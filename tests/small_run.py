@@ -12,7 +12,7 @@ from metarun.assembly.few_shot_run import build
 from metarun.assembly.rl_run import build as build_rl
 from metarun.config.schema import FEW_SHOT, RL, composed
 from metarun.training import checkpoint
-from metarun.training.runner import Ledger, RunState
+from metarun.training.run_state import Ledger, RunState
 
 SIDE = 8
 

@@ -24,6 +24,8 @@ from metarun.data.mini_imagenet import CLASSES
 from metarun.errors import ConfigError, MetarunError
 from metarun.report.run_pictures import pictures
 from metarun.training import checkpoint, runner
+from metarun.training.run_state import load_selected
+from metarun.trust.protocol import protocol_id
 
 CONF = Path(__file__).parents[1] / "conf"
 OF_TFDS = ("tfds", "cifar_fs", "fc100", "cub", "vgg_flower", "emnist", "quickdraw")
@@ -123,7 +125,7 @@ def test_a_method_without_meta_parameters_takes_one_step_and_is_tested(tmp_path)
     result = runner.run(run.experiment, run.settings, tmp_path, **arguments)
     assert (result["steps"], result["selected_steps"], result["val"]) == (1, [1], None)
     assert np.isfinite(result["value"]) and result["sizes"] == {"meta_params": 0}
-    assert runner.load_selected(checkpoint.newest(tmp_path / "checkpoints", print), {}) == {}
+    assert load_selected(checkpoint.newest(tmp_path / "checkpoints", print), {}) == {}
     # Its checkpoint is continued as any other: here there is nothing left but to test.
     (tmp_path / "result.json").unlink()
     again = runner.run(run.experiment, run.settings, tmp_path, **arguments)
@@ -299,9 +301,9 @@ def test_identity_holds_what_moves_the_parameters_and_not_what_does_not():
 def test_protocol_states_what_moves_the_number_without_being_the_method():
     base = built().experiment.protocol
     assert base["query_shot"] == 15 and base["dataset"]["name"] == "glyphs" and len(base["dataset"]["sha256"]) == 64
-    ident = runner.protocol_id(base)
+    ident = protocol_id(base)
     for same in ("seed=3", "method.inner_lr=0.1", "method=fomaml", "outer_lr=0.1", "model.filters=8"):
-        assert runner.protocol_id(built(same).experiment.protocol) == ident, same
+        assert protocol_id(built(same).experiment.protocol) == ident, same
     for other in (
         "eval_query_shot=1",
         "method.query_statistics=support",
@@ -309,7 +311,7 @@ def test_protocol_states_what_moves_the_number_without_being_the_method():
         "eval_tasks=50",
         "eval_every=0",
     ):
-        assert runner.protocol_id(built(other).experiment.protocol) != ident, other
+        assert protocol_id(built(other).experiment.protocol) != ident, other
 
 
 def unfinished(directory, command, *, result=False):

@@ -10,7 +10,7 @@ import pytest
 from metarun.compiled.task_map import default_layout
 from metarun.data.sinusoid import sinusoid
 from metarun.errors import ConfigError
-from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.methods.maml import maml
 from metarun.models.mlp import mlp
 from metarun.training.optimizers import adam
@@ -59,7 +59,7 @@ def learner(predict=nearest, statistics="support", unadapted=None):
 def experiment(method=None, dataset=None, layouts=None, **options):
     settings = {"seed": 0, "eval_seed": 0, "meta_batch_size": 3, "protocol": {}} | options
     variants = {"": method or learner()}
-    return few_shot(
+    return few_shot_experiment(
         variants, dataset or blobs(), adam(outer_lr=0.01, steps=10), layouts or [default_layout()], **settings
     )
 

@@ -18,7 +18,7 @@ from metarun.commands import cli, prediction
 from metarun.config.schema import conf_dir
 from metarun.training import checkpoint
 from metarun.training.ensemble import Ensemble
-from metarun.training.runner import load_selected
+from metarun.training.run_state import load_selected
 from metarun.types import Split
 
 METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))

@@ -14,7 +14,7 @@ from metarun.config.schema import CIRCUMSTANCES, LATER, conf_dir
 from metarun.errors import ConfigError, MetarunError
 from metarun.system.machine import device_name, environment, versions
 from metarun.training.optimizers import OVER_THE_RUN
-from metarun.training.runner import RunSettings
+from metarun.training.settings import RunSettings
 from metarun.trust.cell import stated
 from metarun.types import Experiment
 

@@ -25,12 +25,12 @@ from metarun.data.class_bank import SplitBank
 from metarun.data.decoding import OF_FILE, Range, checked_range
 from metarun.data.fitting import fit_data_set, input_shape
 from metarun.errors import ConfigError, DataError, MetarunError, positive_int, seed_of
-from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.losses import OBJECTIVES
 from metarun.system.backend import at_precision
 from metarun.system.processes import join
 from metarun.system.reading import is_number
-from metarun.training.runner import RunSettings
+from metarun.training.settings import RunSettings
 from metarun.types import DataSet, Experiment, Method, Split, Task
 
 GROUPS = ("method", "model", "dataset", "optimizer", "logger")
@@ -227,7 +227,7 @@ def _experiment(
     bytes_available = available(devices, parse_limit(keys["memory"]["limit"]))
     sizes = {key: keys[key] for key in ("way", "shot", "query_shot", "eval_query_shot") if key in keys.read}
     eval_query_shot = sizes["query_shot"] if sizes.get("eval_query_shot") is None else sizes["eval_query_shot"]
-    experiment = few_shot(
+    experiment = few_shot_experiment(
         variants,
         dataset,
         keys.call("optimizer"),

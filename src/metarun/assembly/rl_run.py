@@ -19,7 +19,7 @@ from metarun.compiled.memory import available, parse_limit
 from metarun.compiled.task_map import default_layout
 from metarun.config.schema import RL
 from metarun.errors import positive_int, seed_of
-from metarun.rl.experiment import meta_rl
+from metarun.rl.experiment import rl_experiment
 from metarun.system.backend import matmul_precision
 from metarun.system.processes import join
 
@@ -55,7 +55,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     learners = {layout.chunk_of(meta_batch_size): learner(layout=layout) for layout in layouts}
     settings = settings_of(keys, trains=next(iter(learners.values())).trains)
     devices = list(layouts[0].mesh.devices.flat)
-    experiment = meta_rl(
+    experiment = rl_experiment(
         learners,
         environment,
         layouts,

@@ -20,7 +20,7 @@ from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS
 from metarun.errors import ConfigError, DataError, MetarunError, one_of, some
 from metarun.system.reading import yaml_of
 from metarun.training import checkpoint
-from metarun.training.runner import Ledger
+from metarun.training.run_state import Ledger
 
 CHECKPOINTS = "checkpoints"
 # The group that tasks come from, of each part of `conf/`.

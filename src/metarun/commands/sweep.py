@@ -197,10 +197,11 @@ def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
     """
     from metarun.compiled import lockstep
     from metarun.training import runner
+    from metarun.training.stopping import Stop, stop_on_signals
 
     console, quiet = Console(stderr=True), Console(quiet=True)
-    with runner.stop_on_signals(made[0].run.settings.time_limit) as stop:
-        stop.followers += [runner.Stop() for _ in made]
+    with stop_on_signals(made[0].run.settings.time_limit) as stop:
+        stop.followers += [Stop() for _ in made]
 
         def drive(number: int, experiment: Any) -> float | None:
             run, directory, report, record = made[number]
@@ -211,7 +212,7 @@ def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
                 facts=run.facts,
                 identity=run.identity,
                 logger=run.logger,
-                draw=report.pictures(experiment),
+                pictures=report.pictures(experiment),
                 console=quiet if number else console,  # they go in step: the first speaks for all
                 record=record,
                 stop=stop.followers[number],

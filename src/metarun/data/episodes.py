@@ -127,7 +127,7 @@ def source_of(
     return TaskSource(bank, sample, Stream(bank.images, bank._replace(images=None), draw, cut))
 
 
-def few_shot(
+def few_shot_data_set(
     loaded: SplitBank,
     *,
     way: int,
@@ -223,19 +223,19 @@ def few_shot(
 
 
 def few_shot_of(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
-    """Makes a data set's factory of what loads its classes: it takes the arguments of both `load` and `few_shot`.
+    """Makes a data set's factory of what loads its classes: it takes the arguments of both `load` and `few_shot_data_set`.
 
     `factory.load` is what it was made of.
     """
     own = inspect.signature(load).parameters
-    tasks = [p for name, p in inspect.signature(few_shot).parameters.items() if name != "loaded"]
+    tasks = [p for name, p in inspect.signature(few_shot_data_set).parameters.items() if name != "loaded"]
     signature = inspect.Signature([*tasks, *own.values()], return_annotation=DataSet)
 
     @functools.wraps(load)
     def factory(**settings: Any) -> DataSet:
         settings = signature.bind(**settings).arguments
         loaded = load(**{name: value for name, value in settings.items() if name in own})
-        return few_shot(loaded, **{name: value for name, value in settings.items() if name not in own})
+        return few_shot_data_set(loaded, **{name: value for name, value in settings.items() if name not in own})
 
     factory.__signature__, factory.load = signature, load
     return factory
