@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import small_omniglot
 from documented import DOCS, PAGES, ROOT, TUTORIALS, blocks, commands, inline_code, name_of
-from generate import PARTS, architecture, keys, parts_of, result_json
+from generate import PARTS, architecture, keys, parts_of, result_json, results
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from small_run import call, draw, draw_classes
@@ -161,6 +161,18 @@ def test_a_page_names_nothing_that_is_not_there(page):
                 assert key in known_keys(), f"{code}: there is no key {key}"
         for key in re.findall(rf"^(?:{'|'.join(keys._GROUPS)}|memory|distributed)\.[a-z]\w*$", code):
             assert key in known_keys() | EXPLAINED, f"{code}: there is no key {key}"
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+    shown = re.findall(
+        r"^\| `(\w+/\w+)` \| ([^|]*) \| ([^|]*) \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert shown
+    for name, published, ours in shown:
+        named = next(named for named in cells() if named.name == name)
+        assert (published, ours) == tuple(
+            results.with_interval(named, figure.value, figure.ci95) for figure in (named.published, named.measured)
+        )
 
 
 def test_pages_link_to_files_that_are_there():

@@ -35,7 +35,7 @@ def page(part: str) -> str:
 
 def _row(named: Named) -> tuple[str, ...]:
     figure, ours = named.published, named.measured
-    published = _with_interval(named, figure.value, figure.ci95)
+    published = with_interval(named, figure.value, figure.ci95)
     if ours is None:
         mine = [""] * 7
         note = figure.note
@@ -45,12 +45,12 @@ def _row(named: Named) -> tuple[str, ...]:
             of_it = Ours([ours.value], ours.ci95, num_tasks=ours.tasks)
             found = verdict(of_it, figure.value, figure.ci95, named.cell.margin, forecast=False).verdict
         numbers = [f"{ours.minutes:.0f}", f"{ours.tasks:,}", str(ours.seeds), f"{ours.steps:,}"]
-        mine = [_with_interval(named, ours.value, ours.ci95), found, *numbers, cell(f"{ours.device}, {ours.date}")]
+        mine = [with_interval(named, ours.value, ours.ci95), found, *numbers, cell(f"{ours.device}, {ours.date}")]
         note = "; ".join(filter(None, [figure.note, ours.note]))
     return code(named.name), published, *mine, cell(note), cell(figure.source)
 
 
-def _with_interval(named: Named, value: float, ci95: float | None) -> str:
+def with_interval(named: Named, value: float, ci95: float | None) -> str:
     """A figure with its interval; accuracies in per cent."""
     scale, digits = (
         (100, 2) if named.part == "few_shot" and "sinusoid" not in named.name else (1, 3 if value < 10 else 1)
