@@ -8,7 +8,7 @@ from metarun.training import result
 
 # The schema says what a field is; this says what it means. A field that is missing here, or is no field, ends the build.
 MEANINGS = {
-    "metric": "the quantity: `accuracy`, `mse`, or `return` of reinforcement learning",
+    "metric": "the quantity: `accuracy`, `mse`, or `reward` of reinforcement learning",
     "value": "its mean over the test tasks; an accuracy is a fraction from 0 to 1",
     "ci95": "half the width of the 95% interval over tasks, 1.96 s / √n; null for one task",
     "num_tasks": "test tasks",

@@ -51,9 +51,8 @@ def _row(named: Named) -> tuple[str, ...]:
 
 
 def with_interval(named: Named, value: float, ci95: float | None) -> str:
-    """A figure with its interval; accuracies in per cent."""
-    scale, digits = (
-        (100, 2) if named.part == "few_shot" and "sinusoid" not in named.name else (1, 3 if value < 10 else 1)
-    )
-    interval = "" if ci95 is None else f" ± {scale * ci95:.{digits}f}"
-    return f"{scale * value:.{digits}f}{interval}"
+    """A figure with its interval: an accuracy in per cent, what else there is as it stands."""
+    form = "{:g}".format
+    if named.part == "few_shot" and "sinusoid" not in named.name:
+        value, ci95, form = 100 * value, ci95 and 100 * ci95, "{:.2f}".format
+    return form(value) + ("" if ci95 is None else f" ± {form(ci95)}")
