@@ -1,6 +1,7 @@
 """The documentation says what is so: its commands run, and what it names is there."""
 
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -17,14 +18,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from small_run import call, draw, draw_classes
 
-from metarun.commands import cli
 from metarun.commands.reproduce import cells, find
 from metarun.config.schema import COMMANDS, FEW_SHOT, RL, composed
 from metarun.data.cache import cache_dir
 from metarun.training import result
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-ENTRIES = {name: getattr(cli, entry.partition(":")[2]) for name, entry in PROJECT["scripts"].items()}
+ENTRIES = {name: pkgutil.resolve_name(entry) for name, entry in PROJECT["scripts"].items()}
 PART = {command: part for part, command in COMMANDS.items()}
 # Keys that belong to a command and to no configuration, as its --help says.
 OWN_KEYS = {
