@@ -121,7 +121,7 @@ def test_every_choice_builds_an_experiment_that_starts(group, choice, request):
 def test_a_method_without_meta_parameters_takes_one_step_and_is_tested(tmp_path):
     small = ["model=mlp", "model.hidden=[4]", "method.inner_steps=3", "meta_batch_size=2", "eval_tasks=4"]
     run = built("method=from_scratch", "steps=7", "eval_every=3", "optimizer.clip_norm=1", *small)
-    arguments = {"facts": run.facts, "identity": run.identity, "draw": pictures(run.experiment)}
+    arguments = {"facts": run.facts, "identity": run.identity, "pictures": pictures(run.experiment)}
     result = runner.run(run.experiment, run.settings, tmp_path, **arguments)
     assert (result["steps"], result["selected_steps"], result["val"]) == (1, [1], None)
     assert np.isfinite(result["value"]) and result["sizes"] == {"meta_params": 0}
