@@ -185,7 +185,7 @@ def options(part: str) -> dict[str, list[str]]:
     """The groups of a command, and what can be chosen in each."""
     found: dict[str, list[str]] = {}
     for file in sorted([*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]):
-        if file.parent.name not in ("experiment", "hydra"):
+        if file.parent.name != "hydra":
             found.setdefault(file.parent.name, []).append(file.stem)
     return {group: AT_HAND.get(group, names) for group, names in found.items()}
 

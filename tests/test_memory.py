@@ -229,7 +229,7 @@ register()
 counts = []
 for overrides in sys.argv[2].split(";"):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", ["experiment=maml_sinusoid", *overrides.split()], return_hydra_config=True)
+        config = compose("config", ["experiment=finn2017/maml_sinusoid", *overrides.split()], return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     experiment = build(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), choices).experiment
     jax.clear_caches()

@@ -229,7 +229,7 @@ def test_a_mistake_is_one_message(runs, folders, predict, tmp_path, monkeypatch,
 
 
 def test_a_run_on_other_than_images_is_refused(predict, folders, tmp_path):
-    run = begun(tmp_path / "run", "experiment=maml_sinusoid")
+    run = begun(tmp_path / "run", "experiment=finn2017/maml_sinusoid")
     answer = predict(f"run={run}", f"support={folders / 'support'}", f"query={folders / 'query'}")
     refused(answer, f"run={run}: expected a run on images in classes; it is on sinusoid")
 

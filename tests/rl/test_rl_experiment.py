@@ -206,6 +206,6 @@ def test_runs_that_are_built_one_after_the_other_keep_their_precision():
     for precision, word in words.items():
         program = runs[precision].program
         steps = program.steps(program.variants[0], program.chunks[0])
-        text = str(jax.make_jaxpr(steps)(jax.eval_shape(runs[precision].init), jnp.int32(1)))
+        text = str(jax.make_jaxpr(steps)(jax.eval_shape(runs[precision].init), *program.given, jnp.int32(1)))
         assert f"Precision.{word}," in text
         assert not [other for other in words.values() if other != word and f"Precision.{other}," in text]

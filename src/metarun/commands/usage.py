@@ -69,7 +69,7 @@ tasks themselves go to DIR/diverged/tasks.npz. Exits with 0 if the step is finit
 REPRODUCE = """\
 keys:
   seeds      how many, from seed 0 on (default: 1); the verdict then covers how much seeds differ
-  output     directory that holds one for each seed (default: outputs/reproduce/CELL)
+  output     directory that holds one for each seed (default: outputs/reproduce/PAPER/CELL)
   KEY        any key of the run, such as dataset.source=DIR or eval_tasks=5000
 
 The same command resumes, and adds seeds. A cell that ends in _quick is a short version for two CPU cores.

@@ -115,11 +115,6 @@ class OuterLoop:
             sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
         return state, jax.tree.map(lambda total: total / num_steps, sums)
 
-    def _steps(self, variant: str, chunk: int) -> Callable[..., tuple[TrainState, Metrics]]:
-        """As `Program.steps`."""
-        run = several(self._outer_step(variant, chunk))
-        return lambda state, num_steps: run(state, *self._given, num_steps)
-
     def experiment(self, precision: str, **own: Any) -> Experiment:
         """The experiment whose outer steps these are.
 
@@ -129,7 +124,14 @@ class OuterLoop:
         """
         program = None
         if self._fetch is None:
-            program = Program(self._steps, self._variants, list(self._layouts), self._layout, self._bytes_available)
+            program = Program(
+                steps=lambda *form: several(self._outer_step(*form)),
+                given=self._given,
+                variants=self._variants,
+                chunks=list(self._layouts),
+                layout=self._layout,
+                bytes_available=self._bytes_available,
+            )
         experiment = Experiment(
             init=self.init,
             prepare=self.prepare,

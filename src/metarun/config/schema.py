@@ -14,6 +14,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun.config import experiments
+
 # In the directory of a sweep: the command that it is of; what came of its points, once they are done; and of
 # points that differ in their seeds alone, how the results are distributed.
 SWEEP_COMMAND, SWEEP_DONE, SWEEP_SEEDS, SWEEP_OTHERS = "command.json", "sweep.json", "seeds.json", "others.json"
@@ -159,6 +161,7 @@ def register() -> None:
         if f"{name}.yaml" in store.list(group):
             given = store.load(f"{path}.yaml")
             store.store(name, OmegaConf.merge(given.node, preset), group, given.package, given.provider)
+    experiments.register()
     if _CommonGroups not in plugins.discover(SearchPathPlugin):
         plugins.register(_CommonGroups)
     OmegaConf.register_new_resolver("groups", groups, replace=True)
@@ -185,6 +188,7 @@ def groups(part: str) -> str:
     """Returns the groups of a command with their options, a line each, for its `--help`; of experiments, how many."""
     folders = [folder for each in (part, COMMON) for folder in conf_dir(each).iterdir() if folder.is_dir()]
     found = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
-    number = len(found.pop("experiment"))
+    found.pop(experiments.GROUP)
+    number = len(list(experiments.names(conf_dir(part) / experiments.GROUP)))
     lines = [f"{name}: {', '.join(options)}" for name, options in sorted(found.items()) if options]
     return "\n".join([*lines, f"experiment: {number} published cells and short versions; metarun-reproduce --list"])
