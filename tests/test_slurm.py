@@ -12,8 +12,6 @@ import pytest
 from test_cli import METARUN, metarun
 from test_processes import ARGUMENTS, assert_same_arrays, await_checkpoint
 
-from metarun.data.cache import cache_dir
-
 RUN = ["method=protonet", *ARGUMENTS]
 TEMPLATES = Path(__file__).parents[1] / "scripts" / "slurm"
 
@@ -32,7 +30,6 @@ pytestmark = pytest.mark.skipif(not answers(), reason="no Slurm answers on this 
 def environment():
     """Of jobs and of what they are compared with: one device, and compiled programs at hand."""
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled"),
         "JAX_NUM_CPU_DEVICES": "1",
         "PATH": f"{METARUN.parent}:{os.environ['PATH']}",
     }

@@ -2,13 +2,13 @@
 
 import json
 import pickle
-import subprocess
 import time
 
 import numpy as np
 import pytest
 from many_runs import write_run
-from test_cli import METARUN, SMALL, metarun, refused
+from test_cli import SMALL, metarun, refused
+from warm_commands import Started
 
 from metarun.commands.sweep import Outcome, _in_words, distribution_of, table_of, told
 from metarun.config.directories import run_dir, sweep_dir
@@ -59,7 +59,7 @@ def test_a_bad_point_costs_no_other_and_the_same_command_tries_it_again(tmp_path
 
 def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path):
     long = ["-m", *POINT, "steps=400", "log_every=2", "eval_every=0", "seed=0,1"]
-    process = subprocess.Popen([METARUN, *long], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = Started("metarun", long, cwd=tmp_path)
     deadline = time.monotonic() + 240
     while not any(path.stat().st_size for path in tmp_path.glob("multirun/*/*/0/metrics.jsonl")):
         assert process.poll() is None and time.monotonic() < deadline
