@@ -92,6 +92,7 @@ def test_two_processes_compute_what_one_does_with_as_many_devices(alone, tmp_pat
     assert "devices" not in said[1] and "accuracy" not in said[1]  # the first alone speaks
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_any_number_of_devices_continues(alone, tmp_path):
     started = start(tmp_path / "run", *LONG)
     await_checkpoint(tmp_path / "run", started[0])
@@ -115,6 +116,7 @@ def test_a_signal_to_one_stops_all_and_any_number_of_devices_continues(alone, tm
     assert_same_arrays(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_who_loses_another_ends_soon_and_says_so(alone, tmp_path):
     step = 0
     for victim in (0, 1):

@@ -23,7 +23,7 @@ def answers():
     return any(state in found.stdout for state in ("idle", "mixed", "allocated"))
 
 
-pytestmark = pytest.mark.skipif(not answers(), reason="no Slurm answers on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not answers(), reason="no Slurm answers on this machine")]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from metarun.config.directories import run_dir, sweep_dir
 from metarun.errors import ConfigError, Diverged, MetarunError
 from metarun.report.collection import collect
 
-POINT = ["method=protonet", *SMALL]
+POINT = ["method=protonet", "model=mlp", "model.hidden=[8]", *SMALL[1:]]
 
 
 def only(paths):
@@ -112,6 +112,7 @@ def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
     refused(metarun(*free, "hydra.sweeper.direction=minimize", cwd=tmp_path), "direction=minimize", "maximize")
 
 
+@pytest.mark.slow
 def test_a_search_counts_a_trial_that_diverges_as_failed_and_goes_on(tmp_path):
     optuna = pytest.importorskip("optuna")
     storage = f"sqlite:///{tmp_path}/search.db"
@@ -217,7 +218,9 @@ def test_a_run_that_diverged_before_it_saved_is_found_by_the_same_command(tmp_pa
     assert tmp_path / run_dir(["seed=1", "resume=false"]) != directory
 
 
-@pytest.mark.parametrize("launcher", ["basic", "together", "joblib"])
+@pytest.mark.parametrize(
+    "launcher", ["basic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("together", "joblib"))]
+)
 def test_a_point_that_diverges_is_a_row_and_costs_no_other(tmp_path, launcher):
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

@@ -97,7 +97,10 @@ def mini_imagenet(*, source: str | None = None, links: str = "inside") -> SplitB
         {
             "name": "mini_imagenet",
             "split": "ravi",
-            "images": {split: int(sum(n for n, its in zip(bank.count, splits) if its == split)) for split in SPLITS},
+            "images": {
+                split: int(sum(n for n, its in zip(bank.count, splits, strict=True) if its == split))
+                for split in SPLITS
+            },
             "resize": RESIZE,
             "sha256": entry.checksum,
         },
