@@ -105,7 +105,7 @@ def _measured(key: str, node: Any) -> Measured:
     return Measured(**numbers, machine=_text(f"{key}.machine", keys["machine"]))
 
 
-def _checked(key: str, node: Any, of: type) -> Mapping[str, Any]:
+def _checked(key: str, node: Any, of: Any) -> Mapping[str, Any]:
     """`node` if it is a mapping with the fields of a NamedTuple, those without a default all there."""
     if not isinstance(node, Mapping):
         raise ConfigError(key, node, "a mapping")
