@@ -9,6 +9,8 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little; the processes that they start inherit it, and so the last bit of a number.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# The many small programs as well: other processes, and the next session, need the same.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def pytest_configure(config):
