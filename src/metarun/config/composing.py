@@ -77,9 +77,9 @@ def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig
         with hydra.initialize_config_dir(str(conf_dir(part)), version_base="1.3"):
             config = hydra.compose("config", list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        error.part = part
+        error.part = part  # type: ignore[union-attr]
         raise
-    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return own, dict(config.hydra.runtime.choices)
 
 

@@ -68,7 +68,7 @@ def recorder(directory: Path, config: DictConfig) -> Callable[[], None]:
       directory: of the run.
       config: its configuration.
     """
-    hydra = HydraConfig.instance().cfg
+    hydra: Any = HydraConfig.instance().cfg
     texts = {
         "config.yaml": OmegaConf.to_yaml(config, resolve=True),
         "hydra.yaml": OmegaConf.to_yaml(hydra),
@@ -201,7 +201,8 @@ def sweep_dir() -> str:
 
 def _own_run_dir(process: int | None, _root_: DictConfig) -> str:
     # As they were typed: an interpolation among them is for the key that it is given for.
-    return run_dir(OmegaConf.to_container(_root_.hydra.overrides.task, resolve=False), process)
+    typed: Any = OmegaConf.to_container(_root_.hydra.overrides.task, resolve=False)
+    return run_dir(typed, process)
 
 
 def _note_of(config: DictConfig, key: str) -> Any:
