@@ -13,6 +13,7 @@ Commands run in processes forked from one that has imported all there is, in a d
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import importlib
 import inspect
@@ -41,7 +42,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # they compile 
 from omegaconf import OmegaConf
 
 from metarun.commands import cli
-from metarun.config.schema import COMMON, FEW_SHOT, RL, SCHEMAS, conf_dir
+from metarun.config.composing import conf_dir
+from metarun.config.schema import COMMON, FEW_SHOT, RL, SCHEMAS
 from metarun.data.cache import cache_dir
 
 COMMANDS = {
@@ -181,6 +183,7 @@ def plain_type(kind: Any) -> Any:
     return (kinds[0] if len(kinds) == 1 else None) if isinstance(kind, types.UnionType) else kind
 
 
+@functools.cache
 def options(part: str) -> dict[str, list[str]]:
     """The groups of a command, and what can be chosen in each."""
     found: dict[str, list[str]] = {}
@@ -190,6 +193,7 @@ def options(part: str) -> dict[str, list[str]]:
     return {group: AT_HAND.get(group, names) for group, names in found.items()}
 
 
+@functools.cache
 def scalars(part: str) -> dict[str, Any]:
     """`{key: type}` of the schema, one level deep."""
     found = {}
@@ -201,6 +205,7 @@ def scalars(part: str) -> dict[str, Any]:
     return found
 
 
+@functools.cache
 def keys_of(part: str, group: str, option: str) -> dict[str, Any]:
     """`{key: type}` of a choice: what its factory can be given; nothing if what it needs is not installed."""
     folders = conf_dir(part), conf_dir(COMMON)

@@ -27,7 +27,8 @@ import optax
 from bench import meter
 from metarun.assembly.keys import Keys
 from metarun.compiled.task_map import Layout, default_layout, map_tasks
-from metarun.config.schema import RL, composed
+from metarun.config.composing import composed
+from metarun.config.schema import RL
 from metarun.data.cache import cache_dir
 from metarun.errors import MetarunError
 from metarun.rl.environment import Environment

@@ -1,4 +1,4 @@
-"""Strictness for every test: no silent promotion, no key used twice, no warning passed over."""
+"""Strictness for every test: no silent promotion, no key used twice, no warning passed over. And what all tests share."""
 
 import os
 
@@ -9,12 +9,17 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little; the processes that they start inherit it, and so the last bit of a number.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# The many small programs as well: other processes, and the next session, need the same.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def pytest_configure(config):
-    from metarun.data.cache import cache_dir
-
-    backend.set_up(cache_dir() / "compiled")
+    if not hasattr(config, "workerinput"):
+        # The data and the programs of one worker or process are those of all. Not the user's: tests ask no home for them.
+        shared = config.cache.mkdir("metarun")
+        os.environ["METARUN_CACHE"] = str(shared)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")
+    backend.set_up(os.environ["JAX_COMPILATION_CACHE_DIR"])
     import jax
 
     jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -8,14 +8,14 @@ import os
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.sharding import AxisType  # noqa: E402
-from small_tasks import image_task  # noqa: E402
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from small_tasks import image_task
 
-from metarun.compiled.task_map import Layout, mean_gradient  # noqa: E402
-from metarun.few_shot.methods.maml import maml  # noqa: E402
-from metarun.models.conv4 import conv4  # noqa: E402
+from metarun.compiled.task_map import Layout, mean_gradient
+from metarun.few_shot.methods.maml import maml
+from metarun.models.conv4 import conv4
 
 
 def gradient(num_devices, num_tasks, chunk):

@@ -1,4 +1,4 @@
-"""The command as a user has it: in a fresh process, with its exit codes and its words."""
+"""The command as a user has it: in a process of its own, with its exit codes and its words."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import small_run
+import warm_commands
 from small_disk import fill, needs_root, small_disk
 
 from metarun.commands import cli
@@ -21,9 +22,11 @@ METARUN = Path(sys.executable).with_name("metarun")
 SMALL = ["model.filters=4", "steps=4", "steps_per_dispatch=2", "eval_every=2", "val_tasks=4", "eval_tasks=4"]
 
 
-def metarun(*arguments, cwd, timeout=900, command="metarun", **environment):
-    # A cache of their own must not cost every test a compilation.
-    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled"), **environment}
+def metarun(*arguments, cwd, timeout=900, command="metarun", fresh=False, **environment):
+    """Runs a command: in a process that is forked with everything imported, or as the `fresh` one of the console script."""
+    env = {**os.environ, **environment}
+    if not fresh:
+        return warm_commands.ran(command, *arguments, cwd=cwd, timeout=timeout, env=env)
     command = METARUN.with_name(command)
     return subprocess.run([command, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
@@ -43,7 +46,7 @@ def refused(done, *words):
 def finished(tmp_path_factory):
     """The directory of a finished small run."""
     cwd = tmp_path_factory.mktemp("finished")
-    done = metarun(*SMALL, "hydra.run.dir=run", cwd=cwd)
+    done = metarun(*SMALL, "hydra.run.dir=run", cwd=cwd, fresh=True)
     assert done.returncode == 0, done.stderr
     return cwd / "run", done
 
@@ -99,7 +102,7 @@ def test_the_plan_is_printed_and_kept(finished):
 
 
 def test_help_names_groups_and_keys(tmp_path):
-    done = metarun("--help", cwd=tmp_path)
+    done = metarun("--help", cwd=tmp_path, fresh=True)
     assert done.returncode == 0
     for word in [
         "method",

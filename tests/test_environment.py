@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from metarun.assembly.few_shot_run import build
-from metarun.config.schema import composed
+from metarun.config.composing import composed
 from metarun.system.backend import PINNED
 from metarun.system.machine import environment
 from metarun.trust.protocol import protocol_id

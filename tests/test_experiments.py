@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 from metarun.commands.mistakes import explained
 from metarun.config import experiments
-from metarun.config.schema import FEW_SHOT, RL, composed, conf_dir, register
+from metarun.config.composing import composed, conf_dir, register
+from metarun.config.schema import FEW_SHOT, RL
 
 FOLDER = conf_dir(FEW_SHOT) / "experiment"
 FAMILY = """\

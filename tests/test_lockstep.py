@@ -1,21 +1,19 @@
 """Points of a sweep that are trained by one program: each is the run that it would have been alone."""
 
-import os
 import signal
-import subprocess
 
 import jax
 import numpy as np
 import pytest
-from test_cli import METARUN, metarun, refused
+from test_cli import metarun, refused
 from test_experiment import blobs, experiment
 from test_processes import assert_same_arrays, await_checkpoint
 from test_replay import learner
 from test_slurm import numbers
+from warm_commands import Started
 
 from metarun.compiled import lockstep
 from metarun.compiled.task_map import default_layout
-from metarun.data.cache import cache_dir
 from metarun.errors import ConfigError
 
 SMALL = ["method=maml", "model=mlp", "model.hidden=[8]", "meta_batch_size=3", "steps=60", "steps_per_dispatch=10"]
@@ -46,8 +44,7 @@ def test_each_point_is_what_it_is_alone_bit_for_bit(apart, tmp_path):
 
 def test_stopped_and_continued_they_are_too(apart, tmp_path):
     command = ["-m", *SMALL, "steps_per_dispatch=1", *POINTS, "hydra/launcher=together", "hydra.sweep.dir=sweep"]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled")}
-    started = subprocess.Popen([METARUN, *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    started = Started("metarun", command, cwd=tmp_path)
     await_checkpoint(tmp_path / "sweep" / "0", started)
     started.send_signal(signal.SIGTERM)
     _, said = started.communicate(timeout=120)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_run import call, refused
-from test_cli import METARUN, SMALL, metarun
+from test_cli import SMALL, metarun
+from warm_commands import Started
 
 from metarun.commands import cli
-from metarun.data.cache import cache_dir
 from metarun.training import checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -30,20 +30,10 @@ def start(directory, *arguments, devices=1, of=2):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled"),
-        "JAX_NUM_CPU_DEVICES": str(devices),
-    }
-    shared = [METARUN, *arguments, f"hydra.run.dir={directory}", f"distributed.address={address}"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+    shared = [*arguments, f"hydra.run.dir={directory}", f"distributed.address={address}"]
     return [
-        subprocess.Popen(
-            [*shared, f"distributed.processes={of}", f"distributed.process={number}"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Started("metarun", [*shared, f"distributed.processes={of}", f"distributed.process={number}"], env=environment)
         for number in range(of)
     ]
 
@@ -102,6 +92,7 @@ def test_two_processes_compute_what_one_does_with_as_many_devices(alone, tmp_pat
     assert "devices" not in said[1] and "accuracy" not in said[1]  # the first alone speaks
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_any_number_of_devices_continues(alone, tmp_path):
     started = start(tmp_path / "run", *LONG)
     await_checkpoint(tmp_path / "run", started[0])
@@ -125,6 +116,7 @@ def test_a_signal_to_one_stops_all_and_any_number_of_devices_continues(alone, tm
     assert_same_arrays(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_who_loses_another_ends_soon_and_says_so(alone, tmp_path):
     step = 0
     for victim in (0, 1):

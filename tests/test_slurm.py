@@ -12,8 +12,6 @@ import pytest
 from test_cli import METARUN, metarun
 from test_processes import ARGUMENTS, assert_same_arrays, await_checkpoint
 
-from metarun.data.cache import cache_dir
-
 RUN = ["method=protonet", *ARGUMENTS]
 TEMPLATES = Path(__file__).parents[1] / "scripts" / "slurm"
 
@@ -25,14 +23,13 @@ def answers():
     return any(state in found.stdout for state in ("idle", "mixed", "allocated"))
 
 
-pytestmark = pytest.mark.skipif(not answers(), reason="no Slurm answers on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not answers(), reason="no Slurm answers on this machine")]
 
 
 @pytest.fixture(scope="module")
 def environment():
     """Of jobs and of what they are compared with: one device, and compiled programs at hand."""
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled"),
         "JAX_NUM_CPU_DEVICES": "1",
         "PATH": f"{METARUN.parent}:{os.environ['PATH']}",
     }

@@ -2,20 +2,20 @@
 
 import json
 import pickle
-import subprocess
 import time
 
 import numpy as np
 import pytest
 from many_runs import write_run
-from test_cli import METARUN, SMALL, metarun, refused
+from test_cli import SMALL, metarun, refused
+from warm_commands import Started
 
 from metarun.commands.sweep import Outcome, _in_words, distribution_of, table_of, told
 from metarun.config.directories import run_dir, sweep_dir
 from metarun.errors import ConfigError, Diverged, MetarunError
 from metarun.report.collection import collect
 
-POINT = ["method=protonet", *SMALL]
+POINT = ["method=protonet", "model=mlp", "model.hidden=[8]", *SMALL[1:]]
 
 
 def only(paths):
@@ -59,7 +59,7 @@ def test_a_bad_point_costs_no_other_and_the_same_command_tries_it_again(tmp_path
 
 def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path):
     long = ["-m", *POINT, "steps=400", "log_every=2", "eval_every=0", "seed=0,1"]
-    process = subprocess.Popen([METARUN, *long], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = Started("metarun", long, cwd=tmp_path)
     deadline = time.monotonic() + 240
     while not any(path.stat().st_size for path in tmp_path.glob("multirun/*/*/0/metrics.jsonl")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -112,6 +112,7 @@ def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
     refused(metarun(*free, "hydra.sweeper.direction=minimize", cwd=tmp_path), "direction=minimize", "maximize")
 
 
+@pytest.mark.slow
 def test_a_search_counts_a_trial_that_diverges_as_failed_and_goes_on(tmp_path):
     optuna = pytest.importorskip("optuna")
     storage = f"sqlite:///{tmp_path}/search.db"
@@ -217,7 +218,9 @@ def test_a_run_that_diverged_before_it_saved_is_found_by_the_same_command(tmp_pa
     assert tmp_path / run_dir(["seed=1", "resume=false"]) != directory
 
 
-@pytest.mark.parametrize("launcher", ["basic", "together", "joblib"])
+@pytest.mark.parametrize(
+    "launcher", ["basic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("together", "joblib"))]
+)
 def test_a_point_that_diverges_is_a_row_and_costs_no_other(tmp_path, launcher):
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

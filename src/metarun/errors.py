@@ -3,6 +3,7 @@
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 # A device counts in 32 bits: with signs what there is of a thing, without what a key of random numbers is made of.
 _MOST, _LAST_SEED, _LARGEST = 2**31 - 1, 2**32 - 1, 2.0**128 - 2.0**104
@@ -57,7 +58,7 @@ class DataError(MetarunError):
     """A data set that is absent, broken, or too small; the message names the file and the ways out."""
 
 
-def _real(value: object) -> bool:
+def _real(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 

@@ -178,7 +178,8 @@ def test_every_meta_parameter_of_all_knobs_together_is_trained():
     )
     meta_params = method.init(jax.random.key(0), task)
     for step in (0, 7, 20):
-        gradient = jax.jit(jax.grad(lambda params, step, loss=loss_at(method, step): loss(params, task, None, step)[0]))
+        loss = loss_at(method, step)
+        gradient = jax.jit(jax.grad(lambda params, step, loss=loss: loss(params, task, None, step)[0]))
         for leaf in jax.tree.leaves(gradient(meta_params, jnp.int32(step))):
             assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
 

@@ -101,7 +101,7 @@ def test_equal_under_vmap_scan_and_jit():
     def gradient(x, kernel):
         return jax.grad(lambda kernel: jnp.sum(jnp.square(convolve(x, kernel, 2))))(kernel)
 
-    loop = jnp.stack([gradient(a, b) for a, b in zip(x, kernels)])
+    loop = jnp.stack([gradient(a, b) for a, b in zip(x, kernels, strict=True)])
     np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(x, kernels), loop, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(lax.map(lambda pair: gradient(*pair), (x, kernels)), loop, rtol=1e-4, atol=1e-4)
 

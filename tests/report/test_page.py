@@ -488,6 +488,7 @@ def column(tab, name):
     return tab.locator(f"tbody#body tr td:nth-child({place + 1})").all_inner_texts()
 
 
+@pytest.mark.slow
 def test_two_hundred_runs_open_fast_and_say_nothing_on_the_console(browser, large):
     assert large.stat().st_size < 10e6
     opened(browser, large)[0].close()  # once, for the browser to start
@@ -499,6 +500,7 @@ def test_two_hundred_runs_open_fast_and_say_nothing_on_the_console(browser, larg
     print(f"{seconds:.2f} s, {large.stat().st_size / 1e6:.1f} MB")
 
 
+@pytest.mark.slow
 def test_it_sorts(browser, large):
     tab, said = opened(browser, large)
     each_run(tab)
@@ -516,6 +518,7 @@ def test_it_sorts(browser, large):
     assert said == []
 
 
+@pytest.mark.slow
 def test_it_filters(browser, large):
     tab, said = opened(browser, large)
     tab.select_option("#method", "snail")
@@ -531,6 +534,7 @@ def test_it_filters(browser, large):
     assert column(tab, "method") == [] and said == []
 
 
+@pytest.mark.slow
 def test_seeds_are_together_or_apart(browser, large, records):
     groups = {group.records[0].name: group for group in replicates_of(records)}
     tab, said = opened(browser, large)
@@ -582,6 +586,7 @@ def test_without_replicates_there_is_nothing_to_take_together(browser, tmp_path)
     assert column(tab, "result") == ["90.00% ± 0.3%"] * 2 and said == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width, height", [(1366, 768), (390, 844)])
 @pytest.mark.parametrize("scheme", ("light", "dark"))
 def test_it_fits_a_laptop_and_a_phone(browser, large, width, height, scheme):
@@ -594,6 +599,7 @@ def test_it_fits_a_laptop_and_a_phone(browser, large, width, height, scheme):
     assert tab.locator(".gallery img").count() > 10
 
 
+@pytest.mark.slow
 def test_the_tables_are_downloaded(browser, large, records, tmp_path):
     tab, _ = opened(browser, large)
     for button, form in (("#md", tables.markdown), ("#csv", tables.comma_separated), ("#tex", tables.latex)):

@@ -16,7 +16,7 @@ with pytest.MonkeyPatch.context() as silent:
     silent.setattr("builtins.print", lambda *_: None)
     pytest.importorskip("mujoco.mjx")
 
-import mujoco  # noqa: E402
+import mujoco
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,35 +1,23 @@
-"""`metarun-rl` as a user has it: in a fresh process, with its files, its words and its refusals."""
+"""`metarun-rl` as a user has it: in a process of its own, with its files, its words and its refusals."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from small_run import call, refused
+from test_cli import metarun
+from warm_commands import Started
 
 from metarun.commands import cli
-from metarun.data.cache import cache_dir
 from metarun.training.result import faults_of
 
-COMMANDS = Path(sys.executable).parent
 SMALL = ["meta_batch_size=8", "method.hidden=4", "steps=4", "steps_per_dispatch=2", "eval_tasks=8", "env.episodes=4"]
 
 
-def started(command, *arguments, cwd):
-    # A cache of their own must not cost every test a compilation.
-    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled")}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([COMMANDS / command, *arguments], cwd=cwd, env=env, text=True, **pipes)
-
-
-def ran(command, *arguments, cwd):
-    process = started(command, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+def ran(command, *arguments, cwd, fresh=False):
+    done = metarun(*arguments, cwd=cwd, command=command, fresh=fresh, timeout=300)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +52,7 @@ def test_the_same_command_finds_its_run_complete(finished):
 def test_a_killed_run_continues_to_the_same_result(finished, tmp_path):
     cwd, _ = finished
     arguments = [*SMALL, "checkpoint_every=2", "hydra.run.dir=run"]
-    process = started("metarun-rl", *arguments, cwd=tmp_path)
+    process = Started("metarun-rl", arguments, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "checkpoints" / "2").is_dir() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -94,7 +82,7 @@ def test_a_mistake_is_one_message(finished, entry, arguments, words, capsys, mon
 
 
 def test_help_has_its_own_groups_and_keys(tmp_path):
-    code, out, _ = ran("metarun-rl", "--help", cwd=tmp_path)
+    code, out, _ = ran("metarun-rl", "--help", cwd=tmp_path, fresh=True)
     assert (
         code == 0
         and "tabular_mdp" in out

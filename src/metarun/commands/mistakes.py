@@ -21,7 +21,8 @@ from omegaconf.errors import (
 )
 
 from metarun.config import experiments
-from metarun.config.schema import COMMANDS, COMMON, SCHEMAS, conf_dir
+from metarun.config.composing import conf_dir
+from metarun.config.schema import COMMANDS, COMMON, SCHEMAS
 from metarun.errors import shown, some
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun.config import experiments
-from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL, composed, conf_dir
+from metarun.config.composing import composed, conf_dir
+from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL
 from metarun.errors import MetarunError, positive_int, some
 from metarun.training.result import RESULT, read_result
 from metarun.trust.cell import Cell, Figure, cell_of

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from metarun.config.schema import SWEEP_DONE, SWEEP_OTHERS, SWEEP_SEEDS
+from metarun.config.directories import SWEEP_DONE, SWEEP_OTHERS, SWEEP_SEEDS
 from metarun.errors import Diverged, MetarunError
 from metarun.system.files import write_json, writing
 from metarun.system.reading import shown_path

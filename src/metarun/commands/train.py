@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from metarun.commands.console import set_up, told, version
 from metarun.config import directories
-from metarun.config.schema import COMMANDS, conf_dir, register
+from metarun.config.composing import conf_dir, register
+from metarun.config.schema import COMMANDS
 from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
 
 

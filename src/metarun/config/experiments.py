@@ -208,7 +208,7 @@ def _outline(file: Path) -> dict[str, Any]:
 
 @cache
 def _parsed(file: Path, _changed: int) -> dict[str, Any]:
-    node = OmegaConf.to_container(OmegaConf.load(file))
+    node: Any = OmegaConf.to_container(OmegaConf.load(file))
     return node if isinstance(node, dict) else {}
 
 

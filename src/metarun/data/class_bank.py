@@ -32,7 +32,7 @@ class ClassBank(NamedTuple):
 
     images: Array
     first: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 class NamedBank(NamedTuple):
@@ -106,7 +106,10 @@ def save(folder: Path, classes: Iterable[NamedClass], total: int | None = None) 
       classes: with unique names and images of one size.
       total: how many classes there will be, to show how far it is.
     """
-    names, groups, count, hashes, feature = [], [], [], [np.empty(0, np.uint64)], (0, 0, 0)
+    names: list[str] = []
+    groups: list[str] = []
+    count: list[int] = []
+    hashes, feature = [np.empty(0, np.uint64)], (0, 0, 0)
     start = 0
     with open(folder / IMAGES, "wb") as file:
         # How many images there are is known at the end; NumPy's header has room for a larger number.

@@ -68,7 +68,7 @@ def class_of(hashes: np.ndarray, classes: Sequence[np.ndarray]) -> np.ndarray:
       hashes: `[n]` uint64, of `content_hashes`.
       classes: the hashes of each class, `[count]` uint64.
     """
-    its_class = {}
+    its_class: dict[int, int] = {}
     for number, its in enumerate(classes):
         for content in its.tolist():
             its_class.setdefault(content, number)

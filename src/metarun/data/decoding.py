@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -179,7 +179,7 @@ def decode(
         transparency, has values that are no numbers, is blank (of "file"), or lies outside of `span`.
     """
     with in_words():
-        image = opened(data)
+        image: Image.Image = opened(data)
         with _ROOM.lent(image.width * image.height * BYTES_PER_PIXEL):
             several = getattr(image, "is_animated", False)
             grey, deep_colours = _deep_grey(image), _has_deep_colours(image)
@@ -278,13 +278,13 @@ def _eight_bits(image: Image.Image, grey: _Grey, span: Range) -> Image.Image:
         if least == greatest:
             raise PictureError(f"it is blank: {has}")
         span = least, greatest
-    black, white = span
-    low, high = min(span), max(span)
+    black, white = cast(tuple[float, float], span)
+    low, high = min(black, white), max(black, white)
     levels, within = np.empty(values.shape, np.uint8), 0
     rows = max(1, _BLOCK // image.width)
     for start in range(0, image.height, rows):
         part = values[start : start + rows].astype(np.float64)
-        within += np.count_nonzero((part >= low) & (part <= high))
+        within += int(np.count_nonzero((part >= low) & (part <= high)))
         levels[start : start + rows] = np.clip((part - black) * 256 / (white - black), 0, 255)
     if within < LEAST_WITHIN * values.size:
         raise PictureError(f"{has}, nearly all of them outside of the range from {low:g} to {high:g}")

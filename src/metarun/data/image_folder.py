@@ -138,7 +138,8 @@ def image_folder(
 
 
 def _prepare(folder: Path, root: Path, files: Sequence[Entry], side: int, channels: int, range: Range) -> None:
-    left_out, told = {}, {}
+    left_out: dict[str, str] = {}
+    told: dict[str, str] = {}
     if range == OF_SET:
         range = range_of(file.read for file in files)
         (folder / OF_ALL).write_text(json.dumps(range))

@@ -97,7 +97,10 @@ def mini_imagenet(*, source: str | None = None, links: str = "inside") -> SplitB
         {
             "name": "mini_imagenet",
             "split": "ravi",
-            "images": {split: int(sum(n for n, its in zip(bank.count, splits) if its == split)) for split in SPLITS},
+            "images": {
+                split: int(sum(n for n, its in zip(bank.count, splits, strict=True) if its == split))
+                for split in SPLITS
+            },
             "resize": RESIZE,
             "sha256": entry.checksum,
         },
@@ -150,7 +153,7 @@ def builder(*, links: str = "inside", **settings: Any) -> Any:
 
         VERSION = tfds.core.Version("1.0.0")
         MANUAL_DOWNLOAD_INSTRUCTIONS = f"A folder with {LAYOUTS}."
-        url_infos = {}  # nothing is downloaded
+        url_infos: dict[str, Any] = {}  # nothing is downloaded
 
         def _info(self):
             features = {
@@ -181,7 +184,7 @@ def _read(root: Path, name: str, read: Callable[[], bytes]) -> bytes:
         raise DataError(f"{shown(name)} of {root} is broken: {error}. Get it again.") from error
 
 
-def _found(root: Path, links: str) -> dict[str, Found]:
+def _found(root: Path, links: str) -> Mapping[str, Found]:
     """What the source has of each split, in whichever layout.
 
     Raises:
@@ -203,10 +206,10 @@ def _found(root: Path, links: str) -> dict[str, Found]:
     return found
 
 
-def _of_csvs(root: Path, links: str) -> dict[str, Found]:
+def _of_csvs(root: Path, links: str) -> Mapping[str, Found]:
     files = itertools.chain(in_folder(root, links=links), in_zips(sorted(root.glob("*.zip"))))
     pictures = {file.path.name: file.read for file in files}
-    found = {}
+    found: dict[str, defaultdict[str, dict[str, Callable[[], bytes]]]] = {}
     for split in SPLITS:
         found[split] = defaultdict(dict)
         path = root / f"{split}.csv"
@@ -223,9 +226,9 @@ def _of_csvs(root: Path, links: str) -> dict[str, Found]:
     return found
 
 
-def _of_folders(root: Path, links: str) -> dict[str, Found]:
+def _of_folders(root: Path, links: str) -> Mapping[str, Found]:
     split_of = {wnid: split for split, classes in CLASSES.items() for wnid in classes}
-    found = {split: defaultdict(dict) for split in SPLITS}
+    found: dict[str, defaultdict[str, dict[str, Callable[[], bytes]]]] = {split: defaultdict(dict) for split in SPLITS}
     for file in in_folder(root, links=links):
         if split := split_of.get(file.path.parent.name):
             found[split][file.path.parent.name].setdefault(file.path.name, file.read)

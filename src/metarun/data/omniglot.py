@@ -144,9 +144,9 @@ def _classes(parts: Mapping[str, Iterable[tuple[str, bytes]]]) -> Iterator[Named
     if absent := set(parts) - {part for _, part, _ in drawings}:
         raise DataError(f"{', '.join(absent)} has no drawing of the form ALPHABET/characterNN/NNNN_MM.png.")
     for character, group in itertools.groupby(drawings, lambda drawing: drawing[0].rpartition("/")[0]):
-        group = list(group)
-        ink = np.stack([_ink(name, png) for name, _, png in group])
-        yield NamedClass(character, group[0][1], _reduced(ink))
+        its = list(group)
+        ink = np.stack([_ink(name, png) for name, _, png in its])
+        yield NamedClass(character, its[0][1], _reduced(ink))
 
 
 def _ink(name: str, png: bytes) -> np.ndarray:

@@ -163,8 +163,8 @@ class _Source:
             raise ConfigError("dataset.parts", self._parts, allowed) from error
         rows = self._rows(sources, limit)
         if range == OF_SET:
-            places = (place for its in rows.values() for place in its)
-            range = range_of(partial(lambda split, row: sources[split][row][self._image], *place) for place in places)
+            each = (place for its in rows.values() for place in its)
+            range = range_of(partial(lambda split, row: sources[split][row][self._image], *place) for place in each)
             (folder / OF_ALL).write_text(json.dumps(range))
 
         def decoded(place: tuple[str, int]) -> np.ndarray:
@@ -184,7 +184,7 @@ class _Source:
 
     def _rows(self, sources: Mapping[str, Sequence[Any]], limit: int | None) -> Mapping[int, list[tuple[str, int]]]:
         """Where the pictures of each class are: (split, row)."""
-        rows = defaultdict(list)
+        rows: defaultdict[int, list[tuple[str, int]]] = defaultdict(list)
         for split, source in sources.items():
             for row, example in enumerate(source):
                 label = int(example[self._label])

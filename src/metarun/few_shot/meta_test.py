@@ -62,14 +62,14 @@ class MetaTest:
     def evaluate(self, params: Params, split: str, num_tasks: int, checks: bool = False) -> Evaluation:
         """As `Experiment.evaluate`."""
         params = placed(params, self._layout.replicated)
-        per_task, checked = [], []
+        blocks, checked = [], []
         for block in range(-(-num_tasks // BLOCK)):
             tasks, key, check_keys = self._sampled(split, block)
             outputs = self._answer(params, tasks, key)
-            per_task.append(np.asarray(self._measure(outputs, tasks.query.y)))
+            blocks.append(np.asarray(self._measure(outputs, tasks.query.y)))
             if checks and block * BLOCK < CHECKED:
                 checked.append(self._checks.traces(params, tasks, key, check_keys, outputs, split))
-        per_task = np.concatenate(per_task)[:num_tasks]
+        per_task = np.concatenate(blocks)[:num_tasks]
         verdicts = self._checks.verdicts(checked, num_tasks) if checks else {}
         ci95 = 1.96 * standard_error(per_task)
         return Evaluation(self.score.metric, float(per_task.mean()), ci95, num_tasks, per_task, verdicts)

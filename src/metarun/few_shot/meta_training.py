@@ -113,4 +113,5 @@ def _losses(learner: Method) -> Sequence[OuterLoss]:
 
 
 def _phase(learner: Method, step: Array) -> Array:
-    return sum((step >= end).astype(jnp.int32) for end, _ in learner.early)
+    ended: Any = sum((step >= end).astype(jnp.int32) for end, _ in learner.early)
+    return ended

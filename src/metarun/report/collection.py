@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarun.config.directories import contradictions
-from metarun.config.schema import CIRCUMSTANCES, PACE, SWEEP_OTHERS
+from metarun.config.directories import SWEEP_OTHERS, contradictions
+from metarun.config.schema import CIRCUMSTANCES, PACE
 from metarun.errors import ConfigError, DataError, shown, some
 from metarun.system.files import canonical_json
 from metarun.system.reading import is_text, json_of, shown_path, yaml_of

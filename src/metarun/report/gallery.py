@@ -170,7 +170,9 @@ def _draw_images(axes: Axes, grid: _Grid, support: "Split", query: "Split", answ
         for number, image in enumerate(support.x[support.y == label]):
             draw_image(axes, image, left + LABEL_WIDTH + number * PITCH_X, top)
         is_class = query.y == label
-        for number, (image, answer) in enumerate(zip(query.x[is_class][: grid.queries], answers[is_class])):
+        for number, (image, answer) in enumerate(
+            zip(query.x[is_class][: grid.queries], answers[is_class], strict=False)
+        ):
             image_left = left + grid.query_left + number * PITCH_X
             draw_image(axes, image, image_left, top)
             _mark_answer(axes, answer, answer == label, image_left, top)

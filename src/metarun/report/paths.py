@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from metarun.report.figure import GREY, NOTE_SIZE, VERMILION, panels, quiet, save
 
@@ -33,7 +34,7 @@ def paths(
 def draw_paths(goals: np.ndarray, positions: np.ndarray, live: np.ndarray, ended: np.ndarray, *, of: str) -> Figure:
     """Returns the figure of `paths`."""
     figure, places = panels(len(goals), width=3.0, height=3.0)
-    names = {}
+    names: dict[str, Line2D] = {}
     for number, (axes, goal) in enumerate(zip(places, goals, strict=True)):
         pieces = episodes(positions[number], live[number], ended[number])
         quiet(axes, f"task {number + 1}")

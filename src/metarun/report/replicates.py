@@ -36,6 +36,7 @@ def replicates_of(records: Sequence[Record]) -> list[Replicates]:
         if result is None or None in (result["value"], result["ci95"]) or not record.settings:
             groups[place] = [record]
             continue
+        same: tuple[object, ...]
         same = record.settings, record.evaluation, setting_of(result), result.get("steps"), _version(record)
         same += tuple(result[key] for key in ("method", "metric", "protocol_id", "num_tasks"))
         again = 0

@@ -32,7 +32,8 @@ def set_up(cache: Path) -> None:
     all cores on one kernel after the other. Accelerators are not affected.
 
     Args:
-      cache: folder for compiled programs; `JAX_COMPILATION_CACHE_DIR` has precedence.
+      cache: folder for compiled programs; `JAX_COMPILATION_CACHE_DIR` has precedence, and so has what else the
+        environment says of it.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     # On a GPU, XLA would time kernels of its own for every matrix product: minutes of compiling, and another process
@@ -56,7 +57,8 @@ def set_up(cache: Path) -> None:
         jax.config.update("jax_num_cpu_devices", cores)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def matmul_precision(precision: str) -> AbstractContextManager:

@@ -45,7 +45,7 @@ def join(address: str | None, processes: int | None, process: int | None) -> Non
         return
     import jax
 
-    given = {}
+    given: dict[str, Any] = {}
     if address not in (None, "auto"):
         host, _, port = str(address).rpartition(":")
         if not host or not port.isdecimal():

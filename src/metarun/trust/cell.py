@@ -82,7 +82,7 @@ def _figure(key: str, node: Any) -> tuple[str, Figure]:
     )
 
 
-def _checked(key: str, node: Any, of: type) -> Mapping[str, Any]:
+def _checked(key: str, node: Any, of: Any) -> Mapping[str, Any]:
     """`node` if it is a mapping with the fields of a NamedTuple, those without a default all there."""
     if not isinstance(node, Mapping):
         raise ConfigError(key, node, "a mapping")

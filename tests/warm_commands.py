@@ -1,0 +1,196 @@
+"""Console commands, each in a process of its own, forked from one that has imported what they import.
+
+A command so started differs from the console script in that it need not import anything first, which takes seconds. It has
+its own arguments, directory, environment, streams and exit code. The server is started when it is first asked, and ends
+with the tests; it starts nothing of JAX, which could not be forked.
+"""
+
+import atexit
+import importlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+ENTRIES = {"metarun": "main"} | {
+    f"metarun-{name}": f"{name}_main"
+    for name in ("compare", "data", "eval", "predict", "replay", "report", "reproduce", "rl")
+}
+
+
+class Started:
+    """A command that runs: of `subprocess.Popen`, what the tests use."""
+
+    def __init__(self, command, arguments, *, cwd=".", env=None):
+        self.args, self.returncode = [command, *map(str, arguments)], None
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(_address())
+        out, err = os.pipe(), os.pipe()
+        request = json.dumps([self.args, os.path.abspath(cwd), dict(os.environ) if env is None else env]).encode()
+        socket.send_fds(self._connection, [len(request).to_bytes(8, "big")], [out[1], err[1]])
+        self._connection.sendall(request)
+        os.close(out[1])
+        os.close(err[1])
+        self.stdout, self.stderr = open(out[0], encoding="utf-8"), open(err[0], encoding="utf-8")
+        self.pid = self._answer()
+
+    def send_signal(self, number):
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def _answer(self):
+        """The next number that the server says, byte by byte, so that what comes later is left in the socket."""
+        text = b""
+        while not text.endswith(b"\n"):
+            text += self._connection.recv(1) or b"1\n"  # the server is gone
+        return int(text)
+
+    def poll(self):
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self):
+        if self.returncode is None:
+            self.returncode = self._answer()
+            self._connection.close()
+        return self.returncode
+
+    def communicate(self, timeout=900):
+        """Returns what it says on stdout and stderr, once it has ended; after `timeout` seconds it is killed."""
+        late = threading.Timer(timeout, self.kill)
+        late.start()
+        said = []
+        thread = threading.Thread(target=lambda: said.append(self.stderr.read()))
+        thread.start()
+        with self.stdout:
+            out = self.stdout.read()
+        thread.join()
+        self.stderr.close()
+        self.wait()
+        if not late.is_alive():
+            raise subprocess.TimeoutExpired(self.args, timeout, out, said[0])
+        late.cancel()
+        return out, said[0]
+
+
+def ran(command, *arguments, cwd, timeout=900, env=None):
+    """Runs a command to its end. Returns what `subprocess.run` returns."""
+    started = Started(command, arguments, cwd=cwd, env=env)
+    out, err = started.communicate(timeout)
+    return subprocess.CompletedProcess(started.args, started.returncode, out, err)
+
+
+_server = None
+
+
+def _address():
+    """Where the server listens; it is started if it is not there."""
+    global _server
+    if _server is None:
+        # What JAX takes from the environment when it is imported is each command's own.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+        command = [sys.executable, __file__]
+        _server = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        atexit.register(_server.stdin.close)
+        _server.address = _server.stdout.readline().rstrip("\n")
+    return _server.address
+
+
+# ---- In the server's process, and in those that it forks.
+
+
+def _serve():
+    """Forks a process for each command that is asked for, until stdin ends; returns, in such a process, what to call."""
+    _import_everything()
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(f"\0metarun-tests-{os.getpid()}")  # an address without a file: nothing is left to remove
+    listening.listen(64)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    print(listening.getsockname().decode(), flush=True)
+    while True:
+        ready, _, _ = select.select([listening, sys.stdin], [], [])
+        if sys.stdin in ready:
+            os._exit(0)
+        connection, _ = listening.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listening.close()
+            return _keep(connection)
+        connection.close()
+
+
+def _keep(connection):
+    """Forks the process of a command and tells the other end its number, and then its exit code."""
+    size, streams, _, _ = socket.recv_fds(connection, 8, 2)
+    request = b""
+    while len(request) < int.from_bytes(size, "big"):
+        request += connection.recv(1 << 20)
+    process = os.fork()
+    if process == 0:
+        connection.close()
+        return _become(*json.loads(request), streams)
+    for stream in streams:
+        os.close(stream)
+    connection.sendall(f"{process}\n".encode())
+    _, status = os.waitpid(process, 0)
+    try:
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    except OSError:  # nobody waits for it
+        pass
+    os._exit(0)
+
+
+def _become(words, cwd, env, streams):
+    """Makes this the process of a command; returns its entry point."""
+    for source, target in zip((os.open(os.devnull, os.O_RDONLY), *streams), range(3), strict=True):
+        os.dup2(source, target)
+        os.close(source)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    import jax
+
+    for name, text in env.items():
+        if name.startswith("JAX_") and hasattr(jax.config, name.lower()):
+            kind = type(getattr(jax.config, name.lower()))
+            value = text.lower() in ("1", "true", "yes", "on") if kind is bool else kind(text) if kind is int else text
+            jax.config.update(name.lower(), value)
+    command = words[0]
+    sys.argv = [str(Path(sys.executable).with_name(command)), *words[1:]]
+    from metarun.commands import cli
+
+    return getattr(cli, ENTRIES[command])
+
+
+def _import_everything():
+    from hydra.core.plugins import Plugins
+
+    import hydra_plugins
+    import metarun
+
+    for package in (metarun, hydra_plugins):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None):
+            try:
+                importlib.import_module(module.name)
+            except ImportError:  # of an extra that is not installed
+                pass
+    Plugins.instance()
+
+
+if __name__ == "__main__":
+    sys.path[0] = os.path.dirname(sys.executable)
+    sys.exit(_serve()())
