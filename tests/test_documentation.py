@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from small_run import call, draw, draw_classes
 
 from metarun.commands.reproduce import cells, find
-from metarun.config.schema import COMMANDS, FEW_SHOT, RL, composed
+from metarun.config.composing import composed
+from metarun.config.schema import COMMANDS, FEW_SHOT, RL
 from metarun.data.cache import cache_dir
 from metarun.training import result
 
