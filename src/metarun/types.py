@@ -37,13 +37,13 @@ class Stream(NamedTuple):
     Attributes:
       items: `[num_items, *item]`, a NumPy array, such as one that is mapped from a file.
       index: a pytree of small arrays, on which draws depend.
-      draw: `(index, key) -> (rows, rest)`: the items of a task, `[n]` int32, and whatever else is drawn for it.
+      choose: `(index, key) -> (rows, rest)`: the items of a task, `[n]` int32, and whatever else is drawn for it.
       cut: `(items[rows], rest) -> Task`. Both are pure and jittable.
     """
 
     items: np.ndarray
     index: Any
-    draw: Callable[[Any, Array], tuple[Array, Any]]
+    choose: Callable[[Any, Array], tuple[Array, Any]]
     cut: Callable[[Array, Any], Task]
 
 

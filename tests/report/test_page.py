@@ -20,7 +20,7 @@ from many_runs import METHODS, picture, write_run, write_runs
 from PIL import Image
 from test_cli import metarun, refused
 
-from metarun.commands.sweep import Outcome, distribution_of, rows
+from metarun.commands.sweep import PointOutcome, distribution_of, rows
 from metarun.data.decoding import PictureError
 from metarun.errors import ConfigError
 from metarun.report import tables
@@ -311,7 +311,7 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_taken_together(tmp_path):
     half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(tasks + seeds)
     assert (group.value, group.ci95, group.sd) == pytest.approx((0.93, half, np.std(values, ddof=1)))
     # And as the sweep that they are says it.
-    outcomes = [Outcome(tmp_path / str(seed), [f"seed={seed}"], None) for seed in range(3)]
+    outcomes = [PointOutcome(tmp_path / str(seed), [f"seed={seed}"], None) for seed in range(3)]
     said = distribution_of(tmp_path, rows(tmp_path, outcomes))
     assert (group.value, group.ci95, group.sd) == pytest.approx((said["value"], said["ci95"], said["sd"]))
 

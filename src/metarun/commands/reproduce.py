@@ -58,7 +58,7 @@ class Named(NamedTuple):
         return measured(self.name, self.part)
 
 
-class Outcome(NamedTuple):
+class Reproduction(NamedTuple):
     """What has come of a cell.
 
     Attributes:
@@ -158,7 +158,7 @@ def _of_seed(file: Path, seed: int) -> Mapping[str, Any]:
     return result
 
 
-def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
+def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Reproduction:
     """The outcome of a cell, given what its seeds have found, `result.json` of each.
 
     Raises:
@@ -182,7 +182,7 @@ def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
     )
     if failed and found.verdict == REPRODUCED:
         found = found._replace(verdict=UNDECIDED, more_tasks=None, more_seeds=None)
-    return Outcome(found, failed, results)
+    return Reproduction(found, failed, results)
 
 
 def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> list[Difference]:
@@ -212,7 +212,7 @@ def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> 
 
 
 def said(
-    named: Named, outcome: Outcome, found: Sequence[Difference], console: Console, own_keys: Sequence[str] = ()
+    named: Named, outcome: Reproduction, found: Sequence[Difference], console: Console, own_keys: Sequence[str] = ()
 ) -> None:
     """Prints published and ours, the verdict, what would decide, and what differs from the paper's settings.
 
@@ -264,7 +264,7 @@ def said(
         say(f"  and {len(found) - _SHOWN} more")
 
 
-def _why(outcome: Outcome) -> str:
+def _why(outcome: Reproduction) -> str:
     verdict, seeds = outcome.verdict, len(outcome.results)
     learnt = outcome.results[0]["steps"] > 0  # of what is not, every seed is the same
     alone = " This is one seed's; seeds=5 covers how much seeds differ." if seeds == 1 and learnt else ""

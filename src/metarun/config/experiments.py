@@ -130,6 +130,11 @@ class ExperimentSource(FileConfigSource):
         return name.removesuffix(".yaml") if group == GROUP and name else None
 
 
+# A launcher hands the registry to other processes, where Hydra registers its own sources again. It keeps the one that is
+# there, if that has the same name.
+ExperimentSource.__name__ = FileConfigSource.__name__
+
+
 def register() -> None:
     """Has Hydra read experiments as they stand here, in `conf/` and in what `--config-dir` adds."""
     SourcesRegistry.instance().types["file"] = ExperimentSource
