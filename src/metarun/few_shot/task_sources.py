@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from metarun.compiled.streaming import gatherer
+from metarun.compiled.streaming import gatherer, stream_of
 from metarun.compiled.task_map import Layout, placed
 from metarun.types import Array, Task, TaskSource
 
@@ -26,7 +26,8 @@ def held(sources: Sequence[TaskSource], layout: Layout, stream: bool) -> list[Ta
 def sampler(source: TaskSource, layout: Layout, stream: bool) -> Callable[[Array], Task]:
     """Returns `keys: [n] -> tasks`, with a leading axis `[n]`."""
     if stream:
-        gather, cut = gatherer(source.stream), jax.jit(jax.vmap(source.stream.cut))
+        streamed = stream_of(source)
+        gather, cut = gatherer(streamed), jax.jit(jax.vmap(streamed.cut))
         return lambda keys: cut(*placed(gather(keys), layout.replicated))
     sample = jax.jit(jax.vmap(source.sample, (None, 0)))
     return lambda keys: sample(source.data, keys)

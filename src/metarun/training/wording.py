@@ -15,7 +15,7 @@ from metarun.types import Experiment, Metrics, Plan
 def summary(
     experiment: Experiment,
     rate: float | None,
-    train: Metrics,
+    train: Mapping[str, float],
     val: Mapping[str, float],
     best: Sequence[Mapping[str, Any]],
 ) -> str:
