@@ -155,7 +155,7 @@ def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFact
 def shapes_of(method: Method, data: DataFacts) -> Any:
     """The meta-parameters of a method, as shapes."""
     x: Any = jax.ShapeDtypeStruct((data.num_outputs, *data.input_shape), jnp.float32)
-    y = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32) if data.objective == "classification" else x
+    y: Any = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32) if data.objective == "classification" else x
     return jax.eval_shape(method.init, jax.random.key(0), Task(Split(x, y), Split(x, y)))
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from metarun.errors import MetarunError
-from metarun.types import Array, Stream, TaskSource
+from metarun.types import Array, Stream
 
 _AHEAD = 2  # outer steps: one is on its way to the device while the next is gathered
 
@@ -19,17 +19,6 @@ def host_device() -> jax.Device:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out
         return jax.local_devices()[0]
-
-
-def stream_of(source: TaskSource) -> Stream:
-    """The stream of a source that has one.
-
-    Raises:
-      MetarunError: it has none.
-    """
-    if source.stream is None:
-        raise MetarunError("The tasks of this data set cannot be streamed from the host: give memory.stream=false.")
-    return source.stream
 
 
 def gatherer(stream: Stream) -> Callable[[Array], tuple[np.ndarray, Any]]:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from metarun.compiled.outer_loop import OuterLoop
-from metarun.compiled.streaming import gatherer, host_device, stream_of
+from metarun.compiled.streaming import gatherer, host_device
 from metarun.compiled.task_map import Layout, placed
 from metarun.few_shot.meta_test import MetaTest
 from metarun.few_shot.meta_training import MetaTraining
-from metarun.few_shot.task_sources import held, sampler
+from metarun.few_shot.task_sources import held, sampler, stream_of
 from metarun.types import DataSet, Experiment, Inspection, Method, TrainState
 
 

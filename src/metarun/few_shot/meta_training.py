@@ -11,8 +11,8 @@ from jax import lax
 
 from metarun.compiled.memory import Fit
 from metarun.compiled.outer_loop import updated
-from metarun.compiled.streaming import stream_of
 from metarun.compiled.task_map import Layout, map_tasks, mean_gradient, placed
+from metarun.few_shot.task_sources import stream_of
 from metarun.types import Array, Inspection, Method, Metrics, Params, Task, TaskSource, TrainState
 
 # `(params, task, key, step) -> (loss, metrics)`, of one task.

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from metarun.compiled.streaming import gatherer, stream_of
+from metarun.compiled.streaming import gatherer
 from metarun.compiled.task_map import Layout, placed
-from metarun.types import Array, Task, TaskSource
+from metarun.errors import MetarunError
+from metarun.types import Array, Stream, Task, TaskSource
 
 
 def held(sources: Sequence[TaskSource], layout: Layout, stream: bool) -> list[TaskSource]:
@@ -21,6 +22,17 @@ def held(sources: Sequence[TaskSource], layout: Layout, stream: bool) -> list[Ta
         return found[id(leaf)]
 
     return [source._replace(data=jax.tree.map(place, source.data)) for source in sources]
+
+
+def stream_of(source: TaskSource) -> Stream:
+    """The stream of a source that has one.
+
+    Raises:
+      MetarunError: it has none.
+    """
+    if source.stream is None:
+        raise MetarunError("The tasks of this data set cannot be streamed from the host: give memory.stream=false.")
+    return source.stream
 
 
 def sampler(source: TaskSource, layout: Layout, stream: bool) -> Callable[[Array], Task]:

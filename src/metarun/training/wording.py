@@ -9,7 +9,7 @@ import jax
 from metarun.compiled.memory import in_words
 from metarun.errors import MetarunError
 from metarun.trust.equivalence import interval_said
-from metarun.types import Experiment, Metrics, Plan
+from metarun.types import Experiment, Plan
 
 
 def summary(
