@@ -129,7 +129,7 @@ class _Font:
 
     def draw(self, character: str) -> Image.Image:
         """Draws a character, white on black, cut to its ink."""
-        left, top, right, bottom = map(int, self._font.getbbox(character))  # whole already, but not in type
+        left, top, right, bottom = map(int, self._font.getbbox(character))  # whole, though Pillow types floats
         drawing = Image.new("L", (right - left, bottom - top))
         ImageDraw.Draw(drawing).text((-left, -top), character, fill=255, font=self._font)
         return drawing.crop(drawing.getbbox())
