@@ -61,7 +61,7 @@ def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
 
 def set_by_user(keys: Keys, part: str) -> list[str]:
     """The keys that are not as in `config.yaml` of a part of `conf/`."""
-    defaults = OmegaConf.load(conf_dir(part) / "config.yaml")
+    defaults: Any = OmegaConf.load(conf_dir(part) / "config.yaml")
     return [key for key in keys.values if key not in defaults or keys.values[key] != defaults[key]]
 
 

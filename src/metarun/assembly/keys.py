@@ -74,7 +74,8 @@ class Keys:
     @classmethod
     def of(cls, config: DictConfig, choices: Mapping[str, str], part: str) -> "Keys":
         """That of a composed configuration; raises `OmegaConfBaseException` where a value is missing."""
-        return cls(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), choices, part)
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return cls(values, choices, part)
 
     def __getitem__(self, key: str) -> Any:
         self.read.add(key)

@@ -66,7 +66,8 @@ def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(run)()
         except _Ended as ended:
-            raise ended.__cause__ from ended.__cause__.__cause__
+            cause: Any = ended.__cause__
+            raise cause from cause.__cause__
 
     sys.exit(told(command, part=part))
 
@@ -82,7 +83,7 @@ def _options_first(arguments: list[str], command: str) -> list[str]:
         raise MetarunError(f"{message}. `{command} --help` lists the settings, `{command} --hydra-help` the options.")
 
     parser = get_args_parser()
-    parser.error = refuse
+    parser.error = refuse  # type: ignore[method-assign]
     options, settings = list(arguments), parser.parse_intermixed_args(arguments).overrides
     for setting in settings:
         options.remove(setting)

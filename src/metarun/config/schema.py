@@ -103,4 +103,4 @@ class RLConfig(AnyRunConfig):
     env: Any = MISSING
 
 
-SCHEMAS = {FEW_SHOT: RunConfig, RL: RLConfig}
+SCHEMAS: dict[str, Any] = {FEW_SHOT: RunConfig, RL: RLConfig}

@@ -185,8 +185,8 @@ def _run(
             # ---- One dispatch.
             previous, step = step, _next_boundary(step, settings)
             began = time.perf_counter()
-            train, train_metrics = experiment.step(train, step - previous)
-            train_metrics = {name: float(value) for name, value in jax.device_get(dict(train_metrics)).items()}
+            train, means = experiment.step(train, step - previous)
+            train_metrics = {name: float(value) for name, value in jax.device_get(dict(means)).items()}
             elapsed = time.perf_counter() - began
             if warm:
                 ledger.seconds += elapsed
@@ -211,7 +211,7 @@ def _run(
             line = bool(val) or last or _crosses(settings.log_every, previous, step)
             progress.show(step, wording.summary(experiment, rate, train_metrics, val, ledger.best), line=line)
             if line:
-                values = {"seconds": round(ledger.seconds, 3), "tasks_per_second": rate}
+                values: dict[str, Any] = {"seconds": round(ledger.seconds, 3), "tasks_per_second": rate}
                 values |= {f"train/{name}": value for name, value in train_metrics.items()} | val
                 for each in loggers:
                     each.write(step, values)
@@ -269,7 +269,7 @@ def _check_fits(experiment: Experiment) -> None:
 
 def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callable[[str], object]) -> None:
     """Draws what can be drawn, and says what cannot: a result does not wait for its pictures."""
-    failed = {}
+    failed: dict[str, Exception] = {}
     try:
         made = pictures()
     except Exception as error:
@@ -281,8 +281,8 @@ def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callabl
             picture()
         except Exception as error:  # of whatever kind: matplotlib's, of fonts, of the disk
             failed[name] = error
-    for name, error in failed.items():
-        say(f"metarun: plots/{name} could not be drawn. {in_a_line(error)}")
+    for name, failure in failed.items():
+        say(f"metarun: plots/{name} could not be drawn. {in_a_line(failure)}")
 
 
 def _remove_run(directory: Path) -> None:
@@ -298,7 +298,7 @@ def _check_continues(
     then = saved.metadata["identity"]
     codes = [{key: code for key, code in each.items() if key.endswith(f".{CODE}")} for each in (then, identity)]
     if settings.code == SAME:
-        refuse_other_code(*codes, directory)
+        refuse_other_code(codes[0], codes[1], directory)
     then, identity = (
         {key: value for key, value in each.items() if key not in {**codes[0], **codes[1]}} for each in (then, identity)
     )

@@ -14,8 +14,13 @@ from rich.console import Console
 # starts the command again on it needs to know nothing else.
 REQUEUE = 75
 # What asks a run to stop, in words: Ctrl-C; schedulers before they kill a job; its own time limit.
-_STOPS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2"}
-_STOPS[signal.SIGALRM] = "its time_limit"
+_STOPS: dict[int, str] = {
+    signal.SIGINT: "SIGINT",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGUSR1: "SIGUSR1",
+    signal.SIGUSR2: "SIGUSR2",
+    signal.SIGALRM: "its time_limit",
+}
 
 
 class Interrupted(SystemExit):
@@ -68,9 +73,10 @@ def stop_on_signals(time_limit: float | None) -> Iterator[Stop]:
     try:
         yield stop
     except Interrupted:
-        asked = before[stop.signum or signal.SIGINT]
+        signum = stop.signum or signal.SIGINT
+        asked = before[signum]
         if callable(asked) and asked is not signal.default_int_handler:
-            asked(stop.signum, None)
+            asked(signum, None)
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

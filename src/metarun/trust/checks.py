@@ -45,7 +45,7 @@ def not_checked(reason: str) -> Mapping[str, Any]:
 _ONE_TASK = not_checked("over a single task there is no sampling error to judge by: give eval_tasks=2 or more")
 
 
-def is_chance(per_task: np.ndarray, chance: np.ndarray | float) -> Mapping[str, Any]:
+def is_chance(per_task: np.ndarray | Array, chance: np.ndarray | Array | float) -> Mapping[str, Any]:
     """Passes if the mean of a metric over tasks `[n]` is at chance within sampling error; of one task it is not checked.
 
     Args:

@@ -130,7 +130,7 @@ def from_gymnax(
     )
 
 
-from_gymnax.code_keys = ("name",)
+from_gymnax.code_keys = ("name",)  # type: ignore[attr-defined]
 
 
 def _made(name: str) -> tuple[Any, Any]:
