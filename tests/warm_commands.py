@@ -167,7 +167,10 @@ def _become(words, cwd, env, streams):
     for name, text in env.items():
         if name.startswith("JAX_") and hasattr(jax.config, name.lower()):
             kind = type(getattr(jax.config, name.lower()))
-            value = text.lower() in ("1", "true", "yes", "on") if kind is bool else kind(text) if kind is int else text
+            if kind is bool:
+                value = text.lower() in ("1", "true", "yes", "on")
+            else:
+                value = kind(text) if kind in (int, float) else text
             jax.config.update(name.lower(), value)
     command = words[0]
     sys.argv = [str(Path(sys.executable).with_name(command)), *words[1:]]

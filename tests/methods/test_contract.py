@@ -101,8 +101,8 @@ def test_vmap_over_tasks_equals_a_loop(name):
     gradient = jax.value_and_grad(lambda params, task, key: method.loss(params, task, key)[0])
     at_once = jax.jit(jax.vmap(gradient, (None, 0, 0)))
     in_turn = jax.jit(lambda params, tasks, keys: lax.map(lambda pair: gradient(params, *pair), (tasks, keys)))
-    tasks, keys = tasks_of(3, method.trains_on), jax.random.split(jax.random.key(3), 3)
-    found = [fn(params, tasks, keys) for fn in (at_once, in_turn)]
+    tasks = tasks_of(3, method.trains_on)
+    found = [fn(params, tasks, jax.random.split(jax.random.key(3), 3)) for fn in (at_once, in_turn)]
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         assert np.isfinite(a).all()
         assert np.linalg.norm(a - b) <= 3e-2 * np.linalg.norm(b) + 1e-5  # rounding, where a norm divides by little
