@@ -42,7 +42,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # they compile 
 from omegaconf import OmegaConf
 
 from metarun.commands import cli
-from metarun.config.schema import COMMON, FEW_SHOT, RL, SCHEMAS, conf_dir
+from metarun.config.composing import conf_dir
+from metarun.config.schema import COMMON, FEW_SHOT, RL, SCHEMAS
 from metarun.data.cache import cache_dir
 
 COMMANDS = {
@@ -187,7 +188,7 @@ def options(part: str) -> dict[str, list[str]]:
     """The groups of a command, and what can be chosen in each."""
     found: dict[str, list[str]] = {}
     for file in sorted([*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]):
-        if file.parent.name not in ("experiment", "hydra"):
+        if file.parent.name != "hydra":
             found.setdefault(file.parent.name, []).append(file.stem)
     return {group: AT_HAND.get(group, names) for group, names in found.items()}
 

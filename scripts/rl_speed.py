@@ -25,10 +25,10 @@ import jax
 import optax
 
 from bench import meter
-from metarun.assembly.composition import Keys
-from metarun.assembly.rl_run import GROUPS
+from metarun.assembly.keys import Keys
 from metarun.compiled.task_map import Layout, default_layout, map_tasks
-from metarun.config.schema import RL, composed
+from metarun.config.composing import composed
+from metarun.config.schema import RL
 from metarun.data.cache import cache_dir
 from metarun.errors import MetarunError
 from metarun.rl.environment import Environment
@@ -103,7 +103,7 @@ def environment_of(name: str, work: Work) -> Environment:
     length = work.episodes * work.steps
     sizes = SIZES[name].format(**work._asdict(), length=length, rounds=-(-length // 2))
     config, choices = composed([f"env={name}", *sizes.split()], RL)
-    return Keys.of(config, choices, GROUPS).call("env")
+    return Keys.of(config, choices, RL).call("env")
 
 
 def players(environment: Environment, work: Work, layout: Layout) -> dict[str, tuple[Any, Any]]:

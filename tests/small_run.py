@@ -10,9 +10,10 @@ from PIL import Image
 
 from metarun.assembly.few_shot_run import build
 from metarun.assembly.rl_run import build as build_rl
-from metarun.config.schema import FEW_SHOT, RL, composed
+from metarun.config.composing import composed
+from metarun.config.schema import FEW_SHOT, RL
 from metarun.training import checkpoint
-from metarun.training.runner import Ledger, RunState
+from metarun.training.run_state import Ledger, RunState
 
 SIDE = 8
 

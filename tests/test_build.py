@@ -17,15 +17,23 @@ from PIL import Image
 from small_omniglot import write_archives
 
 from metarun.assembly.few_shot_run import build
+from metarun.config import experiments
+from metarun.config.composing import conf_dir, groups, register
 from metarun.config.directories import run_dir
-from metarun.config.schema import conf_dir, groups, register
+from metarun.config.schema import COMMANDS
 from metarun.data.class_split import PUBLISHED
 from metarun.data.mini_imagenet import CLASSES
 from metarun.errors import ConfigError, MetarunError
 from metarun.report.run_pictures import pictures
 from metarun.training import checkpoint, runner
+from metarun.training.run_state import load_selected
+from metarun.trust.protocol import protocol_id
 
 CONF = Path(__file__).parents[1] / "conf"
+FILES = sorted(CONF.glob("*/experiment/*/*.yaml"))
+EXPERIMENTS = sorted(experiments.names(CONF / "few_shot" / "experiment"))
+# Files whose keys are explained where they stand; those of an experiment are a run's.
+COMMENTED = sorted(file for file in CONF.glob("**/*.yaml") if file not in FILES and file.parent.name != "help")
 OF_TFDS = ("tfds", "cifar_fs", "fc100", "cub", "vgg_flower", "emnist", "quickdraw")
 
 
@@ -119,11 +127,11 @@ def test_every_choice_builds_an_experiment_that_starts(group, choice, request):
 def test_a_method_without_meta_parameters_takes_one_step_and_is_tested(tmp_path):
     small = ["model=mlp", "model.hidden=[4]", "method.inner_steps=3", "meta_batch_size=2", "eval_tasks=4"]
     run = built("method=from_scratch", "steps=7", "eval_every=3", "optimizer.clip_norm=1", *small)
-    arguments = {"facts": run.facts, "identity": run.identity, "draw": pictures(run.experiment)}
+    arguments = {"facts": run.facts, "identity": run.identity, "pictures": pictures(run.experiment)}
     result = runner.run(run.experiment, run.settings, tmp_path, **arguments)
     assert (result["steps"], result["selected_steps"], result["val"]) == (1, [1], None)
     assert np.isfinite(result["value"]) and result["sizes"] == {"meta_params": 0}
-    assert runner.load_selected(checkpoint.newest(tmp_path / "checkpoints", print), {}) == {}
+    assert load_selected(checkpoint.newest(tmp_path / "checkpoints", print), {}) == {}
     # Its checkpoint is continued as any other: here there is nothing left but to test.
     (tmp_path / "result.json").unlink()
     again = runner.run(run.experiment, run.settings, tmp_path, **arguments)
@@ -149,7 +157,12 @@ def test_the_size_of_a_hypernetwork_is_stated():
 
 
 # Those that also run, as far as the time of the tests allows.
-RUN = ("maml_sinusoid", "maml_omniglot_5w1s", "maml_omniglot_5w1s_quick", "protonet_omniglot_5w1s")
+RUN = (
+    "finn2017/maml_sinusoid",
+    "finn2017/maml_omniglot_5w1s",
+    "finn2017/maml_omniglot_5w1s_quick",
+    "snell2017/protonet_omniglot_5w1s",
+)
 
 
 def data_overrides(config, request):
@@ -160,12 +173,13 @@ def data_overrides(config, request):
     return few + overrides_for(dataset, request)
 
 
-@pytest.mark.parametrize("experiment", choices_of("experiment"))
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_starts(experiment, request):
     config = composed(f"experiment={experiment}")
     run = built(f"experiment={experiment}", *data_overrides(config, request))
     assert jax.tree.leaves(jax.eval_shape(run.experiment.init).params)
-    method, way, shot = re.match(r"(\w+?)_(?:sinusoid|(?:omniglot|mini_imagenet)_(\d+)w(\d+)s)", experiment).groups()
+    name = r"\w+/(\w+?)_(?:sinusoid|(?:omniglot|mini_imagenet)_(\d+)w(\d+)s)"
+    method, way, shot = re.match(name, experiment).groups()
     assert run.facts["method"] == method
     assert way is None or (config.way, config.shot) == (int(way), int(shot))
 
@@ -179,22 +193,27 @@ def test_an_experiment_runs_two_steps(experiment, request, tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("experiment", choices_of("experiment"))
-def test_every_experiment_begins_with_its_command(experiment):
-    text = (CONF / "few_shot" / "experiment" / f"{experiment}.yaml").read_text()
-    assert text.startswith("# @package _global_\n") and f"metarun experiment={experiment}" in text
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_file_of_experiments_begins_with_a_command(file):
+    head = file.read_text().split("\ndefaults:")[0].split("\ncell:")[0].splitlines()
+    part = file.parents[2].name
+    said = [re.fullmatch(rf"#   {COMMANDS[part]} experiment=(\S+)( dataset.source=DIR)?", line) for line in head]
+    (command,) = filter(None, said)
+    assert head[0] == "# @package _global_"
+    assert command[1] in list(experiments.names(CONF / part / "experiment"))
+    assert command[1].startswith(f"{file.parent.name}/{file.stem}")
 
 
 def test_help_lists_the_choices_and_counts_the_experiments():
     lines = dict(line.split(": ", 1) for line in groups("few_shot").splitlines())
     assert lines["logger"] == "jsonl, tensorboard" and lines["method"].split(", ") == choices_of("method")
-    assert lines["experiment"].startswith(f"{len(choices_of('experiment'))} published cells")
+    assert lines["experiment"].startswith(f"{len(EXPERIMENTS)} published cells")
     assert set(lines) == {"dataset", "logger", "method", "model", "optimizer", "experiment"}
 
 
 def test_an_experiment_has_the_last_word_but_for_the_command_line():
-    assert built("experiment=maml_sinusoid").settings.steps == 70000
-    assert built("experiment=maml_sinusoid", "steps=7").settings.steps == 7
+    assert built("experiment=finn2017/maml_sinusoid").settings.steps == 70000
+    assert built("experiment=finn2017/maml_sinusoid", "steps=7").settings.steps == 7
 
 
 def test_a_method_sets_what_it_needs_of_the_run_and_the_command_line_has_the_last_word():
@@ -213,10 +232,8 @@ def test_a_method_sets_what_it_needs_of_the_run_and_the_command_line_has_the_las
     assert composed("method=maml").query_shot == 2
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("**/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.name}")
+@pytest.mark.parametrize("file", COMMENTED, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_every_key_has_a_comment(file):
-    if file.parent.name in ("experiment", "help"):
-        return
     body = file.read_text().split("\nhydra:")[0]
     for line in body.splitlines():
         if line.strip() and not line.strip().startswith(("#", "_target_", "defaults", "- ", "method:")):
@@ -260,7 +277,7 @@ def test_a_method_without_inner_steps_has_nothing_to_rematerialise(tmp_path, mon
         "from metarun.few_shot.methods.maml import maml\n\n\n"
         "def plain(*, model, objective):\n    return maml(model=model, objective=objective)\n"
     )
-    plain = ["experiment=maml_sinusoid", "~method.inner_lr", "~method.inner_steps", "~method.eval_inner_steps"]
+    plain = ["experiment=finn2017/maml_sinusoid", "~method.inner_lr", "~method.inner_steps", "~method.eval_inner_steps"]
     plain += ["~method.first_order", "~method.inner_params", "~method.inner_reduction", "~method.query_statistics"]
     plain += ["method._target_=plain_method.plain"]
     assert built(*plain).experiment.prepare().variant == ""
@@ -275,13 +292,13 @@ def test_images_stay_on_the_host_where_they_would_take_half_of_a_device():
         assert built(*small, f"memory.limit={limit}").experiment.prepare().streams == streams
     assert built(*small, "memory.stream=true").experiment.prepare().streams
     with pytest.raises(ConfigError, match="memory.stream=True: expected auto or false: dataset=sinusoid has no images"):
-        built("experiment=maml_sinusoid", "memory.stream=true")
+        built("experiment=finn2017/maml_sinusoid", "memory.stream=true")
 
 
 def test_memory_settings_decide_how_tasks_are_computed():
-    plan = built("experiment=maml_sinusoid", "memory.chunk=5", "memory.remat=true").experiment.prepare()
+    plan = built("experiment=finn2017/maml_sinusoid", "memory.chunk=5", "memory.remat=true").experiment.prepare()
     assert (plan.chunk, plan.variant) == (5, "inner steps rematerialised")
-    plan = built("experiment=maml_sinusoid", "memory.limit=1GB").experiment.prepare()
+    plan = built("experiment=finn2017/maml_sinusoid", "memory.limit=1GB").experiment.prepare()
     assert (plan.chunk, plan.variant, plan.bytes_available) == (1, "inner steps kept", 10**9)
 
 
@@ -299,9 +316,9 @@ def test_identity_holds_what_moves_the_parameters_and_not_what_does_not():
 def test_protocol_states_what_moves_the_number_without_being_the_method():
     base = built().experiment.protocol
     assert base["query_shot"] == 15 and base["dataset"]["name"] == "glyphs" and len(base["dataset"]["sha256"]) == 64
-    ident = runner.protocol_id(base)
+    ident = protocol_id(base)
     for same in ("seed=3", "method.inner_lr=0.1", "method=fomaml", "outer_lr=0.1", "model.filters=8"):
-        assert runner.protocol_id(built(same).experiment.protocol) == ident, same
+        assert protocol_id(built(same).experiment.protocol) == ident, same
     for other in (
         "eval_query_shot=1",
         "method.query_statistics=support",
@@ -309,7 +326,7 @@ def test_protocol_states_what_moves_the_number_without_being_the_method():
         "eval_tasks=50",
         "eval_every=0",
     ):
-        assert runner.protocol_id(built(other).experiment.protocol) != ident, other
+        assert protocol_id(built(other).experiment.protocol) != ident, other
 
 
 def unfinished(directory, command, *, result=False):

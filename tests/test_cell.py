@@ -1,24 +1,24 @@
 """The node `cell`: what it says, what of it is refused, and that the experiments' figures are those of the papers."""
 
+import datetime
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from metarun.commands.reproduce import cells
-from metarun.config.schema import RL
+from metarun.config import experiments
+from metarun.config.composing import composed, conf_dir
+from metarun.config.schema import FEW_SHOT, RL
 from metarun.errors import ConfigError
-from metarun.trust.cell import Cell, Figure, Measured, cell_of, stated
+from metarun.trust.cell import Cell, Figure, cell_of, stated
+from metarun.trust.measured import table
 
-CONF = Path(__file__).parents[1] / "conf"
-EXPERIMENTS = sorted(CONF.glob("*/experiment/*.yaml"))
 FIGURE = {"paper": "finn2017", "value": 0.987, "ci95": 0.004, "source": "table 1"}
 MEASURED = {"value": 0.97, "ci95": 0.003, "minutes": 4, "machine": "two cores"}
 NODE = {"published": [FIGURE], "margin": 0.01}
 # Networks that no paper has a figure for.
-UNPUBLISHED = {"hypernetwork_omniglot_5w1s_quick", "rnn_omniglot_5w1s_quick"}
+UNPUBLISHED = {"unpublished/hypernetwork_omniglot_5w1s_quick", "unpublished/rnn_omniglot_5w1s_quick"}
 # Omniglot 5-way 1-shot, 5-shot, 20-way 1-shot, 5-shot; miniImageNet 5-way 1-shot, 5-shot: as the papers' tables have them.
 COLUMNS = (
     "omniglot_5w1s",
@@ -73,8 +73,9 @@ def known():
 def test_it_is_read_as_it_stands():
     figure = Figure(0.987, 0.004, "table 1")
     assert cell_of(NODE) == Cell({"finn2017": figure}, 0.01)
-    whole = {**NODE, "differs": ["words"], "quick_of": "maml", "measured": MEASURED}
-    assert cell_of(whole) == Cell({"finn2017": figure}, 0.01, ("words",), "maml", Measured(**MEASURED))
+    whole = {**NODE, "differs": ["words"], "quick_of": "finn2017/maml"}
+    assert cell_of(whole) == Cell({"finn2017": figure}, 0.01, ("words",), "finn2017/maml")
+    assert cell_of({**whole, "measured": MEASURED}) == cell_of(whole)  # which runs of former versions have saved
     assert stated(NODE) == {"published": {"finn2017": figure._asdict()}} and stated(None) == {}
 
 
@@ -85,15 +86,13 @@ def test_it_is_read_as_it_stands():
         ({"margin": 0.01}, "cell.published=None"),
         ({**NODE, "margin": -1}, "cell.margin=-1: expected a positive number"),
         ({**NODE, "margin": True}, "cell.margin=True"),
-        ({**NODE, "margn": 1}, "cell.margn=1: expected published, margin, differs, quick_of, measured"),
+        ({**NODE, "margn": 1}, "cell.margn=1: expected published, margin, differs, quick_of as keys"),
         ({**NODE, "published": []}, "cell.published="),
         ({**NODE, "published": {"finn2017": FIGURE}}, "cell.published="),
         ({**NODE, "published": [{"value": 1}]}, "cell.published[0]="),
         ({**NODE, "published": [{"paper": "x", "value": 1}]}, "cell.published[0].source=None"),
         ({**NODE, "published": [{**FIGURE, "value": "98%"}]}, "cell.published[0].value=98%: expected a number"),
         ({**NODE, "published": [{**FIGURE, "ci95": 0}]}, "cell.published[0].ci95=0"),
-        ({**NODE, "measured": {"value": 0.97}}, "cell.measured.ci95=None"),
-        ({**NODE, "measured": {**MEASURED, "machine": 2}}, "cell.measured.machine=2: expected words"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(node, key):
@@ -105,7 +104,7 @@ def test_what_cannot_be_meant_is_refused(node, key):
 @pytest.mark.parametrize("row", TABLE)
 def test_the_figures_are_those_of_the_papers(row):
     paper, method, *variant = re.split("/|, ", row)
-    figures = {named.name: named.cell.published[paper] for named in known() if named.paper == paper}
+    figures = {named.name: named.cell.published[paper] for named in known() if named.name.startswith(f"{paper}/")}
     for column, entry in zip(COLUMNS, TABLE[row].split(), strict=True):
         name = "_".join([f"{paper}/{method}_{column}", *variant])
         assert (entry != "-") == (name in figures), name
@@ -116,30 +115,43 @@ def test_the_figures_are_those_of_the_papers(row):
 
 
 def test_the_errors_on_sinusoids_are_those_of_the_paper():
-    found = {named.experiment: named.cell.published["finn2017"].value for named in known() if "sinusoid" in named.name}
-    assert found == {**SINUSOID, "maml_sinusoid_quick": SINUSOID["maml_sinusoid"]}
+    found = {named.name: named.cell.published["finn2017"].value for named in known() if "sinusoid" in named.name}
+    expected = {**SINUSOID, "maml_sinusoid_quick": SINUSOID["maml_sinusoid"]}
+    assert found == {f"finn2017/{name}": value for name, value in expected.items()}
 
 
 def test_every_experiment_has_a_cell_and_a_quick_one_that_of_the_whole():
-    without = {file.stem for file in EXPERIMENTS if OmegaConf.load(file).get("cell") is None}
-    assert without == UNPUBLISHED
-    named = {(each.paper, each.experiment): each for each in known()}
-    for (paper, experiment), (*_, part, cell) in named.items():
-        assert experiment.endswith("_quick") == (cell.quick_of is not None), experiment
+    every = [name for part in (FEW_SHOT, RL) for name in experiments.names(conf_dir(part) / "experiment")]
+    named = {each.name: each for each in known()}
+    assert len(every) == len(set(every)) and set(every) - named.keys() == UNPUBLISHED
+    for name, (_, part, cell) in named.items():
+        assert list(cell.published) == [name.partition("/")[0]]
+        assert name.endswith("_quick") == (cell.quick_of is not None), name
         if cell.quick_of is not None:
-            whole = named[paper, cell.quick_of].cell
+            whole = named[cell.quick_of].cell
             assert part == RL or cell.published == whole.published  # of RL: rl/test_rl_cells.py
             assert cell.margin == whole.margin
-            assert experiment == f"{cell.quick_of}_quick" and cell.measured is not None
+            assert name == f"{cell.quick_of}_quick" and named[name].measured is not None
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
-def test_a_comment_says_the_figure_of_the_keys(file):
-    node = OmegaConf.to_container(OmegaConf.load(file)).get("cell")
-    head = " ".join(line.lstrip("# ") for line in file.read_text().split("\ndefaults")[0].splitlines())
-    said = re.search(r"Published: (\d+\.\d+)(?: ± (\d+\.\d+))?", head)
-    if node is None or said is None or "few_shot" not in str(file) or "sinusoid" in file.stem:
-        return
-    first = node["published"][0]
-    assert first["value"] == pytest.approx(float(said[1]) / 100)
-    assert first.get("ci95") == (pytest.approx(float(said[2]) / 100) if said[2] else None)
+def test_what_was_measured_is_of_cells_that_there_are_and_of_their_settings():
+    part_of = {name: part for part in (FEW_SHOT, RL) for name in experiments.names(conf_dir(part) / "experiment")}
+    for name, line in table().items():
+        config, _ = composed([f"experiment={name}"], part_of[name])
+        assert (line.steps, line.tasks) == (config.steps, config.eval_tasks), name
+        assert line.seeds >= 1 and line.minutes > 0 and line.device and line.note == line.note.strip()
+        assert re.fullmatch(r"[0-9a-f]{7,40}", line.commit) and datetime.date.fromisoformat(line.date)
+
+
+@pytest.mark.parametrize("name", ["cavia_mini_imagenet_5w1s_512_quick", "protonet_omniglot_20w1s_same_way_quick"])
+def test_a_cell_whose_command_is_anothers_has_no_line_of_its_own(name):
+    (cell,) = [each for each in known() if each.name.endswith(f"/{name}")]
+    other = cell.name.replace("_512", "").replace("_same_way", "")
+    assert cell.name not in table() and cell.measured == table()[other]
+    assert composed([f"experiment={cell.name}"])[0].method == composed([f"experiment={other}"])[0].method
+
+
+def test_no_file_of_experiments_says_what_was_measured():
+    for part in (FEW_SHOT, RL):
+        for file in (conf_dir(part) / "experiment").rglob("*.yaml"):
+            assert not re.search(r"measured|\bOurs?\b|Published:|Held against|±", file.read_text()), file

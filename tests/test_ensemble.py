@@ -7,7 +7,7 @@ import pytest
 
 from metarun.compiled.task_map import default_layout
 from metarun.data.sinusoid import sinusoid
-from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.methods.maml import maml
 from metarun.models.mlp import mlp
 from metarun.training.ensemble import Ensemble, answered, ensemble_of, members_of
@@ -27,7 +27,7 @@ def test_an_ensemble_is_tested_by_the_mean_of_its_outputs():
     method = maml(model=mlp(num_outputs=1, hidden=[8]), objective="regression", inner_lr=0.01)
     settings = {"seed": 0, "eval_seed": 0, "meta_batch_size": 2, "protocol": {}}
     dataset, optimizer = sinusoid(shot=5, query_shot=5), adam(outer_lr=0.01, steps=10)
-    experiment = few_shot({"": method}, dataset, optimizer, [default_layout()], **settings)
+    experiment = few_shot_experiment({"": method}, dataset, optimizer, [default_layout()], **settings)
     first = experiment.init().params
     second = jax.tree.map(lambda leaf: 2 * leaf + 0.1, first)
     both = Ensemble((first, second))

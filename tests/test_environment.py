@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from metarun.assembly.few_shot_run import build
-from metarun.config.schema import composed
+from metarun.config.composing import composed
 from metarun.system.backend import PINNED
 from metarun.system.machine import environment
-from metarun.training.runner import protocol_id
+from metarun.trust.protocol import protocol_id
 
 # Each of these alone moves what is drawn, or the type that it is computed in, where nothing is pinned.
 HOSTILE = {

@@ -165,7 +165,7 @@ def test_test_classes_of_another_data_set_that_were_trained_on_are_found(evaluat
     [
         (["method=maml"], ["method=maml", "only these may be changed", "dataset=OTHER", "eval_tasks"]),
         (["model.filters=8"], ["model.filters=8", "another learner"]),
-        (["experiment=maml_sinusoid"], ["experiment=maml_sinusoid"]),
+        (["experiment=finn2017/maml_sinusoid"], ["experiment=finn2017/maml_sinusoid"]),
         (["method.distance=cosine"], ["method.distance=cosine"]),
         (["seed=1"], ["seed=1"]),
         (["steps=9"], ["steps=9"]),
@@ -253,7 +253,7 @@ def test_a_network_of_the_length_of_its_training_reads_longer_sequences(folder, 
 
 
 def test_a_regression(evaluate, tmp_path):
-    run = begun(tmp_path / "run", "experiment=maml_sinusoid", "eval_tasks=4")
+    run = begun(tmp_path / "run", "experiment=finn2017/maml_sinusoid", "eval_tasks=4")
     code, out, err = evaluate(f"run={run}", "shot=7")
     assert code == 0 and "test mse" in out, err
     found = evaluation_of(run, "sinusoid-7shot-*")

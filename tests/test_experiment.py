@@ -10,7 +10,7 @@ import pytest
 from metarun.compiled.task_map import default_layout
 from metarun.data.sinusoid import sinusoid
 from metarun.errors import ConfigError
-from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.methods.maml import maml
 from metarun.models.mlp import mlp
 from metarun.training.optimizers import adam
@@ -59,7 +59,7 @@ def learner(predict=nearest, statistics="support", unadapted=None):
 def experiment(method=None, dataset=None, layouts=None, **options):
     settings = {"seed": 0, "eval_seed": 0, "meta_batch_size": 3, "protocol": {}} | options
     variants = {"": method or learner()}
-    return few_shot(
+    return few_shot_experiment(
         variants, dataset or blobs(), adam(outer_lr=0.01, steps=10), layouts or [default_layout()], **settings
     )
 
@@ -341,7 +341,7 @@ def test_each_experiment_is_traced_under_its_own_precision():
         one = both[precision]
         state = jax.eval_shape(one.init)
         steps = one.program.steps(one.program.variants[0], one.program.chunks[0])
-        assert products(jax.make_jaxpr(steps)(state, jnp.int32(1))) == {word}
+        assert products(jax.make_jaxpr(steps)(state, *one.program.given, jnp.int32(1))) == {word}
     for precision, one in both.items():
         state, _ = one.step(one.init(), 2)
         jax.tree.map(np.testing.assert_array_equal, state.params, alone[precision][0])
@@ -366,7 +366,9 @@ def test_whatever_an_experiment_traces_is_under_its_own_precision():
     calls = {
         "init": lambda one, state: one.init(),
         "sizes": lambda one, state: one.sizes(),
-        "program": lambda one, state: jax.eval_shape(one.program.steps("", one.program.chunks[0]), state, jnp.int32(1)),
+        "program": lambda one, state: jax.eval_shape(
+            one.program.steps("", one.program.chunks[0]), state, *one.program.given, jnp.int32(1)
+        ),
         "prepare": lambda one, state: one.prepare(),
         "inspect": lambda one, state: one.inspect(state),
         "evaluate": lambda one, state: one.evaluate(state.params, "test", 2, checks=True),

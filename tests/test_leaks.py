@@ -13,9 +13,9 @@ from metarun.compiled.task_map import default_layout
 from metarun.data import class_bank
 from metarun.data.class_bank import SplitBank
 from metarun.data.contents import content_hashes
-from metarun.data.episodes import episodes, few_shot
+from metarun.data.episodes import episodes, few_shot_data_set
 from metarun.data.image_folder import image_folder
-from metarun.few_shot.experiment import few_shot as experiment
+from metarun.few_shot.experiment import few_shot_experiment as experiment
 from metarun.few_shot.methods.nearest_neighbor import nearest_neighbor
 from metarun.training.optimizers import adam
 from metarun.trust import leaks
@@ -34,7 +34,7 @@ def noise(num_classes=28, seed=0):
 def data_of(images, classes=CLASSES, **settings):
     bank = class_bank.stack(images)
     loaded = SplitBank(bank, range(len(images)), classes, {"name": "noise"}, content_hashes(bank.images))
-    return few_shot(loaded, **{"way": WAY, "shot": SHOT, "query_shot": QUERY_SHOT} | settings)
+    return few_shot_data_set(loaded, **{"way": WAY, "shot": SHOT, "query_shot": QUERY_SHOT} | settings)
 
 
 @functools.cache

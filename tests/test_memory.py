@@ -16,7 +16,7 @@ from metarun.compiled.memory import available, fastest_that_fits, in_words, pars
 from metarun.compiled.task_map import default_layout, frugal_layouts
 from metarun.data.sinusoid import sinusoid
 from metarun.errors import ConfigError, MetarunError
-from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.methods.maml import maml
 from metarun.models.mlp import mlp
 from metarun.training.optimizers import adam
@@ -168,7 +168,7 @@ def experiment(bytes_available=None, *, inner_steps=60, remat=(False, True), see
     dataset = sinusoid(shot=5, query_shot=5)
     words = {False: "kept", True: "again"}
     options = {"model": mlp(num_outputs=1, hidden=[16]), "objective": "regression", "inner_steps": inner_steps}
-    return few_shot(
+    return few_shot_experiment(
         {words[again]: maml(remat=again, inner_lr=0.01, **options) for again in remat},
         dataset,
         adam(outer_lr=0.01, steps=10),
@@ -223,13 +223,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from metarun.assembly.few_shot_run import build
-from metarun.config.schema import conf_dir, register
+from metarun.config.composing import conf_dir, register
 
 register()
 counts = []
 for overrides in sys.argv[2].split(";"):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", ["experiment=maml_sinusoid", *overrides.split()], return_hydra_config=True)
+        config = compose("config", ["experiment=finn2017/maml_sinusoid", *overrides.split()], return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     experiment = build(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), choices).experiment
     jax.clear_caches()

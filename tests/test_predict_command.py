@@ -15,10 +15,10 @@ from small_run import begun, call, draw, draw_classes, refused
 from metarun.assembly.few_shot_run import build_learner, recorded, shapes_of
 from metarun.assembly.saved_run import read
 from metarun.commands import cli, prediction
-from metarun.config.schema import conf_dir
+from metarun.config.composing import conf_dir
 from metarun.training import checkpoint
 from metarun.training.ensemble import Ensemble
-from metarun.training.runner import load_selected
+from metarun.training.run_state import load_selected
 from metarun.types import Split
 
 METHODS = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
@@ -229,7 +229,7 @@ def test_a_mistake_is_one_message(runs, folders, predict, tmp_path, monkeypatch,
 
 
 def test_a_run_on_other_than_images_is_refused(predict, folders, tmp_path):
-    run = begun(tmp_path / "run", "experiment=maml_sinusoid")
+    run = begun(tmp_path / "run", "experiment=finn2017/maml_sinusoid")
     answer = predict(f"run={run}", f"support={folders / 'support'}", f"query={folders / 'query'}")
     refused(answer, f"run={run}: expected a run on images in classes; it is on sinusoid")
 

@@ -149,7 +149,7 @@ def test_the_other_commands_leave_nothing_either(entry, arguments, finished, cap
 
 
 def test_a_missing_file_is_named_and_nothing_is_said_of_where_runs_go(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_few_shot", lambda config: open(tmp_path / "nope.npz"))
+    monkeypatch.setattr(cli.train, "train_few_shot", lambda config: open(tmp_path / "nope.npz"))
     monkeypatch.chdir(tmp_path)
     code, _, err = call(cli.main, capsys, monkeypatch, *SMALL)
     assert code == 1 and err == f"metarun: {tmp_path}/nope.npz: No such file or directory.\n"
@@ -196,5 +196,7 @@ def test_a_path_is_quoted_as_the_message_says(value, tmp_path, capsys, monkeypat
     refused(answer, "hydra.run.dir=")
     (quoted,) = shlex.split(err[err.index("ive '") + 4 :])
     refused(call(cli.main, capsys, monkeypatch, *SMALL, quoted, "way=5000"), "way=5000")
-    monkeypatch.setattr(cli, "_few_shot", lambda config: print(cli.HydraConfig.get().runtime.output_dir))
+    monkeypatch.setattr(
+        cli.train, "train_few_shot", lambda config: print(cli.train.HydraConfig.get().runtime.output_dir)
+    )
     assert call(cli.main, capsys, monkeypatch, *SMALL, quoted)[1] == f"{tmp_path}/{value}\n"

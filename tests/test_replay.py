@@ -13,7 +13,8 @@ from metarun.errors import MetarunError
 from metarun.few_shot.methods.maml import maml
 from metarun.models.mlp import mlp
 from metarun.training import checkpoint, runner
-from metarun.training.runner import RunSettings
+from metarun.training.run_state import RunState
+from metarun.training.settings import RunSettings
 
 SMALL = [
     "method=maml",
@@ -81,7 +82,7 @@ def test_the_tasks_that_did_it_are_named_and_can_be_drawn_again(tmp_path):
     state = trial.init()
     if step:
         state, _ = trial.step(state, step)
-    before = checkpoint.load(saved, runner.RunState(state, state.params)).train
+    before = checkpoint.load(saved, RunState(state, state.params)).train
     assert int(before.step) == step
     for found, expected in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(found, expected)

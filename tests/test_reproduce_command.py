@@ -83,7 +83,7 @@ def test_a_run_by_other_settings_is_not_said_to_be_the_one_that_was_measured():
         said(named(), outcome, differing(named(), overrides), Console(file=stream, width=200), own_keys)
         return stream.getvalue()
 
-    measured = f"{100 * named().cell.measured.value:.2f}%"
+    measured = f"{100 * named().measured.value:.2f}%"
     assert f"This command has given {measured}" in words(["dataset.source=x", "log_every=1"])
     other = words(["steps=200", "outer_lr=0.5"])
     assert "This command has given" not in other
@@ -114,7 +114,7 @@ def test_every_cell_has_a_name_of_its_own():
     assert len(known) == len(by_name) > 1 and CELL in by_name
     for each in known:
         if each.cell.quick_of is not None:
-            assert by_name[f"{each.paper}/{each.cell.quick_of}"].cell.quick_of is None
+            assert by_name[each.cell.quick_of].cell.quick_of is None
 
 
 def test_a_cell_runs_resumes_adds_seeds_and_exits_by_its_verdict(tmp_path):
@@ -129,6 +129,20 @@ def test_a_cell_runs_resumes_adds_seeds_and_exits_by_its_verdict(tmp_path):
     assert json.loads((tmp_path / "cell" / "0" / "result.json").read_text()) == value
 
 
+def test_runs_that_a_former_version_has_begun_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        reproduce, "_run", lambda named, seeds, overrides, directory: directories.append(directory) or 1
+    )
+    directories = []
+    reproduce.reproduce(CELL, {}, Console(file=io.StringIO()))
+    (tmp_path / "outputs" / "reproduce" / CELL.partition("/")[2]).mkdir(parents=True)
+    reproduce.reproduce(CELL, {}, Console(file=io.StringIO()))
+    assert [str(each) for each in directories] == [
+        f"outputs/reproduce/{name}" for name in (CELL, CELL.partition("/")[2])
+    ]
+
+
 def test_what_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -136,6 +150,9 @@ def test_what_is_refused(tmp_path, capsys, monkeypatch):
         return call(cli.reproduce_main, capsys, monkeypatch, *arguments)
 
     refused(command("finn2017/maml_omniglot_5w2s"), "there is no such cell", "finn2017/maml_omniglot_5w1s", "--list")
+    refused(command("maml_omniglot_5w1s"), "It is finn2017/maml_omniglot_5w1s.")
+    refused(command("maml_omniglot_20w5s"), "It is finn2017/maml_omniglot_20w5s or raghu2020/maml_omniglot_20w5s.")
+    refused(command("unpublished/rnn_omniglot_5w1s_quick"), "there is no such cell")
     refused(command(), "Which cell", "--list")
     refused(command(CELL, "seeds=0"), "seeds=0", "1 or more")
     refused(command(CELL, "seeds=many"), "seeds=many")
@@ -154,7 +171,7 @@ def test_what_the_run_refuses_is_said_once(tmp_path):
 def test_the_list_names_cells_with_their_figures(tmp_path):
     done = metarun("--list", cwd=tmp_path, command="metarun-reproduce")
     line = next(line for line in done.stdout.splitlines() if line.startswith(f"{CELL} "))
-    assert "98.70% ± 0.40%" in line and f"{100 * find(CELL).cell.measured.value:.2f}% ±" in line and "table 1" in line
+    assert "98.70% ± 0.40%" in line and f"{100 * find(CELL).measured.value:.2f}% ±" in line and "table 1" in line
     verdicts = {words[0]: words[3] for row in done.stdout.splitlines() if len(words := re.split("  +", row)) == 6}
     assert verdicts[CELL] == UNDECIDED and verdicts["snell2017/protonet_omniglot_5w1s_quick"] == REPRODUCED
     assert verdicts["snell2017/protonet_omniglot_20w5s_quick"] == NOT_REPRODUCED
@@ -163,7 +180,7 @@ def test_the_list_names_cells_with_their_figures(tmp_path):
 def test_a_test_that_is_not_finite_has_no_verdict():
     cell = Cell(published={"paper": Figure(0.5, None, "table 1")}, margin=0.1)
     with pytest.raises(Exception, match="paper/x: a seed's test is not finite"):
-        judged(Named("paper/x", "paper", "x", FEW_SHOT, cell), [result(None)])
+        judged(Named("paper/x", FEW_SHOT, cell), [result(None)])
 
 
 def test_a_check_that_was_not_made_has_not_failed_and_one_task_has_no_verdict():

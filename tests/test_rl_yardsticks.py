@@ -16,6 +16,13 @@ def test_a_cell_is_played_and_held_against_what_was_published(monkeypatch, capsy
     assert all("±" in line for line in lines[2:]) and "| yes |" in lines[2]
 
 
+def test_the_figures_are_those_of_the_published_cells():
+    figures = rl_yardsticks.published_figures()
+    assert figures["bandit:100,50"] == {"random": 49.8, "gittins": 85.2, "ucb1": 84.3, "thompson": 64.5}
+    assert figures["mdp:25"] == {"random": 250.2, "psrl": 408.8, "opsrl": 425.2}
+    assert len(figures) == 12
+
+
 def test_a_cell_that_there_is_not_is_named(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["rl_yardsticks.py", "--cells", "bandit:3,3"])
     with pytest.raises(SystemExit):

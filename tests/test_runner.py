@@ -27,7 +27,10 @@ from metarun.report.curves import learning_curve
 from metarun.system import files
 from metarun.training import checkpoint, metrics, runner
 from metarun.training.ensemble import members_of
-from metarun.training.runner import REQUEUE, Interrupted, RunSettings, load_selected, protocol_id
+from metarun.training.run_state import RunState, load_selected
+from metarun.training.settings import RunSettings
+from metarun.training.stopping import REQUEUE, Interrupted
+from metarun.trust.protocol import protocol_id
 
 SETTINGS = RunSettings(
     steps=60, steps_per_dispatch=4, eval_every=10, val_tasks=20, eval_tasks=50, checkpoint_every=10, log_every=8
@@ -41,7 +44,7 @@ def run(
     experiment=None,
     identity=None,
     said=None,
-    draw=None,
+    pictures=None,
     logger=metrics.no_logger,
     **changes,
 ):
@@ -53,7 +56,7 @@ def run(
         directory,
         facts=FACTS,
         identity=identity or {"seed": 0, "method.inner_lr": 0.4},
-        draw=draw,
+        pictures=pictures,
         logger=logger,
         console=console,
     )
@@ -80,7 +83,7 @@ def state_of(directory):
     """Returns the newest checkpoint: step, best validation, and the bytes of every array."""
     train = toy_experiment().init()
     saved = newest(directory)
-    arrays = checkpoint.load(saved, runner.RunState(train, train.params))
+    arrays = checkpoint.load(saved, RunState(train, train.params))
     as_bytes = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(arrays)]
     return saved.step, saved.metadata["ledger"]["best"], as_bytes
 
@@ -471,7 +474,7 @@ def test_a_damaged_log_costs_no_result(uninterrupted, tmp_path, damage):
     (run_of / "result.json").unlink()
     damage(run_of / "metrics.jsonl")
     said = io.StringIO()
-    run(run_of, said=said, draw=curve)
+    run(run_of, said=said, pictures=curve)
     assert result_of(run_of) == result_of(uninterrupted)
     drawn = (run_of / "plots" / "learning_curve.png").exists()
     assert drawn != ("metarun: plots/learning_curve.png could not be drawn. " in said.getvalue()), said.getvalue()
@@ -486,20 +489,20 @@ def test_what_cannot_be_drawn_or_logged_costs_no_result(uninterrupted, tmp_path)
     def fails(*_):
         raise RuntimeError("no font\nat all")
 
-    def draw(directory, *rest):
+    def pictures(directory, *rest):
         return {"a.png": fails, **curve(directory, *rest)}
 
     said = io.StringIO()
-    run(tmp_path / "a", said=said, draw=draw, logger=fails)
+    run(tmp_path / "a", said=said, pictures=pictures, logger=fails)
     assert said.getvalue().count("metarun: plots/a.png could not be drawn. RuntimeError: no font at all\n") == 1
     assert "without one of its logs. RuntimeError: no font at all" in said.getvalue()
     assert (tmp_path / "a" / "plots" / "learning_curve.png").exists()
     assert_same_run(tmp_path / "a", uninterrupted)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "plots").write_text("")  # and so no directory
-    run(tmp_path / "b", said=said, draw=curve)
+    run(tmp_path / "b", said=said, pictures=curve)
     assert "learning_curve.png could not be drawn. Cannot write" in said.getvalue()
-    run(tmp_path / "c", said=said, draw=fails)
+    run(tmp_path / "c", said=said, pictures=fails)
     assert "metarun: plots/ could not be drawn. RuntimeError" in said.getvalue()
     assert result_of(tmp_path / "c") == result_of(tmp_path / "b") == result_of(uninterrupted)
 
@@ -512,7 +515,7 @@ def test_a_disk_that_is_filled_by_pictures_has_room_for_the_result(uninterrupted
             files.write_bytes(disk / "run" / "plots" / "large.png", bytes(2_000_000))
 
         said = io.StringIO()
-        run(disk / "run", said=said, draw=lambda *_: {"large.png": too_large})
+        run(disk / "run", said=said, pictures=lambda *_: {"large.png": too_large})
         assert "large.png could not be drawn. Cannot write" in said.getvalue() and "disk is full" in said.getvalue()
         assert_same_run(disk / "run", uninterrupted)
         assert not list((disk / "run" / "plots").iterdir())
@@ -526,7 +529,7 @@ def test_a_disk_that_is_filled_by_pictures_has_room_for_the_result(uninterrupted
 def test_a_checkpoint_with_other_facts_is_one_message(tmp_path, facts):
     train = toy_experiment().init()
     facts = facts and {"ledger": {}, "form": "", "identity": {}, **facts}
-    checkpoint.save(tmp_path / "checkpoints", 1, runner.RunState(train, train.params), facts)
+    checkpoint.save(tmp_path / "checkpoints", 1, RunState(train, train.params), facts)
     with pytest.raises(MetarunError, match="is not one of a run"):
         run(tmp_path)
 

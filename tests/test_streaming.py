@@ -12,9 +12,9 @@ from metarun.compiled.task_map import default_layout
 from metarun.data import class_bank
 from metarun.data.class_bank import SplitBank
 from metarun.data.contents import content_hashes
-from metarun.data.episodes import few_shot as few_shot_data
+from metarun.data.episodes import few_shot_data_set
 from metarun.errors import MetarunError
-from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.methods.pretrain import pretrain
 from metarun.few_shot.methods.protonet import protonet
 from metarun.models.mlp import mlp
@@ -31,7 +31,9 @@ def data_set(tmp_path, **settings):
     bank = bank._replace(images=np.load(path, mmap_mode="r"))
     classes = {"train": [4, 0], "val": [1, 2], "test": [5, 3]}
     settings = {"way": 2, "shot": 1, "query_shot": 2} | settings
-    return few_shot_data(SplitBank(bank, "abcdef", classes, {"name": "noise"}, content_hashes(bank.images)), **settings)
+    return few_shot_data_set(
+        SplitBank(bank, "abcdef", classes, {"name": "noise"}, content_hashes(bank.images)), **settings
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def experiment(data, stream, method="protonet", meta_batch_size=4):
         learner = protonet(**given)
     else:
         learner = pretrain(**given, num_train_classes=data.num_train_classes)
-    return few_shot(
+    return few_shot_experiment(
         {"": learner},
         data,
         adam(outer_lr=0.01, steps=10),

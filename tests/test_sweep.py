@@ -10,7 +10,7 @@ from many_runs import write_run
 from test_cli import SMALL, metarun, refused
 from warm_commands import Started
 
-from metarun.commands.sweep import Outcome, _in_words, distribution_of, table_of, told
+from metarun.commands.sweep import PointOutcome, _in_words, distribution_of, table_of, told
 from metarun.config.directories import run_dir, sweep_dir
 from metarun.errors import ConfigError, Diverged, MetarunError
 from metarun.report.collection import collect
@@ -140,7 +140,7 @@ class Launched:
         self.outcomes = []
         for number, error in enumerate(errors):
             write_run(directory / str(number), seed=number, value=0.25 * (number + 1))
-            self.outcomes.append(Outcome(directory / str(number), [f"seed={number}"], error))
+            self.outcomes.append(PointOutcome(directory / str(number), [f"seed={number}"], error))
 
 
 def ended(directory, *errors, search=False, raises=None):

@@ -14,7 +14,8 @@ import numpy as np
 
 from metarun.errors import MetarunError
 from metarun.training.metrics import tensorboard
-from metarun.training.runner import RunSettings, run
+from metarun.training.runner import run
+from metarun.training.settings import RunSettings
 from metarun.types import Evaluation, Experiment, Inspection, Plan, TrainState
 
 FACTS = {"method": "toy", "dataset": "lines", "way": 1, "shot": 1, "query_shot": 16, "split": "test", "seed": 0}

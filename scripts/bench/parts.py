@@ -11,10 +11,10 @@ import numpy as np
 from bench import meter, recipe
 from metarun.assembly.few_shot_run import build
 from metarun.compiled.task_map import Layout, map_tasks
-from metarun.config.schema import composed, conf_dir
+from metarun.config.composing import composed, conf_dir
 from metarun.data import class_bank
 from metarun.data.class_bank import NamedClass, SplitBank
-from metarun.data.episodes import few_shot
+from metarun.data.episodes import few_shot_data_set
 from metarun.data.glyphs import glyphs
 from metarun.types import DataSet
 
@@ -52,7 +52,7 @@ def streaming(work: recipe.Work, layout: Layout, rounds: int, seconds: float) ->
         named = class_bank.load(Path(folder))
         splits = dict.fromkeys(("train", "val", "test"), range(_CLASSES))
         bank = SplitBank(named.bank, named.names, splits, {}, named.hashes)
-        tasks = few_shot(bank, way=work.way, shot=work.shot, query_shot=work.query_shot)
+        tasks = few_shot_data_set(bank, way=work.way, shot=work.shot, query_shot=work.query_shot)
         resident, streamed = (recipe.experiment(work, layout, tasks, stream=stream) for stream in (False, True))
         rates = [[meter.time_steps(each, seconds).tasks_per_s for each in (resident, streamed)] for _ in range(rounds)]
     ratios = [streamed / resident for resident, streamed in rates]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metarun.compiled.task_map import Layout, placed
-from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.methods.maml import maml
 from metarun.models.conv4 import conv4
 from metarun.training.optimizers import adam
@@ -125,7 +125,7 @@ def dataset(work: Work, layout: Layout) -> DataSet:
 
 def experiment(work: Work, layout: Layout, tasks: DataSet | None = None, *, stream: bool = False) -> Experiment:
     """Returns what `metarun` would train, on the recipe's tasks or on those of another data set, maybe streamed."""
-    return few_shot(
+    return few_shot_experiment(
         {"inner steps kept": method(work)},
         tasks or dataset(work, layout),
         adam(outer_lr=OUTER_LR, steps=1),

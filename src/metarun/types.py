@@ -37,13 +37,13 @@ class Stream(NamedTuple):
     Attributes:
       items: `[num_items, *item]`, a NumPy array, such as one that is mapped from a file.
       index: a pytree of small arrays, on which draws depend.
-      draw: `(index, key) -> (rows, rest)`: the items of a task, `[n]` int32, and whatever else is drawn for it.
+      choose: `(index, key) -> (rows, rest)`: the items of a task, `[n]` int32, and whatever else is drawn for it.
       cut: `(items[rows], rest) -> Task`. Both are pure and jittable.
     """
 
     items: np.ndarray
     index: Any
-    draw: Callable[[Any, Array], tuple[Array, Any]]
+    choose: Callable[[Any, Array], tuple[Array, Any]]
     cut: Callable[[Array, Any], Task]
 
 
@@ -232,14 +232,16 @@ class Program(NamedTuple):
     """The outer steps of an experiment in all their forms, for one who compiles them.
 
     Attributes:
-      steps: `(variant, chunk) -> (state, num_steps) -> (state, metrics)`, to be traced; as `Experiment.step`.
+      steps: `(variant, chunk) -> (state, *given, num_steps) -> (state, metrics)`, to be traced; as `Experiment.step`.
+      given: arrays that every step is given, such as the data and the key that the run's seed has made.
       variants: in words, the fastest first.
       chunks: tasks that a device computes at once, most first.
       layout: a `task_map.Layout`, the fastest.
       bytes_available: memory of a device; None: unknown.
     """
 
-    steps: Callable[[str, int], Callable[[TrainState, Array], tuple[TrainState, Metrics]]]
+    steps: Callable[[str, int], Callable[..., tuple[TrainState, Metrics]]]
+    given: tuple[Any, ...]
     variants: Sequence[str]
     chunks: Sequence[int]
     layout: Any

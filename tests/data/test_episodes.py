@@ -6,7 +6,7 @@ from banks import images_of
 from metarun.data import class_bank
 from metarun.data.class_bank import SplitBank
 from metarun.data.contents import content_hashes
-from metarun.data.episodes import episodes, few_shot
+from metarun.data.episodes import episodes, few_shot_data_set
 from metarun.errors import ConfigError, DataError
 
 NUM_CLASSES, PER_CLASS = 6, 5
@@ -174,7 +174,9 @@ def numbers(**sizes):
     classes = {"train": [0, 5], "val": [1, 2], "test": [3, 4]}
     bank = numbered_bank()
     loaded = SplitBank(bank, "abcdef", classes, {"name": "numbers"}, content_hashes(bank.images))
-    return few_shot(loaded, **{"way": 2, "shot": 1, "query_shot": 1, "eval_query_shot": 2} | sizes, rotations=True)
+    return few_shot_data_set(
+        loaded, **{"way": 2, "shot": 1, "query_shot": 1, "eval_query_shot": 2} | sizes, rotations=True
+    )
 
 
 def test_few_shot_keeps_the_splits_apart_and_states_the_protocol():
@@ -213,8 +215,8 @@ def test_for_a_test_alone_the_other_splits_may_be_too_small_for_a_task():
     bank, classes = numbered_bank(), {"train": [0], "val": [1], "test": [2, 3, 4, 5]}
     loaded = SplitBank(bank, "abcdef", classes, {"name": "numbers"}, content_hashes(bank.images))
     with pytest.raises(DataError, match=r"way=3: the train split \(classes: train 1, val 1, test 4\) has 1 class, and"):
-        few_shot(loaded, way=3, shot=1, query_shot=2)
-    data = few_shot(loaded, way=3, shot=1, query_shot=2, test_only=True)
+        few_shot_data_set(loaded, way=3, shot=1, query_shot=2)
+    data = few_shot_data_set(loaded, way=3, shot=1, query_shot=2, test_only=True)
     assert data.protocol["classes"] == {"train": 1, "val": 1, "test": 4}
     first, *others = (draw(source, 20) for source in (data.test, data.train, data.val, data.train_classes))
     assert set(image_numbers(first.query).ravel() // PER_CLASS) == {2, 3, 4, 5}

@@ -5,7 +5,7 @@ import pytest
 
 from metarun.data.class_bank import SplitBank, stack
 from metarun.data.contents import content_hashes
-from metarun.data.episodes import few_shot
+from metarun.data.episodes import few_shot_data_set
 from metarun.data.fitting import fit_data_set, fit_images, input_shape
 from metarun.data.sinusoid import sinusoid
 from metarun.errors import ConfigError
@@ -17,7 +17,7 @@ def data_set(*shape):
     bank = stack(np.broadcast_to(levels, (9, 3, *shape)).astype(np.uint8))
     classes = {split: range(start, start + 3) for split, start in (("train", 0), ("val", 3), ("test", 6))}
     loaded = SplitBank(bank, [f"{c}" for c in range(9)], classes, {"name": "levels"}, content_hashes(bank.images))
-    return few_shot(loaded, way=2, shot=1, query_shot=2)
+    return few_shot_data_set(loaded, way=2, shot=1, query_shot=2)
 
 
 def test_data_of_the_shape_are_left_alone():

@@ -20,7 +20,7 @@ from many_runs import METHODS, picture, write_run, write_runs
 from PIL import Image
 from test_cli import metarun, refused
 
-from metarun.commands.sweep import Outcome, distribution_of, rows
+from metarun.commands.sweep import PointOutcome, distribution_of, rows
 from metarun.data.decoding import PictureError
 from metarun.errors import ConfigError
 from metarun.report import tables
@@ -28,6 +28,7 @@ from metarun.report.collection import collect, differing_keys
 from metarun.report.page import _encoded, page
 from metarun.report.replicates import replicates_of
 from metarun.training.result import faults_of
+from metarun.trust.measured import table
 
 # The result of several seeds, as the page has it.
 OF_SEEDS = r"([\d.]+)% ± ([\d.]+)%\n(\d+) seeds, from ([\d.]+)% to ([\d.]+)%"
@@ -310,7 +311,7 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_taken_together(tmp_path):
     half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(tasks + seeds)
     assert (group.value, group.ci95, group.sd) == pytest.approx((0.93, half, np.std(values, ddof=1)))
     # And as the sweep that they are says it.
-    outcomes = [Outcome(tmp_path / str(seed), [f"seed={seed}"], None) for seed in range(3)]
+    outcomes = [PointOutcome(tmp_path / str(seed), [f"seed={seed}"], None) for seed in range(3)]
     said = distribution_of(tmp_path, rows(tmp_path, outcomes))
     assert (group.value, group.ci95, group.sd) == pytest.approx((said["value"], said["ci95"], said["sd"]))
 
@@ -381,6 +382,21 @@ def test_the_tables_say_how_seeds_are_distributed(tmp_path):
     assert [row["result"] for row in rows[:2]] == ["90.00% ± 0.3%", "97.00% ± 0.3%"]
     group = replicates_of(records)[0]
     assert all((float(row["mean"]), float(row["mean_ci95"])) == (group.value, group.ci95) for row in rows[:4])
+
+
+def test_a_result_is_held_against_what_the_same_cell_has_given_before(tmp_path):
+    cell = "experiment=finn2017/maml_omniglot_5w1s_quick"
+    write_run(tmp_path / "same", overrides=[cell], steps=16000)
+    write_run(tmp_path / "shorter", overrides=[cell])
+    write_run(tmp_path / "other", overrides=["experiment=mine/other"], steps=16000)
+    records, _ = collect([tmp_path])
+    said = {record.name: tables.row(group)["published"] for record in records for group in replicates_of([record])}
+    before = table()[cell.partition("=")[2]]
+    ours = f"; {100 * before.value:.2f}% ± {100 * before.ci95:.2g}% (ours of {before.date}, {before.device})"
+    assert said == {
+        "same": f"98.70% ± 0.4% (table 1){ours}",
+        **dict.fromkeys(("shorter", "other"), "98.70% ± 0.4% (table 1)"),
+    }
 
 
 def test_the_table_in_other_forms(tmp_path):

@@ -1,5 +1,6 @@
 """The policy gradient against closed forms, and that it teaches."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,14 +14,15 @@ from metarun.compiled.task_map import default_layout
 from metarun.errors import ConfigError
 from metarun.models.recurrent import gru
 from metarun.rl.environments.bandits import bernoulli_bandit
+from metarun.rl.meta_learner import Training
 from metarun.rl.methods.rl2 import of_pairs, rl2
-from metarun.rl.policy_gradient import side_by_side, trial_learner
-from metarun.rl.surrogate import clipped
+from metarun.rl.policy_gradient import TrialLearning, side_by_side, trial_learner
+from metarun.rl.proximal import clipped
 from metarun.types import RecurrentModel
 
 TRIALS = 20_000
 LAYOUT = default_layout()._replace(chunk=None)
-PLAIN = {"algorithm": "a2c", "epochs": 1, "minibatches": 1, "clip": 0.2, "entropy": 0.0, "value": 0.0, "shared": True}
+PLAIN = TrialLearning(algorithm="a2c", epochs=1, minibatches=1, entropy=0.0, value=0.0, discount=0.9)
 
 
 def sgd(steps):
@@ -40,15 +42,7 @@ def without_memory(num_outputs, num_inputs):
 
 
 def learner_of(environment, trials, **settings):
-    return trial_learner(
-        environment=environment,
-        network=without_memory,
-        optimizer=sgd,
-        layout=LAYOUT,
-        meta_batch_size=trials,
-        steps=1,
-        **{**PLAIN, "discount": 0.9, "decay": 1.0, **settings},
-    )
+    return trial_learner(Training(environment, sgd, LAYOUT, trials, 1), without_memory, replace(PLAIN, **settings))
 
 
 def improved(learner, tasks, trials):
@@ -93,15 +87,10 @@ def test_the_surrogate_stops_paying_outside_of_the_clip():
 def test_all_minibatches_of_all_epochs_are_followed():
     counted = lambda steps: optax.chain(optax.scale_by_schedule(lambda count: 1.0), optax.sgd(1e-3))
     environment = counting(horizon=2, episodes=2)
-    settings = {**PLAIN, "algorithm": "ppo", "epochs": 3, "minibatches": 2, "discount": 0.9, "decay": 0.9}
     learner = trial_learner(
-        environment=environment,
-        network=lambda num_outputs, num_inputs: gru(num_outputs=num_outputs, hidden=4),
-        optimizer=counted,
-        layout=LAYOUT,
-        meta_batch_size=8,
-        steps=1,
-        **settings,
+        Training(environment, counted, LAYOUT, meta_batch_size=8, steps=1),
+        lambda num_outputs, num_inputs: gru(num_outputs=num_outputs, hidden=4),
+        replace(PLAIN, algorithm="ppo", epochs=3, minibatches=2, decay=0.9),
     )
     params = learner.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 8)

@@ -1,11 +1,12 @@
 """The experiments of reinforcement learning: their figures are those of the papers, and each is what its name says."""
 
 import pytest
-from omegaconf import OmegaConf
 
 from metarun.assembly.rl_run import build
 from metarun.commands.reproduce import cells
-from metarun.config.schema import RL, composed, conf_dir
+from metarun.config import experiments
+from metarun.config.composing import composed, conf_dir
+from metarun.config.schema import RL
 
 # Pulls and arms: mean total reward of the yardsticks and RL2 (Duan et al. 2016, table 1), SNAIL and MAML (Mishra et al. 2018,
 # table 3).
@@ -40,8 +41,8 @@ MAML = {
 MAML_QUICK = {"maml_point_navigation_quick": -3.33, "maml_point_navigation_as_published_quick": -11.68}
 LEARNT = ("rl2", "snail", "maml")
 OF_MISHRA = ("snail", "maml")
-FILES = sorted((conf_dir(RL) / "experiment").glob("*.yaml"))
-NAMES = [file.stem for file in FILES]
+FOLDER = conf_dir(RL) / "experiment"
+NAMES = sorted(experiments.names(FOLDER))
 
 
 def published():
@@ -61,8 +62,8 @@ def published():
 
 
 def of_name(experiment):
-    """Method, environment, and the keys of it that a name like `rl2_bandit_5_100` or `psrl_mdp_25` tells."""
-    method, kind, *sizes = experiment.split("_")
+    """Method, environment, and the keys of it that a name like `duan2016/rl2_bandit_5_100` or `duan2016/psrl_mdp_25` tells."""
+    method, kind, *sizes = experiment.partition("/")[2].split("_")
     if method == "maml" and kind in ("bandit", "mdp"):
         method = "maml_trial"
     if kind == "bandit":
@@ -75,35 +76,25 @@ def of_name(experiment):
 def test_the_figures_are_those_of_the_papers():
     known = {named.name: named for named in cells() if named.part == RL}
     whole = {name: named for name, named in known.items() if named.cell.quick_of is None}
-    assert {name: named.cell.published[named.paper].value for name, named in whole.items()} == {
+    assert {name: named.published.value for name, named in whole.items()} == {
         name: pytest.approx(value, abs=0.05 if name.startswith("mishra2018") and "mdp" in name else 0)
         for name, value in published().items()
     }
     for name, named in whole.items():
-        _, margin = MAML.get(named.experiment, (None, pytest.approx(0.02 * published()[name], rel=0.05)))
+        _, margin = MAML.get(name.partition("/")[2], (None, pytest.approx(0.02 * published()[name], rel=0.05)))
         assert named.cell.margin == margin, name
     for name in known.keys() - whole.keys():
         quick = known[name]
-        of = whole[f"{quick.paper}/{quick.cell.quick_of}"]
+        of = whole[quick.cell.quick_of]
         assert name == f"{of.name}_quick"
         assert quick.cell.margin == of.cell.margin
-        if figure := MAML_QUICK.get(quick.experiment):
-            assert quick.cell.published[quick.paper].value == figure
+        if figure := MAML_QUICK.get(name.partition("/")[2]):
+            assert quick.published.value == figure
         else:
             assert quick.cell.published == of.cell.published
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_a_comment_says_the_figure_and_the_command(file):
-    head = file.read_text().split("\ndefaults:")[0].splitlines()
-    assert head[0] == "# @package _global_" and f"#   metarun-rl experiment={file.stem}" in head
-    cell = OmegaConf.load(file).cell
-    said = " ".join(line.lstrip("# ") for line in head).partition("Published: ")[2]
-    assert str(cell.published[0].value) in said
-    assert ("Ours: " in said) or cell.get("measured") is None
-
-
-@pytest.mark.parametrize("experiment", [name for name in NAMES if name.startswith(LEARNT)])
+@pytest.mark.parametrize("experiment", [name for name in NAMES if name.partition("/")[2].startswith(LEARNT)])
 def test_what_learns_is_built_and_what_its_name_says(experiment):
     method, env, keys = of_name(experiment)
     config, choices = composed([f"experiment={experiment}"], RL)
@@ -115,17 +106,17 @@ def test_what_learns_is_built_and_what_its_name_says(experiment):
 
 def test_the_yardsticks_are_what_their_names_say():
     composes = set()
-    for file in FILES:
-        method, env, keys = of_name(file.stem)
-        if file.stem.startswith(LEARNT):
+    for name in NAMES:
+        method, env, keys = of_name(name)
+        if name.partition("/")[2].startswith(LEARNT):
             continue
-        node = OmegaConf.to_container(OmegaConf.load(file))
+        node = experiments.served(FOLDER, name)
         if node.pop("cell").get("quick_of"):
-            whole = file.stem.removesuffix("_quick")
-            assert set(node) == {"defaults", "eval_tasks"} and node["defaults"] == [whole, "_self_"]
+            whole = name.removesuffix("_quick")
+            assert set(node) == {"defaults", "eval_tasks"} and node["defaults"] == [f"/experiment/{whole}", "_self_"]
             continue
         assert node == {"defaults": [{"override /env": env}, {"override /method": method}, "_self_"], "env": keys}
         if (method, env) not in composes:  # the others differ from it in numbers alone
             composes.add((method, env))
-            assert build(*composed([f"experiment={file.stem}"], RL)).facts["method"] == method
+            assert build(*composed([f"experiment={name}"], RL)).facts["method"] == method
     assert len(composes) == 7

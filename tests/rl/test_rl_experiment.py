@@ -11,12 +11,13 @@ from counting_environment import counting
 
 from metarun.assembly.rl_run import build
 from metarun.compiled.task_map import default_layout
-from metarun.config.schema import RL, composed, conf_dir
+from metarun.config.composing import composed, conf_dir
+from metarun.config.schema import RL
 from metarun.errors import MetarunError
 from metarun.report.rl_pictures import pictures
 from metarun.rl.environment import Body, Discrete, random_agent
 from metarun.rl.environments.bandits import bernoulli_bandit
-from metarun.rl.experiment import meta_rl
+from metarun.rl.experiment import rl_experiment
 from metarun.rl.meta_learner import Outcome
 from metarun.rl.methods.yardstick import yardstick
 from metarun.training import runner
@@ -116,7 +117,7 @@ def test_a_body_is_drawn(tmp_path):
     learner = yardstick(environment=environment, agent="random")
     layout = default_layout()._replace(chunk=None)
     learners = {layout.chunk_of(2): learner}
-    experiment = meta_rl(learners, environment, [layout], seed=0, eval_seed=0, meta_batch_size=2, protocol={})
+    experiment = rl_experiment(learners, environment, [layout], seed=0, eval_seed=0, meta_batch_size=2, protocol={})
     params = experiment.init().params
     shown = experiment.examples(params, 2)
     assert shown.captions == ["to count by 1"] * 2 and shown.goals is None and shown.seconds == 0.5
@@ -162,7 +163,7 @@ def test_the_checks_find_a_learner_that_is_told_the_task():
     layout = default_layout()._replace(chunk=None)
     told = yardstick(environment=environment, agent="random")._replace(outcome=pulls_the_best, trains=True)
     settings = {"seed": 0, "eval_seed": 0, "meta_batch_size": 8, "protocol": {}}
-    experiment = meta_rl({layout.chunk_of(8): told}, environment, [layout], **settings)
+    experiment = rl_experiment({layout.chunk_of(8): told}, environment, [layout], **settings)
     found = experiment.evaluate({}, "test", 250, checks=True)
     assert not any(check["passed"] for check in found.checks.values())
     assert found.value == pytest.approx(found.beside["yardsticks"]["optimum"]["value"])
@@ -206,6 +207,6 @@ def test_runs_that_are_built_one_after_the_other_keep_their_precision():
     for precision, word in words.items():
         program = runs[precision].program
         steps = program.steps(program.variants[0], program.chunks[0])
-        text = str(jax.make_jaxpr(steps)(jax.eval_shape(runs[precision].init), jnp.int32(1)))
+        text = str(jax.make_jaxpr(steps)(jax.eval_shape(runs[precision].init), *program.given, jnp.int32(1)))
         assert f"Precision.{word}," in text
         assert not [other for other in words.values() if other != word and f"Precision.{other}," in text]

@@ -9,8 +9,10 @@ from counting_environment import counting
 
 from metarun.compiled.task_map import default_layout
 from metarun.errors import ConfigError
+from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.environments.point_navigation import point_navigation
-from metarun.rl.methods.maml import credit_of, maml
+from metarun.rl.exploration import credit_of
+from metarun.rl.methods.maml import maml
 from metarun.rl.trial import play
 
 ROLLOUTS, TASKS, ALPHA = 20_000, 16, 0.5
@@ -212,3 +214,8 @@ def test_a_value_that_cannot_be_is_refused(settings, key):
         made(counting(horizon=1, episodes=1), **settings)
     with pytest.raises(ConfigError, match="env.episodes=2: expected 1"):
         made(counting(horizon=1, episodes=2))
+
+
+def test_an_environment_that_shows_nothing_is_refused():
+    with pytest.raises(ConfigError, match="method=maml: expected maml_trial"):
+        made(bernoulli_bandit(arms=2, episodes=1))

@@ -1,6 +1,6 @@
 """Hydra's own sweeper and Optuna's, in which a point without a result costs no other point its own.
 
-`metarun.config.schema.PRESETS` has them stand where the choices `hydra/sweeper=basic` and `=optuna` name the originals.
+`metarun.config.composing.PRESETS` has them stand where the choices `hydra/sweeper=basic` and `=optuna` name the originals.
 """
 
 from pathlib import Path

@@ -1,20 +1,20 @@
-"""A composed configuration, read with care: factories called with their keys, and no key left unread."""
+"""What every run is made of besides its experiment: its settings, the facts that are stated, and its identity."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from metarun.assembly.keys import Keys
 from metarun.compiled.task_map import Layout, default_layout, frugal_layouts
-from metarun.config.factories import CODE, TARGET, code_of, imported, names_code
-from metarun.config.schema import CIRCUMSTANCES, LATER, conf_dir
-from metarun.errors import ConfigError, MetarunError
+from metarun.config.composing import conf_dir
+from metarun.config.factories import TARGET
+from metarun.config.schema import CIRCUMSTANCES, LATER
+from metarun.errors import ConfigError
 from metarun.system.machine import device_name, environment, versions
 from metarun.training.optimizers import OVER_THE_RUN
-from metarun.training.runner import RunSettings
+from metarun.training.settings import RunSettings
 from metarun.trust.cell import stated
 from metarun.types import Experiment
 
@@ -38,93 +38,6 @@ class Run(NamedTuple):
     facts: Mapping[str, Any]
     identity: Mapping[str, Any]
     logger: Callable[..., Any]
-
-
-class Keys:
-    """The configuration as a mapping that remembers what was read.
-
-    Args:
-      values: of all keys.
-      choices: option chosen in each group.
-      groups: the groups that a run is made of, those that say most first.
-    """
-
-    def __init__(self, values: Mapping[str, Any], choices: Mapping[str, str], groups: Sequence[str]):
-        self.values, self._choices, self._groups = values, choices, groups
-        self.read: set[str] = set()
-
-    @classmethod
-    def of(cls, config: DictConfig, choices: Mapping[str, str], groups: Sequence[str]) -> "Keys":
-        """That of a composed configuration; raises `OmegaConfBaseException` where a value is missing."""
-        return cls(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), choices, groups)
-
-    def __getitem__(self, key: str) -> Any:
-        self.read.add(key)
-        if key not in self.values:
-            raise MetarunError(f"{key}: this run has no such key, and needs it. Leave out ~{key}.")
-        return self.values[key]
-
-    def call(self, group: str, **given: Any) -> Any:
-        """Calls the group's factory with its own keys, what is given, and the run's scalars that it takes by name.
-
-        Raises:
-          MetarunError: it asks for something that it is not given.
-        """
-        factory = self.partial(group, given)
-        parameters = inspect.signature(factory).parameters
-        filled = {*self._groups, *factory.keywords, *given}
-        scalars = {name: self[name] for name in parameters if name in self.values and name not in filled}
-        handed = {name: value for name, value in given.items() if name in parameters}
-        for name, parameter in parameters.items():
-            named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            if named and parameter.default is parameter.empty and name not in {**scalars, **handed}:
-                raise MetarunError(
-                    f"{group}={self._choices.get(group)}: {factory.func.__module__}.{factory.func.__name__} needs "
-                    f"{name!r}, which it is not given. Give +{group}.{name}=VALUE or a default; metarun hands on "
-                    f"{', '.join([*given, 'the keys of the run'])}."
-                )
-        return factory(**scalars, **handed)
-
-    def factory(self, group: str) -> Callable[..., Any]:
-        """What the group's choice names as its `_target_`."""
-        node = self[group]
-        if not isinstance(node, Mapping) or TARGET not in node:
-            raise MetarunError(f"{group}={self._choices.get(group)}: this choice names no _target_.")
-        return imported(f"{group}.{TARGET}", node[TARGET])
-
-    def partial(self, group: str, given: Iterable[str] = ()) -> partial:
-        """The group's factory with its own keys filled in, which may not be among those `given`."""
-        factory = self.factory(group)
-        node = {key: value for key, value in self[group].items() if key != TARGET}
-        known = {name: p for name, p in inspect.signature(factory).parameters.items() if name not in given}
-        for key in node:
-            if key not in known:
-                settable = [
-                    n for n, p in known.items() if n in node or p.default is not p.empty and n not in self.values
-                ]
-                allowed = ", ".join(f"{group}.{n}" for n in settable) or "no key"
-                raise MetarunError(
-                    f"{group}.{key} is read by nothing: {group}={self._choices.get(group)} knows {allowed}."
-                )
-        return partial(factory, **node)
-
-    def code(self) -> dict[str, str]:
-        """Hashes of the source that is not metarun's own and that the run is made of, see `factories.code_of`."""
-        found = {}
-        for group in self._groups:
-            factory = self.factory(group)
-            named = [value for key, value in self.values[group].items() if names_code(factory, key, value)]
-            modules = [factory.__module__, *(value.partition(":")[0] for value in named)]
-            if hashes := [code for module in modules if (code := code_of(module))]:
-                found[f"{group}.{CODE}"] = "+".join(hashes)
-        return found
-
-    def refuse_unread(self, keys: Iterable[str]) -> None:
-        """Raises `MetarunError` for one of the keys, which a user has added or set, that nothing has read."""
-        for key in keys:
-            if key not in self.read:
-                chosen = ", ".join(f"{group}={self._choices.get(group)}" for group in self._groups[:3])
-                raise MetarunError(f"{key}={self.values[key]} is read by nothing in a run of {chosen}: leave it out.")
 
 
 def settings_of(keys: Keys, *, trains: bool) -> RunSettings:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from omegaconf import DictConfig
 
 from metarun.assembly.composition import (
-    Keys,
     Run,
     circumstances,
     identity,
@@ -19,21 +18,21 @@ from metarun.assembly.composition import (
     set_by_user,
     settings_of,
 )
+from metarun.assembly.keys import Keys
 from metarun.compiled.memory import available, parse_limit
 from metarun.config.schema import FEW_SHOT
 from metarun.data.class_bank import SplitBank
 from metarun.data.decoding import OF_FILE, Range, checked_range
 from metarun.data.fitting import fit_data_set, input_shape
 from metarun.errors import ConfigError, DataError, MetarunError, positive_int, seed_of
-from metarun.few_shot.experiment import few_shot
+from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.losses import OBJECTIVES
 from metarun.system.backend import at_precision
 from metarun.system.processes import join
 from metarun.system.reading import is_number
-from metarun.training.runner import RunSettings
+from metarun.training.settings import RunSettings
 from metarun.types import DataSet, Experiment, Method, Split, Task
 
-GROUPS = ("method", "model", "dataset", "optimizer", "logger")
 _LARGEST_SIDE = 100_000  # of an input that a checkpoint may state
 
 # In a run's identity: `dataset.range`, or the numbers that `set` has come to.
@@ -67,7 +66,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
       DataError: where the data set cannot be had.
       MetarunError: for a key that nothing reads.
     """
-    keys = Keys.of(config, choices, GROUPS)
+    keys = Keys.of(config, choices, FEW_SHOT)
     join(**keys["distributed"])
     dataset = keys.call("dataset", test_only=False)
     data = _facts_of(dataset)
@@ -107,7 +106,7 @@ def build_evaluation(
       ConfigError, DataError, MetarunError: as `build`; or the data are of another kind than the run's, or the learner
         has an output for each class of its training tasks, and `way` is another number.
     """
-    keys = Keys.of(config, choices, GROUPS)
+    keys = Keys.of(config, choices, FEW_SHOT)
     dataset = keys.call("dataset", test_only=True)
     if dataset.objective != data.objective:
         allowed = f"data for {data.objective}, which the run was trained for"
@@ -118,7 +117,7 @@ def build_evaluation(
     if not takes_way(learner, choices, data, dataset.num_outputs):
         allowed = f"{data.num_outputs}: method={choices['method']} was trained with an output for each class of a task"
         raise ConfigError("way", dataset.num_outputs, allowed)
-    learner_keys = Keys.of(learner, choices, GROUPS)
+    learner_keys = Keys.of(learner, choices, FEW_SHOT)
     variants = _variants(learner_keys, data._replace(num_outputs=dataset.num_outputs))
     parts = _experiment(keys, choices, dataset, variants, learner_keys["precision"])
     keys.refuse_unread({*changed} - {"method"})  # whose keys the learner has read
@@ -133,7 +132,7 @@ def _against_training(
     Those are left out where its data set is no longer at hand.
     """
     try:
-        trained = Keys.of(learner, choices, GROUPS).call("dataset", test_only=False).contents
+        trained = Keys.of(learner, choices, FEW_SHOT).call("dataset", test_only=False).contents
     except (ConfigError, DataError):
         trained = None
     return {**(trained or {}), "test": contents["test"]}
@@ -146,7 +145,7 @@ def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFact
       config, choices: as in `build`.
       data: what it was trained on, with the classes of a task that it is to answer as `num_outputs`.
     """
-    keys = Keys.of(config, choices, GROUPS)
+    keys = Keys.of(config, choices, FEW_SHOT)
     method, at = next(iter(_variants(keys, data).values())), partial(at_precision, keys["precision"])
     functions = ("init", "adapt", "predict", "loss", "unadapted")
     return method._replace(**{name: at(getattr(method, name)) for name in functions})
@@ -227,7 +226,7 @@ def _experiment(
     bytes_available = available(devices, parse_limit(keys["memory"]["limit"]))
     sizes = {key: keys[key] for key in ("way", "shot", "query_shot", "eval_query_shot") if key in keys.read}
     eval_query_shot = sizes["query_shot"] if sizes.get("eval_query_shot") is None else sizes["eval_query_shot"]
-    experiment = few_shot(
+    experiment = few_shot_experiment(
         variants,
         dataset,
         keys.call("optimizer"),
@@ -266,8 +265,8 @@ def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
     Raises:
       ConfigError, DataError: as `build`; or the data set is no collection of classes.
     """
-    keys = Keys.of(config, choices, GROUPS)
-    load = getattr(keys.factory("dataset"), "load", None)
+    keys = Keys.of(config, choices, FEW_SHOT)
+    load = getattr(keys.factory("dataset").function, "load", None)
     if load is None:
         raise ConfigError("dataset", choices["dataset"], "one with classes of images")
     known = inspect.signature(load).parameters
@@ -276,7 +275,7 @@ def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
 
 def _check_training(keys: Keys, choices: Mapping[str, str], dataset: DataSet, method: Method) -> None:
     """Raises `ConfigError` where the method cannot be trained on what the data set has."""
-    fixed = "train_way" not in inspect.signature(keys.factory("method")).parameters and method.trains_on == "tasks"
+    fixed = not keys.factory("method").takes("train_way") and method.trains_on == "tasks"
     if fixed and dataset.train_way not in (None, dataset.num_outputs):
         allowed = f"null or {dataset.num_outputs}: method={choices['method']} has an output for each class of a task"
         raise ConfigError("train_way", dataset.train_way, allowed)
@@ -309,7 +308,7 @@ def _variants(keys: Keys, data: DataFacts) -> dict[str, Method]:
     remat = keys["memory"]["remat"]
     if remat != "auto" and not isinstance(remat, bool):
         raise ConfigError("memory.remat", remat, "auto, true or false")
-    if "remat" not in inspect.signature(keys.factory("method")).parameters:
+    if not keys.factory("method").takes("remat"):
         if remat is True:
             raise ConfigError("memory.remat", remat, "auto or false: this method has no inner steps to compute again")
         return {"": keys.call("method", **given)}

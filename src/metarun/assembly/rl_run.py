@@ -6,7 +6,6 @@ from functools import partial
 from omegaconf import DictConfig
 
 from metarun.assembly.composition import (
-    Keys,
     Run,
     circumstances,
     identity,
@@ -15,15 +14,14 @@ from metarun.assembly.composition import (
     set_by_user,
     settings_of,
 )
+from metarun.assembly.keys import Keys
 from metarun.compiled.memory import available, parse_limit
 from metarun.compiled.task_map import default_layout
 from metarun.config.schema import RL
 from metarun.errors import positive_int, seed_of
-from metarun.rl.experiment import meta_rl
+from metarun.rl.experiment import rl_experiment
 from metarun.system.backend import matmul_precision
 from metarun.system.processes import join
-
-GROUPS = ("method", "env", "optimizer", "logger")
 
 
 def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
@@ -37,7 +35,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
       ConfigError: for a value that cannot be used.
       MetarunError: for a key that nothing reads.
     """
-    keys = Keys.of(config, choices, GROUPS)
+    keys = Keys.of(config, choices, RL)
     join(**keys["distributed"])
     with matmul_precision(keys["precision"]):
         environment = keys.call("env")
@@ -49,13 +47,11 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         "method",
         environment=environment,
         optimizer=partial(keys.call, "optimizer"),
-        meta_batch_size=meta_batch_size,
-        steps=keys["steps"],
     )
     learners = {layout.chunk_of(meta_batch_size): learner(layout=layout) for layout in layouts}
     settings = settings_of(keys, trains=next(iter(learners.values())).trains)
     devices = list(layouts[0].mesh.devices.flat)
-    experiment = meta_rl(
+    experiment = rl_experiment(
         learners,
         environment,
         layouts,

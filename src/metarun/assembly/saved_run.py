@@ -12,21 +12,23 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.assembly.composition import Keys
+from metarun.assembly.keys import Keys
+from metarun.assembly.offered import OFFERED
 from metarun.config import factories
+from metarun.config.composing import composed, conf_dir
 from metarun.config.directories import HYDRA, contradictions, refuse_odd
 from metarun.config.factories import ANY, CODE, SAME, TARGET, refuse_other_code
-from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS, composed, conf_dir
+from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS
 from metarun.errors import ConfigError, DataError, MetarunError, one_of, some
 from metarun.system.reading import yaml_of
 from metarun.training import checkpoint
-from metarun.training.runner import Ledger
+from metarun.training.run_state import Ledger
 
 CHECKPOINTS = "checkpoints"
 # The group that tasks come from, of each part of `conf/`.
 TASKS = {FEW_SHOT: "dataset", RL: "env"}
 # The groups that call something.
-GROUPS = ("method", "model", "dataset", "env", "optimizer", "logger")
+GROUPS = tuple(dict.fromkeys(group for offered in OFFERED.values() for group in offered))
 # Names of choices: words with what joins them, one folder below another.
 _PLAIN = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
 
@@ -287,8 +289,9 @@ def _check_code(run: SavedRun, given: Mapping[str, str]) -> None:
     then = {key: code for key, code in run.checkpoint.metadata["identity"].items() if key.endswith(f".{CODE}")}
     if not then or one_of("code", given.get(CODE, SAME), (SAME, ANY)) == ANY:
         return
-    keys = Keys(OmegaConf.to_container(run.config), run.choices, [key.partition(".")[0] for key in then])
-    refuse_other_code(then, keys.code(), run.directory)
+    keys = Keys(OmegaConf.to_container(run.config), run.choices, run.part)
+    groups = [group for key in then if (group := key.partition(".")[0]) in OFFERED[run.part]]
+    refuse_other_code(then, keys.code(groups), run.directory)
 
 
 def _check_same(run: SavedRun) -> None:

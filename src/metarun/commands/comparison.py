@@ -12,7 +12,7 @@ from metarun.assembly import saved_run
 from metarun.commands import evaluation
 from metarun.errors import ConfigError
 from metarun.system.files import plain, write_json
-from metarun.training import runner
+from metarun.training.run_state import selected_steps
 from metarun.trust.equivalence import difference_said, interval_said, paired, unpaired
 from metarun.trust.protocol import OF_TASKS, differences, refuse_different
 
@@ -69,7 +69,7 @@ def compare(
             {
                 "run": str(run.directory.resolve()),
                 "method": told["method"],
-                "selected_steps": runner.selected_steps(run.checkpoint)[: each.settings.ensemble],
+                "selected_steps": selected_steps(run.checkpoint)[: each.settings.ensemble],
                 "value": test.value,
                 "ci95": test.ci95,
             }

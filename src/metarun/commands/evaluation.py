@@ -15,7 +15,8 @@ from metarun.report import rl_pictures, run_pictures
 from metarun.system.files import plain, write_json
 from metarun.training import runner
 from metarun.training.ensemble import Ensemble, ensemble_of, members_of
-from metarun.training.runner import RunSettings
+from metarun.training.run_state import load_selected, selected_steps
+from metarun.training.settings import RunSettings
 from metarun.types import Experiment, Params
 
 FOLDER = "evaluations"
@@ -42,7 +43,7 @@ def asked(run: saved_run.SavedRun, overrides: Sequence[str]) -> Asked:
     """Makes the test of a run with what differs from its own; raises as `evaluate`."""
     changed = saved_run.changed(run, overrides)
     experiment, settings, facts = _built(run, changed, overrides)
-    kept = members_of(runner.load_selected(run.checkpoint, jax.eval_shape(experiment.init).params))
+    kept = members_of(load_selected(run.checkpoint, jax.eval_shape(experiment.init).params))
     if settings.ensemble > len(kept):
         allowed = f"{len(kept)} or less: of no more validations has the run kept the parameters"
         raise ConfigError("ensemble", settings.ensemble, allowed)
@@ -74,7 +75,7 @@ def evaluate(directory: str | None, overrides: Sequence[str], console: Console) 
     run = saved_run.read(directory, say, overrides=overrides)
     experiment, settings, facts, params, changed = asked(run, overrides)
     report, trained_on = REPORTS[run.part], run.choices[saved_run.TASKS[run.part]]
-    steps = runner.selected_steps(run.checkpoint)[: settings.ensemble]
+    steps = selected_steps(run.checkpoint)[: settings.ensemble]
     say(report.heading(facts, run.directory))
     say(f"Trained on {trained_on}, {run.checkpoint.step} steps; {run_pictures.parameters_of(steps)}.")
     if fitted := experiment.protocol.get("dataset", {}).get("fitted"):

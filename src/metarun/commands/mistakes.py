@@ -20,7 +20,9 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from metarun.config.schema import COMMANDS, COMMON, SCHEMAS, conf_dir
+from metarun.config import experiments
+from metarun.config.composing import conf_dir
+from metarun.config.schema import COMMANDS, COMMON, SCHEMAS
 from metarun.errors import shown, some
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -47,7 +49,7 @@ def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | No
         return _of_plain_error(error, part, arguments)
     missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
     if missing and (isinstance(causes[0], MissingConfigException) or "Config search path" in text):
-        return _no_choice(missing.group(1), text)
+        return _no_choice(missing.group(1), text, part)
     if "Ambiguous value for argument" in text or "requires --multirun" in text or "Sweep parameters" in text:
         return _many_values(text, arguments)
     if unknown := re.search(r"Could not (?:override|delete from config\.|append to config)[^'\n]*'([^'\n]+)'", text):
@@ -133,19 +135,26 @@ def _is_of_groups(error: Exception) -> bool:
     return bool(frames) and frames[-1][0].f_globals.get("__name__") == "hydra._internal.defaults_list"
 
 
-def _no_choice(path: str, text: str) -> str:
+def _no_choice(path: str, text: str, part: str) -> str:
     """What is said of an option that a group has not."""
+    if path.startswith(f"{experiments.GROUP}/"):
+        return _no_experiment(path.partition("/")[2], text, part)
     group, _, option = path.rpartition("/")
     if not group:
         return f"{option}: there is no such configuration; metarun's own is called config."
     options = re.findall(r"^\t(?!provider)(\S+)$", text, re.MULTILINE)
     near = difflib.get_close_matches(option, options, n=3)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    if len(options) > 40:
-        all_of_them = f" There are {len(options)}; metarun-reproduce --list names those of papers."
-    else:
-        all_of_them = f" There are {', '.join(options)}." if options else ""
+    all_of_them = f" There are {', '.join(options)}." if options else ""
     return f"{group}={option}: there is no such {group.rpartition('/')[2]}.{meant}{all_of_them}"
+
+
+def _no_experiment(name: str, text: str, part: str) -> str:
+    """What is said of an experiment that there is not."""
+    group = experiments.GROUP
+    known = re.findall(r"^\t(?!provider)(\S+)$", text, re.MULTILINE) or list(experiments.names(conf_dir(part) / group))
+    words = [f"{group}={name}: there is no such experiment.", experiments.meant(name, known)]
+    return " ".join([*filter(None, words), f"There are {len(known)}; metarun-reproduce --list names those of papers."])
 
 
 def _many_values(text: str, arguments: Sequence[str]) -> str:
@@ -230,8 +239,6 @@ def _known_keys(part: str) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {key: [] for key in [*schema, *(f"memory.{key}" for key in schema.memory)]}
     for file in [*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]:
         group = file.parent.name
-        if group == "experiment":  # whose keys are the run's
-            continue
         node = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
         for key in node:

@@ -32,9 +32,9 @@ from metarun.few_shot.learner import STATISTICS
 from metarun.report import predictions
 from metarun.report.predictions import Predictions
 from metarun.report.run_pictures import parameters_of
-from metarun.training import runner
 from metarun.training.ensemble import Ensemble, answered
 from metarun.training.result import RESULT, read_result
+from metarun.training.run_state import load_selected, selected_steps
 from metarun.types import Method, Params, Split
 
 FOLDER, CSV, PICTURE = "predictions", "probabilities.csv", "predictions.png"
@@ -120,7 +120,7 @@ def predict(
     method, params = _learner(_with_statistics(saved, query_statistics), trained_on, shown)
 
     method_name, data_name = saved.choices["method"], saved.choices["dataset"]
-    say(f"{method_name} trained on {data_name}, {parameters_of(runner.selected_steps(saved.checkpoint))}.")
+    say(f"{method_name} trained on {data_name}, {parameters_of(selected_steps(saved.checkpoint))}.")
     say(f"{len(shown.images)} pictures of {len(shown.names)} classes, {len(asked.images)} queries.")
     say(f"Pictures are brought to {'x'.join(map(str, trained_on.input_shape))}: {RESIZE}.")
     if span is not None:
@@ -230,7 +230,7 @@ def _learner(run: saved_run.SavedRun, data: DataFacts, support: Pictures) -> tup
         )
     data = data._replace(num_outputs=way)
     method = build_learner(run.config, run.choices, data)
-    return method, runner.load_selected(run.checkpoint, shapes_of(method, data))
+    return method, load_selected(run.checkpoint, shapes_of(method, data))
 
 
 def _range_of(given: str) -> Range:

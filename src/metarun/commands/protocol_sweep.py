@@ -21,6 +21,7 @@ from metarun.errors import MetarunError
 from metarun.few_shot.learner import STATISTICS
 from metarun.system.files import plain, write_json
 from metarun.training import checkpoint, runner
+from metarun.training.run_state import RunState, selected_steps
 from metarun.trust.equivalence import difference_said, interval_said, paired, unpaired
 from metarun.trust.protocol import OF_TASKS, differences
 from metarun.types import TrainState
@@ -77,7 +78,7 @@ def sweep(directory: str | None, overrides: Sequence[str], console: Console) -> 
 
     run = saved_run.read(directory, say, overrides=overrides)
     own = evaluation.asked(run, overrides)
-    axes = list(_axes(own.changed.config, runner.selected_steps(run.checkpoint) != [run.checkpoint.step]))
+    axes = list(_axes(own.changed.config, selected_steps(run.checkpoint) != [run.checkpoint.step]))
     say(f"Testing on {own.settings.eval_tasks} tasks under {1 + len(axes)} conventions, without checks.")
     base, base_tasks = _tested(own)
     rows = [Row("", "", base, 0.0, 0.0, True)]
@@ -120,7 +121,7 @@ def _axes(config: DictConfig, has_last: bool) -> Iterator[tuple[str, Any]]:
 def _last(run: saved_run.SavedRun, own: evaluation.Asked) -> Any:
     """The parameters of the last step, whatever was selected."""
     template = TrainState(step=None, params=jax.eval_shape(own.experiment.init).params, opt_state=None)
-    return checkpoint.load(run.checkpoint, runner.RunState(train=template, selected=None), partial=True).train.params
+    return checkpoint.load(run.checkpoint, RunState(train=template, selected=None), partial=True).train.params
 
 
 def _tested(asked: evaluation.Asked) -> tuple[dict[str, Any], np.ndarray]:

@@ -12,7 +12,10 @@ from rich.text import Text
 from metarun.assembly import few_shot_run, rl_run, saved_run
 from metarun.config.schema import FEW_SHOT
 from metarun.system.files import write_bytes
-from metarun.training import checkpoint, runner
+from metarun.training import checkpoint
+from metarun.training.divergence import offending
+from metarun.training.result import DIVERGED
+from metarun.training.run_state import RunState
 from metarun.types import Inspection
 
 TASKS = "tasks.npz"
@@ -37,23 +40,23 @@ def replay(directory: str | None, overrides: Sequence[str], console: Console) ->
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    run = saved_run.read(directory, say, runner.DIVERGED, overrides=overrides)
+    run = saved_run.read(directory, say, DIVERGED, overrides=overrides)
     config = saved_run.with_keys(run, overrides)
     built = (few_shot_run if run.part == FEW_SHOT else rl_run).build(config, run.choices)
     experiment, step = built.experiment, run.checkpoint.step
     template = jax.eval_shape(experiment.init)
-    state = checkpoint.load(run.checkpoint, runner.RunState(template, template.params)).train
+    state = checkpoint.load(run.checkpoint, RunState(template, template.params)).train
     say(f"Step {step + 1} of the run in {run.directory}" + "".join(f", {override}" for override in overrides))
 
     found = experiment.inspect(state)
-    offending = runner.offending(found)
-    console.print(_table(found, offending))
-    kept = offending or list(range(len(found.keys)))
-    path = run.directory / runner.DIVERGED / TASKS
+    culprits = offending(found)
+    console.print(_table(found, culprits))
+    kept = culprits or list(range(len(found.keys)))
+    path = run.directory / DIVERGED / TASKS
     stream = io.BytesIO()
     np.savez(stream, **_arrays(found, kept))
     write_bytes(path, stream.getvalue())
-    say(f"The tasks {'that are not finite' if offending else 'of the step'}, seeds and contents, are in {path}")
+    say(f"The tasks {'that are not finite' if culprits else 'of the step'}, seeds and contents, are in {path}")
 
     after, metrics = experiment.step(state, 1)
     loss, params = float(metrics["loss"]), jax.device_get(after.params)

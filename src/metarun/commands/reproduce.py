@@ -3,8 +3,6 @@
 The run itself is the command that anybody can type, in a process of its own.
 """
 
-import difflib
-import glob
 import signal
 import subprocess
 import sys
@@ -18,11 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL, composed, conf_dir
+from metarun.config import experiments
+from metarun.config.composing import composed, conf_dir
+from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL
 from metarun.errors import MetarunError, positive_int, some
 from metarun.training.result import RESULT, read_result
-from metarun.trust.cell import Cell, cell_of
+from metarun.trust.cell import Cell, Figure, cell_of
 from metarun.trust.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Ours, Verdict, difference_said, verdict
+from metarun.trust.measured import Measured, measured
 from metarun.trust.protocol import ABSENT, Difference, flattened
 
 # Exit codes; 1 and 2 are those of errors.
@@ -37,20 +38,27 @@ class Named(NamedTuple):
     """A cell by its name.
 
     Attributes:
-      name: PAPER/EXPERIMENT.
-      paper, experiment: its two parts.
+      name: PAPER/CELL, as in `experiment=PAPER/CELL`.
       part: of `conf/`, which says by which command it is run.
-      cell: what the experiment file states.
+      cell: what its file states.
     """
 
     name: str
-    paper: str
-    experiment: str
     part: str
     cell: Cell
 
+    @property
+    def published(self) -> Figure:
+        """The paper's figure."""
+        return next(iter(self.cell.published.values()))
 
-class Outcome(NamedTuple):
+    @property
+    def measured(self) -> Measured | None:
+        """What the same command has given us; None if it has not been run to its end."""
+        return measured(self.name, self.part)
+
+
+class Reproduction(NamedTuple):
     """What has come of a cell.
 
     Attributes:
@@ -64,29 +72,27 @@ class Outcome(NamedTuple):
     results: Sequence[Mapping[str, Any]]
 
 
-def cells(experiment: str = "*") -> Iterator[Named]:
-    """The cells of an experiment, or every cell, whole ones before their quick variants, by name."""
+def cells() -> Iterator[Named]:
+    """Every cell, whole ones before their quick variants, with what its own file states of it."""
     for part in (FEW_SHOT, RL):
-        for file in sorted((conf_dir(part) / "experiment").glob(f"{experiment}.yaml")):
-            node = OmegaConf.to_container(OmegaConf.load(file)).get("cell")
-            if node is None:
-                continue
-            cell = cell_of(node)
-            for paper in cell.published:
-                yield Named(f"{paper}/{file.stem}", paper, file.stem, part, cell)
+        folder = conf_dir(part) / experiments.GROUP
+        for name in experiments.names(folder):
+            node = experiments.served(folder, name).get("cell")
+            if node is not None:
+                yield Named(name, part, cell_of(node))
 
 
 def listed(console: Console) -> None:
     """Prints every cell with its published figure and, where it has been measured, ours and the verdict on it."""
     rows = [("cell", "published", "measured", "verdict", "minutes", "source")]
     for named in cells():
-        figure, measured = named.cell.published[named.paper], named.cell.measured
+        figure, before = named.published, named.measured
         accuracy = _is_accuracy(named)
         ours = ("", "", "")
-        if measured is not None:
-            of_it = Ours([measured.value], measured.ci95, num_tasks=1)  # how many would decide is not asked
+        if before is not None:
+            of_it = Ours([before.value], before.ci95, num_tasks=1)  # how many would decide is not asked
             found = verdict(of_it, figure.value, figure.ci95, named.cell.margin, forecast=False).verdict
-            ours = (_with_ci95(measured.value, measured.ci95, accuracy), found, f"{measured.minutes:.0f}")
+            ours = (_with_ci95(before.value, before.ci95, accuracy), found, f"{before.minutes:.0f}")
         rows.append((named.name, _with_ci95(figure.value, figure.ci95, accuracy), *ours, figure.source))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # a line each, however narrow the terminal: it is searched
@@ -98,20 +104,21 @@ def find(name: str | None) -> Named:
     """The cell of a name; raises `MetarunError`, naming near ones, where there is none."""
     if name is None:
         raise MetarunError("Which cell? Give one as PAPER/CELL; `metarun-reproduce --list` names all.")
-    for named in cells(glob.escape(name.rpartition("/")[2])):
-        if named.name == name:
-            return named
-    near = difflib.get_close_matches(name, [named.name for named in cells()], n=4, cutoff=0)
-    raise MetarunError(
-        f"{name}: there is no such cell. Near it: {', '.join(near)}. `metarun-reproduce --list` names all."
-    )
+    for part in (FEW_SHOT, RL):
+        node = experiments.served(conf_dir(part) / experiments.GROUP, name)
+        if node is not None and "cell" in node:
+            whole = composed([f"experiment={name}"], part)[0].cell  # which has what it takes from others, too
+            return Named(name, part, cell_of(OmegaConf.to_container(whole)))
+    known = [named.name for named in cells()]
+    near = experiments.meant(name, known) or f"There is {known[0]}, for one."
+    raise MetarunError(f"{name}: there is no such cell. {near} `metarun-reproduce --list` names all.")
 
 
 def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -> int:
     """Runs or resumes a cell, says its verdict, and returns the exit code.
 
     Args:
-      name: PAPER/EXPERIMENT.
+      name: PAPER/CELL.
       settings: `seeds`, how many, from seed 0 on; `output`, the directory that holds one for each seed; the others are
         handed to the command of the run.
       console: where the verdict goes.
@@ -126,7 +133,7 @@ def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -
             raise MetarunError(f"{key}={own[key]}: metarun-reproduce sets it; its own are seeds=N and output=DIR.")
     asked = own.pop("seeds", "1")
     seeds = positive_int("seeds", int(asked) if asked.isdecimal() and len(asked) < 20 else asked)
-    directory = Path(own.pop("output", OUTPUT / named.experiment)).expanduser()
+    directory = Path(own.pop("output", _directory(named.name))).expanduser()
     overrides = [f"{key}={value}" for key, value in own.items()]
     found = differing(named, overrides)  # before anything is trained: it composes, and so finds mistakes
     own_keys = [difference.key for difference in differing(named, overrides, whole=False)]
@@ -138,6 +145,12 @@ def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -
     return EXIT[outcome.verdict.verdict]
 
 
+def _directory(name: str) -> Path:
+    """Where a cell's runs are: `OUTPUT/PAPER/CELL`, or `OUTPUT/CELL`, where former versions have begun them."""
+    former = OUTPUT / name.rpartition("/")[2]
+    return former if former.is_dir() and not (OUTPUT / name).exists() else OUTPUT / name
+
+
 def _of_seed(file: Path, seed: int) -> Mapping[str, Any]:
     result = read_result(file)
     if result["seed"] != seed:
@@ -145,7 +158,7 @@ def _of_seed(file: Path, seed: int) -> Mapping[str, Any]:
     return result
 
 
-def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
+def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Reproduction:
     """The outcome of a cell, given what its seeds have found, `result.json` of each.
 
     Raises:
@@ -157,7 +170,7 @@ def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
         raise MetarunError(
             f"{named.name}: one task has no interval, so there is no verdict. Give eval_tasks=2 or more."
         )
-    figure = named.cell.published[named.paper]
+    figure = named.published
     ours = Ours(
         values=[result["value"] for result in results],
         ci95=max(result["ci95"] for result in results),
@@ -169,7 +182,7 @@ def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Outcome:
     )
     if failed and found.verdict == REPRODUCED:
         found = found._replace(verdict=UNDECIDED, more_tasks=None, more_seeds=None)
-    return Outcome(found, failed, results)
+    return Reproduction(found, failed, results)
 
 
 def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> list[Difference]:
@@ -178,12 +191,12 @@ def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> 
     Those of the test come first, for they alone make numbers incomparable. With `whole` false, those in which it differs
     from the cell as it stands, which may be a short version of the paper's.
     """
-    other = named.cell.quick_of or named.experiment if whole else named.experiment
+    other = named.cell.quick_of or named.name if whole else named.name
     theirs, ours = (
         {**dict(flattened(OmegaConf.to_container(config))), **_options(choices)}
         for config, choices in (
             composed([f"experiment={other}"], named.part),
-            composed([f"experiment={named.experiment}", *overrides], named.part),
+            composed([f"experiment={named.name}", *overrides], named.part),
         )
     )
 
@@ -199,7 +212,7 @@ def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> 
 
 
 def said(
-    named: Named, outcome: Outcome, found: Sequence[Difference], console: Console, own_keys: Sequence[str] = ()
+    named: Named, outcome: Reproduction, found: Sequence[Difference], console: Console, own_keys: Sequence[str] = ()
 ) -> None:
     """Prints published and ours, the verdict, what would decide, and what differs from the paper's settings.
 
@@ -209,7 +222,7 @@ def said(
       console: where it goes.
       own_keys: of the settings in which it differs from the cell as it stands, which make it another command.
     """
-    figure, cell, verdict = named.cell.published[named.paper], named.cell, outcome.verdict
+    figure, cell, verdict = named.published, named.cell, outcome.verdict
     first = outcome.results[0]
     accuracy = first["metric"] == "accuracy"
     tasks, seeds = first["num_tasks"], len(outcome.results)
@@ -232,9 +245,9 @@ def said(
     say = partial(console.print, soft_wrap=True)
     colour = {REPRODUCED: "green", NOT_REPRODUCED: "red", UNDECIDED: "yellow"}[verdict.verdict]
     say(Text.assemble("verdict: ", (verdict.verdict.upper(), f"bold {colour}"), ". ", _why(outcome)))
-    if cell.measured is not None:
-        before = cell.measured
-        words = f"{_with_ci95(before.value, before.ci95, accuracy)} in {before.minutes:.0f} minutes on {before.machine}"
+    before = named.measured
+    if before is not None:
+        words = f"{_with_ci95(before.value, before.ci95, accuracy)} in {before.minutes:.0f} minutes on {before.device}"
         if own_keys:
             say(Text(f"Without {some(own_keys)}, the cell has given {words}: this is another command."))
         else:
@@ -251,7 +264,7 @@ def said(
         say(f"  and {len(found) - _SHOWN} more")
 
 
-def _why(outcome: Outcome) -> str:
+def _why(outcome: Reproduction) -> str:
     verdict, seeds = outcome.verdict, len(outcome.results)
     learnt = outcome.results[0]["steps"] > 0  # of what is not, every seed is the same
     alone = " This is one seed's; seeds=5 covers how much seeds differ." if seeds == 1 and learnt else ""
@@ -283,7 +296,7 @@ def _run(named: Named, seeds: int, overrides: Sequence[str], directory: Path) ->
         if seeds == 1
         else [f"seeds={seeds}", f"hydra.run.dir={directory}"]
     )
-    own = [f"experiment={named.experiment}", *of_seeds]
+    own = [f"experiment={named.name}", *of_seeds]
     process = subprocess.Popen([sys.executable, "-c", program, *own, *overrides])
     handed = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {signum: signal.signal(signum, lambda signum, _: process.send_signal(signum)) for signum in handed}
@@ -300,7 +313,7 @@ def _run(named: Named, seeds: int, overrides: Sequence[str], directory: Path) ->
 
 def _options(choices: Mapping[str, str]) -> dict[str, str]:
     """The option of each group, by names that no key has."""
-    return {group: option for group, option in choices.items() if "/" not in group and group != "experiment"}
+    return {group: option for group, option in choices.items() if "/" not in group and group != experiments.GROUP}
 
 
 def _of_test(key: str) -> bool:
@@ -310,7 +323,7 @@ def _of_test(key: str) -> bool:
 
 
 def _is_accuracy(named: Named) -> bool:
-    return named.part == FEW_SHOT and "sinusoid" not in named.experiment
+    return named.part == FEW_SHOT and "sinusoid" not in named.name
 
 
 def _number(value: float, accuracy: bool) -> str:

@@ -21,10 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from metarun.config.schema import SWEEP_DONE, SWEEP_OTHERS, SWEEP_SEEDS
-from metarun.errors import Diverged, MetarunError
+from metarun.config.directories import SWEEP_DONE, SWEEP_OTHERS, SWEEP_SEEDS
+from metarun.errors import Diverged, MetarunError, shown
 from metarun.system.files import write_json, writing
-from metarun.system.reading import shown_path
 from metarun.training.result import RESULT, read_result
 from metarun.trust.equivalence import Ours, interval_said, over_seeds
 
@@ -49,7 +48,7 @@ class Point(NamedTuple):
     record: Callable[[], None]
 
 
-class Outcome(NamedTuple):
+class PointOutcome(NamedTuple):
     """What has come of a point that a sweeper has launched.
 
     Attributes:
@@ -74,7 +73,7 @@ class Points(Launcher):
 
     def __init__(self, launcher: Launcher, *, failures: bool):
         self._launcher, self._failures = launcher, failures
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[PointOutcome] = []
 
     def setup(self, **_: Any) -> None:
         """Nothing: the launcher within has been."""
@@ -83,7 +82,7 @@ class Points(Launcher):
         returns = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
         before = len(self.outcomes)
         self.outcomes += [
-            Outcome(Path(point.hydra_cfg.hydra.runtime.output_dir), list(point.overrides), _error_of(point))
+            PointOutcome(Path(point.hydra_cfg.hydra.runtime.output_dir), list(point.overrides), _error_of(point))
             for point in returns
         ]
         if self._failures and not before and all(_is_refused(outcome) for outcome in self.outcomes):
@@ -112,7 +111,7 @@ def _error_of(point: JobReturn) -> Exception | None:
     return None if point.status == JobStatus.COMPLETED else point._return_value
 
 
-def _is_refused(outcome: Outcome) -> bool:
+def _is_refused(outcome: PointOutcome) -> bool:
     return isinstance(outcome.error, _MISTAKES) and not isinstance(outcome.error, Diverged)
 
 
@@ -174,7 +173,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _tell_others(directory: Path, outcomes: Sequence[Outcome], say: Callable[[str], None]) -> None:
+def _tell_others(directory: Path, outcomes: Sequence[PointOutcome], say: Callable[[str], None]) -> None:
     """Says, and writes down for reports, which directories of runs in that of the sweep are no points of it."""
     own = {outcome.directory.resolve() for outcome in outcomes}
     runs = (file.parent.parent for file in sorted(directory.rglob(".hydra/config.yaml")))
@@ -182,7 +181,7 @@ def _tell_others(directory: Path, outcomes: Sequence[Outcome], say: Callable[[st
     if not others:
         return _remove(directory / SWEEP_OTHERS)
     write_json(directory / SWEEP_OTHERS, others)
-    say(f"Of another command, and so not counted: {', '.join(map(shown_path, others))} in {directory}")
+    say(f"Of another command, and so not counted: {', '.join(map(shown, others))} in {directory}")
 
 
 def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
@@ -197,10 +196,11 @@ def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
     """
     from metarun.compiled import lockstep
     from metarun.training import runner
+    from metarun.training.stopping import Stop, stop_on_signals
 
     console, quiet = Console(stderr=True), Console(quiet=True)
-    with runner.stop_on_signals(made[0].run.settings.time_limit) as stop:
-        stop.followers += [runner.Stop() for _ in made]
+    with stop_on_signals(made[0].run.settings.time_limit) as stop:
+        stop.followers += [Stop() for _ in made]
 
         def drive(number: int, experiment: Any) -> float | None:
             run, directory, report, record = made[number]
@@ -211,7 +211,7 @@ def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
                 facts=run.facts,
                 identity=run.identity,
                 logger=run.logger,
-                draw=report.pictures(experiment),
+                pictures=report.pictures(experiment),
                 console=quiet if number else console,  # they go in step: the first speaks for all
                 record=record,
                 stop=stop.followers[number],
@@ -221,7 +221,7 @@ def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
         return lockstep.train([point.run.experiment for point in made], drive)
 
 
-def rows(directory: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def rows(directory: Path, outcomes: Sequence[PointOutcome]) -> list[dict[str, Any]]:
     """Returns what became of a sweep's points, in the order in which they were launched.
 
     Args:

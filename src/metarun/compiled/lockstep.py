@@ -1,7 +1,12 @@
 """Runs that differ in their numbers alone, as one program: each is a run like any other, but their steps are one.
 
-Every run is driven by `runner.run` in a thread of its own, in its own directory. Where it asks for outer steps it waits until
-the others have asked for theirs, and one compiled program takes them all.
+How it works: every run is driven by `runner.run` in a thread of its own, in its own directory. Where it asks for outer steps it
+waits until the others have asked for theirs. Then one compiled program takes the steps of all. What differs between the runs is
+an input of it: the state and the key of each seed, which are arguments of a step anyway, and the numbers that `unify` finds,
+such as learning rates.
+
+When it refuses: the runs have no single program, because images are streamed; their parameters have other shapes; or their
+programs differ in more than numbers.
 """
 
 import threading
@@ -15,7 +20,7 @@ from jax import lax
 from metarun.compiled.memory import fastest_that_fits
 from metarun.compiled.outer_loop import plan_of, shapes_on
 from metarun.compiled.task_map import placed
-from metarun.compiled.unify import NotTheSame, unified
+from metarun.compiled.unify import NotTheSame, numbers_of, same_numbers, unified
 from metarun.errors import ConfigError
 from metarun.types import Experiment, Metrics, Plan, TrainState
 
@@ -44,23 +49,45 @@ class Steps:
         stacked = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((self._number, *x.shape), x.dtype, sharding=x.sharding), state
         )
+        if any(jax.tree.structure(program.given) != jax.tree.structure(first.given) for program in programs):
+            raise _refused("their steps are given other things")
+        leaves = list(zip(*(jax.tree.leaves(program.given) for program in programs), strict=True))
+        try:
+            own = [place for place, values in enumerate(leaves) if not same_numbers(values)]
+        except NotTheSame as error:
+            raise _refused(f"their data have different shapes ({error})") from error
+        shared = [values[0] for values in leaves]
+        given = [placed(numbers_of(leaves[place]), first.layout.replicated) for place in own]
+        structure = jax.tree.structure(first.given)
+
+        def given_of(mine: Sequence[Any], shared: Sequence[Any]) -> tuple[Any, ...]:
+            """What the steps of one run are given: its own leaves among those that all share."""
+            of_place = dict(zip(own, mine, strict=True))
+            return jax.tree.unflatten(structure, [of_place.get(place, leaf) for place, leaf in enumerate(shared)])
+
         self._numbers: Any = None
         one_by_one = first.layout.chunk == 1
 
         def compile_fn(variant: str, chunk: int) -> Any:
             try:
-                steps, numbers = unified([program.steps(variant, chunk) for program in programs], state, count)
+                functions = [program.steps(variant, chunk) for program in programs]
+                steps, numbers = unified(functions, state, *shapes_on(first.layout, first.given), count)
             except NotTheSame as error:
                 raise _refused(f"their programs differ in more than numbers ({error})") from error
 
-            def of_all(states, numbers, count):
+            def of_all(states, numbers_and_given, shared, count):
+                def of_one(state, numbers_and_given):
+                    numbers, mine = numbers_and_given
+                    return steps(numbers, state, *given_of(mine, shared), count)
+
                 if one_by_one:
-                    return lax.map(lambda each: steps(each[1], each[0], count), (states, numbers))
-                return jax.vmap(lambda state, numbers: steps(numbers, state, count))(states, numbers)
+                    return lax.map(lambda each: of_one(*each), (states, numbers_and_given))
+                return jax.vmap(of_one)(states, numbers_and_given)
 
-            self._numbers = placed(numbers, first.layout.replicated)
-            return jax.jit(of_all).lower(stacked, self._numbers, count).compile()
+            self._numbers = placed(numbers, first.layout.replicated), given
+            return jax.jit(of_all).lower(stacked, self._numbers, shared, count).compile()
 
+        self._shared = shared
         fit = fastest_that_fits(compile_fn, first.variants, first.chunks, first.bytes_available)
         plan = plan_of(fit, first.layout, experiments[0].tasks_per_step, False, first.bytes_available)
         words = [plan.variant] * bool(plan.variant) + [f"{self._number} runs together"]
@@ -99,7 +126,7 @@ class Steps:
         try:
             stacked = placed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), self._layout.replicated)
             count = placed(jnp.int32(at[behind[0]][1]), self._layout.replicated)
-            found = self._program(stacked, self._numbers, count)
+            found = self._program(stacked, self._numbers, self._shared, count)
             for run in behind:
                 self._answers[run] = jax.tree.map(lambda leaf, run=run: leaf[run], found)
         except Exception as error:

@@ -1,7 +1,11 @@
-"""Outer steps as a compiled program: any number of them in one dispatch, and an account of what it takes."""
+"""Outer steps as a compiled program: any number of them in one dispatch, and an account of what it takes.
 
-from collections.abc import Callable
-from functools import partial
+Few-shot learning and reinforcement learning meet here. Each says what one outer step computes; `OuterLoop` compiles that
+in the form that fits the memory, dispatches it, and makes the `Experiment` that the runner drives.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -9,10 +13,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from metarun.compiled.memory import Fit
-from metarun.compiled.task_map import Layout
+from metarun.compiled.memory import Fit, fastest_that_fits
+from metarun.compiled.streaming import Prefetch
+from metarun.compiled.task_map import Layout, placed
 from metarun.system.backend import at_precision
-from metarun.types import Experiment, Metrics, Params, Plan, TrainState
+from metarun.types import Experiment, Metrics, Params, Plan, Program, TrainState
 
 
 def several(one_step: Callable[..., tuple[TrainState, Metrics]]) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -40,7 +45,105 @@ def several(one_step: Callable[..., tuple[TrainState, Metrics]]) -> Callable[...
     return steps
 
 
-def traced_at(precision: str, experiment: Experiment) -> Experiment:
+class OuterLoop:
+    """The outer steps of a run: compiled in the fastest form that fits, dispatched, and made an `Experiment`.
+
+    Args:
+      init: `() -> TrainState`, from the run's seed.
+      outer_step: `(variant, chunk) -> (state, *given) -> (state, metrics)`, one step as a pure function; with `fetch`, it
+        takes what was fetched as its last argument.
+      given: arrays that every step is given beside the state, such as the data and the key of the run. They are arguments
+        of the program, so that another seed does not compile it again.
+      variants: of the method, in words, the fastest first.
+      layouts: chunk -> where tasks are computed with it; of one mesh, the fastest first.
+      meta_batch_size: tasks of an outer step.
+      bytes_available: memory of a device, which decides between variants and chunks; None: the first will do.
+      fetch: `step number -> what its tasks are cut from`, where images are streamed from the host.
+    """
+
+    def __init__(
+        self,
+        init: Callable[[], TrainState],
+        outer_step: Callable[[str, int], Callable[..., tuple[TrainState, Metrics]]],
+        given: tuple[Any, ...],
+        variants: Sequence[str],
+        layouts: dict[int, Layout],
+        *,
+        meta_batch_size: int,
+        bytes_available: int | None,
+        fetch: Callable[[int], Any] | None = None,
+    ):
+        self.init, self._outer_step, self._given, self._fetch = init, outer_step, given, fetch
+        self._variants, self._layouts = list(variants), layouts
+        self._meta_batch_size, self._bytes_available = meta_batch_size, bytes_available
+        self._layout = next(iter(layouts.values()))
+        self.eval_layout = self._layout  # until `prepare` has chosen
+        self.fetched = None if fetch is None else Prefetch(fetch)
+
+    @cached_property
+    def fit(self) -> Fit:
+        """The program in the fastest form that fits; raises `MetarunError` if none does."""
+        arguments = shapes_on(self._layout, (jax.eval_shape(self.init), *self._given))
+        if self._fetch is None:
+            last, compiled = shapes_on(self._layout, jnp.int32(0)), lambda *form: several(self._outer_step(*form))
+            arguments_and_last = (*arguments, last)
+        else:
+            compiled, arguments_and_last = self._outer_step, (*arguments, self._fetch(0))
+
+        def compile_fn(variant: str, chunk: int) -> Any:
+            return jax.jit(compiled(variant, chunk), donate_argnums=0).lower(*arguments_and_last).compile()
+
+        return fastest_that_fits(compile_fn, self._variants, list(self._layouts), self._bytes_available, arguments)
+
+    def prepare(self) -> Plan:
+        """As `Experiment.prepare`."""
+        self.eval_layout = self._layout._replace(chunk=self.fit.chunk)
+        streams = self._fetch is not None
+        return plan_of(self.fit, self._layout, self._meta_batch_size, streams, self._bytes_available)
+
+    def step(self, state: TrainState, num_steps: int) -> tuple[TrainState, Metrics]:
+        """As `Experiment.step`."""
+        program = self.fit.program
+        state, count = placed((state, jnp.int32(num_steps)), self._layout.replicated)
+        if self.fetched is None:
+            return program(state, *self._given, count)
+        first, sums = int(state.step), None
+        for number in range(first, first + num_steps):
+            items = self.fetched(number)
+            jax.block_until_ready(sums)  # so that no more than two steps' items are on a device
+            state, metrics = program(state, *self._given, items)
+            sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
+        return state, jax.tree.map(lambda total: total / num_steps, sums)
+
+    def experiment(self, precision: str, **own: Any) -> Experiment:
+        """The experiment whose outer steps these are.
+
+        Args:
+          precision: of products of float32 arrays in all that it computes, see `backend.PRECISIONS`.
+          **own: the entries of `Experiment` that the loop does not know: inspect, evaluate, examples, metric, ...
+        """
+        program = None
+        if self._fetch is None:
+            program = Program(
+                steps=lambda *form: several(self._outer_step(*form)),
+                given=self._given,
+                variants=self._variants,
+                chunks=list(self._layouts),
+                layout=self._layout,
+                bytes_available=self._bytes_available,
+            )
+        experiment = Experiment(
+            init=self.init,
+            prepare=self.prepare,
+            step=self.step,
+            tasks_per_step=self._meta_batch_size,
+            program=program,
+            **own,
+        )
+        return _traced_at(precision, experiment)
+
+
+def _traced_at(precision: str, experiment: Experiment) -> Experiment:
     """The experiment, whatever of which is traced has products of the run's `precision`, see `backend.at_precision`."""
     at, program = partial(at_precision, precision), experiment.program
     functions = ("init", "prepare", "step", "inspect", "evaluate", "sizes") + ("examples",) * bool(experiment.examples)

@@ -25,10 +25,10 @@ def gatherer(stream: Stream) -> Callable[[Array], tuple[np.ndarray, Any]]:
     """Returns `keys: [n] -> (items: [n, k, *item], rest)`, what `stream.cut` needs for the tasks of these keys."""
     host = host_device()
     index = jax.device_put(stream.index, host)
-    draw = jax.jit(jax.vmap(stream.draw, (None, 0)))
+    choose = jax.jit(jax.vmap(stream.choose, (None, 0)))
 
     def gather(keys):
-        rows, rest = draw(index, jax.device_put(keys, host))
+        rows, rest = choose(index, jax.device_put(keys, host))
         return stream.items[np.asarray(rows)], rest
 
     return gather

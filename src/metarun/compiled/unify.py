@@ -1,7 +1,14 @@
 """Several functions that compute the same with other numbers, as one function of these numbers.
 
-What JAX traces of each is laid beside the others. Where they differ in a constant, it becomes an input; where they differ in
-anything else, they are not the same function.
+How it works: JAX traces each function to a jaxpr, a list of equations. The jaxprs are laid beside each other, equation by
+equation. Where a constant differs, it becomes an input of one function, which evaluates the equations of the first jaxpr
+with the given numbers in these places. Loops, branches and calls are gone through likewise. Functions that do not differ at
+all are their first, and nothing is evaluated by hand.
+
+When it refuses, with `NotTheSame`: other equations, other shapes or types, other wiring, other settings of an equation; or a
+number that differs within a primitive that has a jaxpr and is none of those in `_CALLS` and `_apply`.
+
+What it is for: numbers that a method closes over, such as an inner learning rate. Seeds are no such: they are arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,16 +52,18 @@ def unified(functions: Sequence[Callable[..., Any]], *shapes: Any) -> tuple[Call
     different: dict[_Path, Sequence[Any]] = {}
     _compare_closed((), closed, different)
     keys = list(different)
+    if not keys:
+        return (lambda numbers, *args: functions[0](*args)), []
 
     def function(numbers: Sequence[Any], *args: Any) -> Any:
         given = dict(zip(keys, numbers, strict=True))
         return jax.tree.unflatten(out, _evaluate((), closed[0], given, jax.tree.leaves(args)))
 
-    return function, [_stacked(values) for values in different.values()]
+    return function, [numbers_of(values) for values in different.values()]
 
 
-def _stacked(values: Sequence[Any]) -> Array:
-    """By way of NumPy, which knows nothing of where a constant was traced."""
+def numbers_of(values: Sequence[Any]) -> Array:
+    """Stacks arrays or keys, by way of NumPy, which knows nothing of where a constant was traced."""
     plain = jax.numpy.asarray(np.stack([_plain(value) for value in values]))
     return jax.random.wrap_key_data(plain, impl=jax.random.key_impl(values[0])) if _is_key(values[0]) else plain
 
@@ -117,12 +126,17 @@ def _compare_params(path: _Path, values: Sequence[Any], different: dict[_Path, S
 
 
 def _compare_values(path: _Path, values: Sequence[Any], different: dict[_Path, Sequence[Any]]) -> None:
+    if not same_numbers(values):
+        different[path] = values
+
+
+def same_numbers(values: Sequence[Any]) -> bool:
+    """Whether arrays or keys are equal to the bit; raises `NotTheSame` for other shapes or types."""
     if all(value is values[0] for value in values):
-        return
+        return True
     plain = [_plain(value) for value in values]
     _same([(value.shape, value.dtype) for value in plain])
-    if not all(value.tobytes() == plain[0].tobytes() for value in plain):
-        different[path] = values
+    return all(value.tobytes() == plain[0].tobytes() for value in plain)
 
 
 def _same(values: Sequence[Any]) -> None:

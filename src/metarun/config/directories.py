@@ -15,12 +15,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from metarun.config.schema import SWEEP_COMMAND, SWEEP_DONE
 from metarun.errors import ConfigError, DataError, MetarunError
 from metarun.system.files import LOCK, plain, write_bytes
 from metarun.system.processes import launched
 from metarun.system.reading import MOST_YAML, json_of, text_of
 
+# In the directory of a sweep: the command that it is of; what came of its points, once they are done; and of
+# points that differ in their seeds alone, how the results are distributed.
+SWEEP_COMMAND, SWEEP_DONE, SWEEP_SEEDS, SWEEP_OTHERS = "command.json", "sweep.json", "seeds.json", "others.json"
 OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
 # In the directory of a run: how it was made, in the files that Hydra has for it.
 HYDRA = ".hydra"

@@ -20,7 +20,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from metarun.config.schema import composed
+from metarun.config.composing import composed
 from metarun.errors import ConfigError, MetarunError
 
 TARGET = "_target_"

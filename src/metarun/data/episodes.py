@@ -85,7 +85,7 @@ def episodes(
     upright = np.arange(height * width, dtype=np.int32).reshape(height, width)
     turned = np.stack([np.rot90(upright, turn).reshape(-1) for turn in range(turns)])
 
-    def draw(index: ClassBank, key: Array) -> tuple[Array, tuple[Array, Array]]:
+    def choose(index: ClassBank, key: Array) -> tuple[Array, tuple[Array, Array]]:
         """The rows of a task's images, support first, the classes chosen, and which of them each image shows."""
         first, count = jnp.asarray(index.first), jnp.asarray(index.count)
         class_key, image_key, support_key, query_key = random.split(key, 4)
@@ -112,22 +112,22 @@ def episodes(
         x, y = images.astype(jnp.float32) / 255, chosen[label] if own_labels else label
         return Task(*(Split(x[part], y[part]) for part in (slice(way * shot), slice(way * shot, None))))
 
-    return source_of(bank, draw, cut)
+    return source_of(bank, choose, cut)
 
 
 def source_of(
-    bank: ClassBank, draw: Callable[[ClassBank, Array], tuple[Array, Any]], cut: Callable[[Array, Any], Task]
+    bank: ClassBank, choose: Callable[[ClassBank, Array], tuple[Array, Any]], cut: Callable[[Array, Any], Task]
 ) -> TaskSource:
-    """Returns the source of tasks for which `draw` chooses among the images of `bank`, see `types.Stream`."""
+    """Returns the source of tasks for which `choose` chooses among the images of `bank`, see `types.Stream`."""
 
     def sample(bank: ClassBank, key: Array) -> Task:
-        rows, rest = draw(bank, key)
+        rows, rest = choose(bank, key)
         return cut(jnp.asarray(bank.images)[rows], rest)
 
-    return TaskSource(bank, sample, Stream(bank.images, bank._replace(images=None), draw, cut))
+    return TaskSource(bank, sample, Stream(bank.images, bank._replace(images=None), choose, cut))
 
 
-def few_shot(
+def few_shot_data_set(
     loaded: SplitBank,
     *,
     way: int,
@@ -223,19 +223,19 @@ def few_shot(
 
 
 def few_shot_of(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
-    """Makes a data set's factory of what loads its classes: it takes the arguments of both `load` and `few_shot`.
+    """Makes a data set's factory of what loads its classes: it takes the arguments of both `load` and `few_shot_data_set`.
 
     `factory.load` is what it was made of.
     """
     own = inspect.signature(load).parameters
-    tasks = [p for name, p in inspect.signature(few_shot).parameters.items() if name != "loaded"]
+    tasks = [p for name, p in inspect.signature(few_shot_data_set).parameters.items() if name != "loaded"]
     signature = inspect.Signature([*tasks, *own.values()], return_annotation=DataSet)
 
     @functools.wraps(load)
     def factory(**settings: Any) -> DataSet:
         settings = signature.bind(**settings).arguments
         loaded = load(**{name: value for name, value in settings.items() if name in own})
-        return few_shot(loaded, **{name: value for name, value in settings.items() if name not in own})
+        return few_shot_data_set(loaded, **{name: value for name, value in settings.items() if name not in own})
 
     factory.__signature__, factory.load = signature, load
     return factory
@@ -256,11 +256,11 @@ def _changes(size: tuple[int, int], *, flip: bool, shift: int, jitter: float) ->
 
 
 def _changed(source: TaskSource, changes: Sequence[Callable[[Array, Array], Array]]) -> TaskSource:
-    """The source whose tasks have their images changed, each with a draw of its own."""
+    """The source whose tasks have their images changed, each by a key of its own."""
 
-    def draw(index: ClassBank, key: Array) -> tuple[Array, Any]:
+    def choose(index: ClassBank, key: Array) -> tuple[Array, Any]:
         keys = random.split(key, 1 + 2 * len(changes))
-        rows, rest = source.stream.draw(index, keys[0])
+        rows, rest = source.stream.choose(index, keys[0])
         return rows, (rest, random.key_data(keys[1:]))
 
     def cut(images: Array, drawn: Any) -> Task:
@@ -272,7 +272,7 @@ def _changed(source: TaskSource, changes: Sequence[Callable[[Array, Array], Arra
             changed.append(split)
         return Task(*changed)
 
-    return source_of(source.data, draw, cut)
+    return source_of(source.data, choose, cut)
 
 
 def _large_enough(loaded: SplitBank, split: str, need: int, keys: tuple[str, str]) -> list[int]:
@@ -298,7 +298,7 @@ def _distinct(key: Array, num: int, bound: int | Array) -> Array:
     drawn = random.randint(draw_key, (num,), 0, last + 1, jnp.int32)
 
     def pick(i: Array, chosen: Array) -> Array:
-        # `last[i]` was out of every earlier draw's reach, so it stands in for a number that is taken.
+        # `last[i]` was out of every earlier choice's reach, so it stands in for a number that is taken.
         return chosen.at[i].set(jnp.where(jnp.any(chosen == drawn[i]), last[i], drawn[i]))
 
     chosen = lax.fori_loop(0, num, pick, jnp.full(num, -1, jnp.int32))

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarun.config.directories import contradictions
-from metarun.config.schema import CIRCUMSTANCES, PACE, SWEEP_OTHERS
+from metarun.config.directories import SWEEP_OTHERS, contradictions
+from metarun.config.schema import CIRCUMSTANCES, PACE
 from metarun.errors import ConfigError, DataError, shown, some
 from metarun.system.files import canonical_json
-from metarun.system.reading import is_text, json_of, shown_path, yaml_of
+from metarun.system.reading import is_text, json_of, yaml_of
 from metarun.training import checkpoint
 from metarun.training.result import EVALUATIONS, RESULT, read_divergence, read_metrics, read_result, read_rows
 from metarun.trust.protocol import flattened
@@ -101,13 +101,13 @@ def _of_other_commands(root: Path, faults: list[str]) -> set[Path]:
             faults.append(str(error))
             continue
         if not isinstance(names, list) or not all(is_text(name) and name for name in names):
-            faults.append(f"{shown_path(file)} is no list of directories.")
+            faults.append(f"{shown(str(file))} is no list of directories.")
             continue
         there = {name: file.parent / name for name in sorted(names) if (file.parent / name / ".hydra").is_dir()}
         if there:
             found |= {directory for directory in there.values() if directory.is_relative_to(file.parent)}
             faults.append(
-                f"{shown_path(file.parent)}: of another command than the sweep, and so left out: "
+                f"{shown(str(file.parent))}: of another command than the sweep, and so left out: "
                 f"{', '.join(there)}. A report of the directory itself has it."
             )
     return found
@@ -149,19 +149,19 @@ def _configuration(directory: Path, faults: list[str]) -> tuple[Mapping[str, Any
     try:
         config = yaml_of(folder / "config.yaml")
         if not isinstance(config, dict):
-            raise DataError(f"{shown_path(folder / 'config.yaml')} is no configuration: expected keys with values.")
+            raise DataError(f"{shown(str(folder / 'config.yaml'))} is no configuration: expected keys with values.")
         overrides = yaml_of(folder / "overrides.yaml") if (folder / "overrides.yaml").exists() else []
         if not isinstance(overrides, list | None) or not all(is_text(each) for each in overrides or []):
             raise DataError(
-                f"{shown_path(folder / 'overrides.yaml')} is no command line: expected a list of KEY=VALUE."
+                f"{shown(str(folder / 'overrides.yaml'))} is no command line: expected a list of KEY=VALUE."
             )
     except DataError as error:
-        faults.append(f"{shown_path(directory)}: its configuration cannot be read: {error}")
+        faults.append(f"{shown(str(directory))}: its configuration cannot be read: {error}")
         return {}, "", ""
     identity = checkpoint.newest_facts(directory / "checkpoints").get("identity")
     if isinstance(identity, dict) and (differing := contradictions(config, _choices(directory), identity)):
         faults.append(
-            f"{shown_path(directory)}: its configuration is not that of its checkpoint, and so its command is left out: "
+            f"{shown(str(directory))}: its configuration is not that of its checkpoint, and so its command is left out: "
             f"{some(differing)}."
         )
         return config, "", ""

@@ -88,7 +88,7 @@ def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
         **{key: result.get(key) for key in ("value", "ci95", "seed", "steps", "seconds", "way", "shot")},
         "device": result.get("device", ""),
         "tasks": result.get("num_tasks"),
-        "published": list((result.get("published") or {}).values()),
+        "published": tables.figures_of(record),
         "checks": tables.checks_of([record]) if record.result else "",
         "protocol": result.get("protocol_id", ""),
         "marks": [f"{key.removeprefix('method.')}={protocol[key]}" for key in keys if key in protocol],

@@ -42,7 +42,7 @@ def pictures(
     few test tasks.
     """
 
-    def draw(
+    def pictures_of(
         directory: Path, params: Params, selected_step: int | None, tested: Evaluation
     ) -> Mapping[str, Callable[[], None]]:
         shown = experiment.examples(params, SHOWN_TASKS) if experiment.examples else None
@@ -79,7 +79,7 @@ def pictures(
             )
         return made
 
-    return draw
+    return pictures_of
 
 
 def summary(result: Mapping[str, Any]) -> Group:

@@ -42,7 +42,7 @@ def pictures(
     `learning_curve.png` from `metrics.jsonl`, and `gallery.png`: a few test tasks as `params` answer them.
     """
 
-    def draw(
+    def pictures_of(
         directory: Path, params: Params, selected_step: int | None, tested: Evaluation
     ) -> Mapping[str, Callable[[], None]]:
         del tested
@@ -64,7 +64,7 @@ def pictures(
         gallery = partial(gallery, plots / "gallery.png", num_tasks=GALLERY_TASKS)
         return {"learning_curve.png": curve, "gallery.png": gallery}
 
-    return draw
+    return pictures_of
 
 
 def fitted_in_words(fitted: Mapping[str, Any]) -> str:

@@ -6,10 +6,14 @@ the seeds are distributed. CSV, which goes into programs, has a line for each ru
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from metarun.config.schema import FEW_SHOT, RL
 from metarun.report.collection import Record, setting_of
 from metarun.report.replicates import Replicates, replicates_of
+from metarun.trust.measured import measured
 
 COLUMNS = ("method", "setting", "result", "over seeds", "published", "seed", "tasks", "checks", "protocol", "run")
 # Of CSV besides, plain: of the run; then the row of the other tables that it is in, from 1, with the number of that.
@@ -29,8 +33,7 @@ def row(group: Replicates) -> dict[str, str]:
         return dict.fromkeys(COLUMNS, "") | known
     accuracy = result["metric"] == "accuracy"
     published = "; ".join(
-        f"{_value(figure['value'], figure.get('ci95'), accuracy)} ({figure['source']})"
-        for figure in (result.get("published") or {}).values()
+        f"{_value(figure['value'], figure.get('ci95'), accuracy)} ({figure['source']})" for figure in figures_of(record)
     )
     return {
         "method": str(result["method"]),
@@ -44,6 +47,22 @@ def row(group: Replicates) -> dict[str, str]:
         "protocol": str(result["protocol_id"]),
         "run": record.name + f" and {others} more" * (others > 0),
     }
+
+
+def figures_of(record: Record) -> list[Mapping[str, Any]]:
+    """What a result is held against: the papers' figures, and what the same cell has given us before, if it is the same test.
+
+    Each is a mapping with `value`, `ci95` and `source`.
+    """
+    result = record.result or {}
+    published = list((result.get("published") or {}).values())
+    cell = re.search(r"(?:^|\s)experiment=(\S+)", record.command)
+    if not published or record.evaluation or cell is None:
+        return published
+    ours = next(filter(None, (measured(cell[1], part) for part in (FEW_SHOT, RL))), None)
+    if ours is None or (ours.steps, ours.tasks) != (result["steps"], result["num_tasks"]):
+        return published
+    return [*published, {"value": ours.value, "ci95": ours.ci95, "source": f"ours of {ours.date}, {ours.device}"}]
 
 
 def seeds_of(records: Sequence[Record]) -> str:

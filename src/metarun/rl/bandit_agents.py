@@ -31,7 +31,7 @@ class Prior(NamedTuple):
     Attributes:
       strength: pulls that it is worth.
       mean: of these.
-      sample: `(key, strength: [arms], mean: [arms]) -> [arms]`, draws from the posterior worth so many pulls.
+      sample: `(key, strength: [arms], mean: [arms]) -> [arms]`, a sample of the posterior worth so many pulls.
     """
 
     strength: float
@@ -79,7 +79,7 @@ def greedy(arms: int, prior: Prior, epsilon: float) -> Agent:
 
 
 def thompson(arms: int, prior: Prior) -> Agent:
-    """The arm that is best in a draw from the posterior.
+    """The arm that is best in a sample of the posterior.
 
     Source: Thompson 1933, On the Likelihood that One Unknown Probability Exceeds Another in View of the Evidence.
     """

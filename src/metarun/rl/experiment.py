@@ -1,30 +1,21 @@
 """Meta-reinforcement learning as an experiment: a method and a distribution over tasks become what the runner drives."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
-from operator import itemgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metarun.compiled.memory import fastest_that_fits
-from metarun.compiled.outer_loop import plan_of, several, shapes_on, traced_at
-from metarun.compiled.task_map import Layout, map_tasks, placed
+from metarun.compiled.outer_loop import OuterLoop
+from metarun.compiled.task_map import Layout, placed
 from metarun.rl.environment import Environment
-from metarun.rl.meta_learner import MetaLearner, Outcome, Shown
-from metarun.rl.trial import outcome
-from metarun.trust import checks as check
-from metarun.types import Evaluation, Experiment, Inspection, Program, TrainState
-
-METRIC = "reward"
-_CHECKS = ("chance_before_adaptation", "chance_without_reward")
-_NO_CHANCE = "some ways to act are worth more to one who has seen no reward, so that there is no chance to be at"
-_BLOCK = 250  # tasks of one evaluation dispatch: what bounds its memory, and how long a stop signal waits
+from metarun.rl.meta_learner import MetaLearner
+from metarun.rl.meta_test import METRIC, MetaTest
+from metarun.types import Experiment, Inspection, TrainState
 
 
-def meta_rl(
+def rl_experiment(
     learners: Mapping[int, MetaLearner],
     environment: Environment,
     layouts: Sequence[Layout],
@@ -60,7 +51,7 @@ def meta_rl(
     init_key, train_key = jax.random.split(jax.random.key(seed))
     train_key = placed(train_key, layout.replicated)
 
-    def init():
+    def init() -> TrainState:
         params = jax.jit(learner.init)(init_key)
         return TrainState(jnp.zeros((), jnp.int32), params, learner.init_opt(params))
 
@@ -70,120 +61,42 @@ def meta_rl(
         task_keys, keys = (jax.random.split(key, meta_batch_size) for key in (task_key, play_key))
         return task_keys, jax.vmap(lambda key: environment.sample(key, "train"))(task_keys), keys, improve_key
 
-    def outer_step(learner, state, root_key):
-        _, tasks, keys, improve_key = drawn(root_key, state.step)
-        params, opt_state, metrics = learner.improve(state.params, state.opt_state, tasks, keys, improve_key)
-        return TrainState(state.step + 1, params, opt_state), metrics
+    def outer_step(_: str, chunk: int):
+        improve = learners[chunk].improve
 
-    def steps(_, chunk):
-        run = several(partial(outer_step, learners[chunk]))
-        return lambda state, num_steps: run(state, train_key, num_steps)
+        def outer_step(state, root_key):
+            _, tasks, keys, improve_key = drawn(root_key, state.step)
+            params, opt_state, metrics = improve(state.params, state.opt_state, tasks, keys, improve_key)
+            return TrainState(state.step + 1, params, opt_state), metrics
 
-    @cache
-    def fitted():
-        arguments = shapes_on(layout, (jax.eval_shape(init), train_key, jnp.int32(0)))
+        return outer_step
 
-        def compile_fn(variant, chunk):
-            run = several(partial(outer_step, learners[chunk]))
-            return jax.jit(run, donate_argnums=0).lower(*arguments).compile()
+    loop = OuterLoop(
+        init,
+        outer_step,
+        (train_key,),
+        [""],
+        {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts},
+        meta_batch_size=meta_batch_size,
+        bytes_available=bytes_available,
+    )
 
-        return fastest_that_fits(compile_fn, [""], list(learners), bytes_available, arguments)
-
-    def step(state, num_steps):
-        state, count = placed((state, jnp.int32(num_steps)), layout.replicated)
-        return fitted().program(state, train_key, count)
-
-    def inspect(state):
+    def inspect(state: TrainState) -> Inspection:
         # Without losses: one of these methods is of all trials together.
         keys, tasks, *_ = jax.jit(drawn)(train_key, placed(state.step, layout.replicated))
         return Inspection(*jax.tree.map(_numbers, (keys, tasks)))
 
-    @partial(jax.jit, static_argnums=(0, 1))
-    def outcomes(name, split, params, keys):
-        """Outcomes of the learner (""), of it when blind ("blind"), or of a yardstick, on the tasks of `keys`."""
-
-        def one(params, keys):
-            task_key, key = keys
-            task = environment.sample(task_key, split)
-            if name in ("", "blind"):
-                return learner.outcome(params, task, key, name == "blind")
-            return outcome(environment, environment.yardsticks[name], task, key, False)
-
-        # Whole on every device: the host reads it, of which there may be several.
-        return jax.lax.with_sharding_constraint(
-            map_tasks(one, layout._replace(chunk=None), params, keys), layout.replicated
-        )
-
-    @partial(jax.jit, static_argnums=0)
-    def optima(split, task_keys):
-        return jax.vmap(lambda key: environment.optimum(environment.sample(key, split)))(task_keys)
-
-    def keys_of(split, block, num_tasks=_BLOCK):
-        block_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(eval_seed), split == "test"), block)
-        return tuple(jax.random.split(key, _BLOCK)[:num_tasks] for key in jax.random.split(block_key))
-
-    def evaluate(params, split, num_tasks, checks=False):
-        params = placed(params, layout.replicated)
-
-        def over_blocks(fn):
-            # A test of few tasks is one small block: trials of a simulated body take long.
-            blocks = [keys_of(split, block, num_tasks) for block in range(-(-num_tasks // _BLOCK))]
-            found = [jax.tree.map(np.asarray, fn(keys)) for keys in blocks]
-            return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_tasks], *found)
-
-        def over_tasks(name):
-            return over_blocks(partial(outcomes, name, split, params))
-
-        own = over_tasks("")
-        verdicts, beside = {}, {}
-        if checks:
-            yardsticks = {name: over_tasks(name) for name in environment.yardsticks}
-            optimum = None
-            if environment.optimum is not None:
-                optimum = over_blocks(lambda keys: optima(split, keys[0]))
-            beside = _beside(own, yardsticks, optimum, learner.curve_over)
-            if not learner.trains:
-                verdicts = dict.fromkeys(_CHECKS, check.not_checked("this agent has learnt nothing that could leak"))
-            elif not environment.exchangeable:
-                verdicts = dict.fromkeys(_CHECKS, check.not_checked(_NO_CHANCE))
-            else:
-                verdicts = _verdicts(own, over_tasks("blind"), yardsticks["random"])
-        ci95 = 1.96 * check.standard_error(own.value)
-        return Evaluation(METRIC, float(own.value.mean()), ci95, num_tasks, own.value, verdicts, beside)
-
-    goal, body = environment.goal, environment.body
-
-    @jax.jit
-    def watched(params, keys):
-        def one(task_key, key):
-            task = environment.sample(task_key, "test")
-            seen = learner.watch(params, task, key)
-            limbs = None if body is None else jax.vmap(jax.vmap(body.limbs))(seen.observation)
-            return task, None if goal is None else goal(task), limbs, seen
-
-        return jax.vmap(one)(*keys)
-
-    def examples(params, num_tasks):
-        keys = keys_of("test", 0, num_tasks)
-        tasks, goals, limbs, seen = jax.tree.map(np.asarray, watched(params, keys))
-        if body is None:
-            return Shown(seen, goals)
-        captions = [body.caption(jax.tree.map(itemgetter(number), tasks)) for number in range(num_tasks)]
-        return Shown(seen, goals, captions, limbs, body.radii, body.seconds)
-
-    def sizes():
+    def sizes() -> dict[str, int]:
         return {"meta_params": sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(learner.init, init_key)))}
 
-    experiment = Experiment(
-        init=init,
-        prepare=lambda: plan_of(fitted(), layout, meta_batch_size, False, bytes_available),
-        step=step,
+    tested = MetaTest(learner, environment, layout, eval_seed)
+    return loop.experiment(
+        precision,
         inspect=inspect,
-        evaluate=evaluate,
-        examples=examples if goal or body else None,
+        evaluate=tested.evaluate,
+        examples=tested.examples if environment.goal or environment.body else None,
         metric=METRIC,
         maximize=True,
-        tasks_per_step=meta_batch_size,
         protocol={
             "env": {
                 "episodes": environment.episodes,
@@ -195,41 +108,8 @@ def meta_rl(
             **protocol,
         },
         sizes=sizes,
-        program=Program(steps, [""], list(learners), layout, bytes_available),
     )
-    return traced_at(precision, experiment)
 
 
 def _numbers(leaf: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
-
-
-def _beside(
-    own: Outcome, yardsticks: Mapping[str, Outcome], optimum: np.ndarray | None, curve_over: str
-) -> dict[str, Any]:
-    """What a result states beside its value; entries of outcomes have a leading axis of tasks."""
-    found = {"yardsticks": {name: _mean(other.value) for name, other in yardsticks.items()}}
-    if optimum is not None:
-        found["yardsticks"]["optimum"] = _mean(optimum)
-    if yardsticks:
-        best = max(yardsticks, key=lambda name: yardsticks[name].value.mean())
-        found["regret"] = {**_mean(yardsticks[best].value - own.value), "against": best}
-    if optimum is not None:
-        found["regret_of_optimum"] = _mean(optimum - own.value)
-    curves = {"learner": own, **yardsticks}
-    found["curves"] = {"over": curve_over} | {
-        name: outcome.curve.mean(0).tolist()
-        for name, outcome in curves.items()
-        if outcome.curve.shape == own.curve.shape
-    }
-    found["learner_curve_ci95"] = [_mean(point)["ci95"] for point in own.curve.T]
-    return found
-
-
-def _mean(per_task: np.ndarray) -> dict[str, float]:
-    return {"value": float(per_task.mean()), "ci95": 1.96 * check.standard_error(per_task)}
-
-
-def _verdicts(own: Outcome, blind: Outcome, random: Outcome) -> dict[str, Mapping[str, Any]]:
-    found = check.is_chance(own.first, random.first), check.is_chance(blind.value, random.value)
-    return dict(zip(_CHECKS, found, strict=True))

@@ -1,9 +1,33 @@
 """What every method of meta-reinforcement learning is to the experiment that trains and tests it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import optax
+
+from metarun.compiled.task_map import Layout
+from metarun.rl.environment import Environment
 from metarun.types import Array, Metrics, Params
+
+
+@dataclass(frozen=True)
+class Training:
+    """What every method that learns is given.
+
+    Attributes:
+      environment: the distribution over tasks.
+      optimizer: `(steps) -> optimizer`, from the number of gradients that it will follow in the whole run.
+      layout: where tasks are computed.
+      meta_batch_size: tasks of an outer step.
+      steps: outer steps of the run.
+    """
+
+    environment: Environment
+    optimizer: Callable[..., optax.GradientTransformation]
+    layout: Layout
+    meta_batch_size: int
+    steps: int
 
 
 class Outcome(NamedTuple):

@@ -63,7 +63,7 @@ def posterior(key: Array, transitions: Array, sums: Array, samples: int, prior_m
     The rewards' noise has variance 1.
 
     Args:
-      key: of the draws.
+      key: of the samples.
       transitions, sums: as in `Statistics`.
       samples: how many.
       prior_mean: m.
@@ -79,7 +79,7 @@ def posterior(key: Array, transitions: Array, sums: Array, samples: int, prior_m
 
 
 def psrl(states: int, actions: int, horizon: int, *, samples: int = 1, prior_mean: float = 0.0) -> Agent:
-    """Plans anew for each episode, in a model that is drawn from the posterior; with `samples` > 1, in the best for each
+    """Plans anew for each episode, in a model that is sampled from the posterior; with `samples` > 1, in the best for each
     action of several: the highest Q of them all.
 
     Observations are one-hot states. A prior mean of 0 is less than the true one of random MDPs, 1, and so holds exploring

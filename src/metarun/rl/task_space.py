@@ -16,10 +16,10 @@ CELLS = 2**19  # of each split: so few that numbers stay apart in float32, and s
 def uniform(key: Array, split: str, shape: tuple[int, ...] = (), cells: int = CELLS) -> Array:
     """Numbers uniform in (0, 1), `[*shape]`, from a lattice whose points are dealt to the splits in turn.
 
-    What has been drawn for one split cannot be drawn for another; the distribution is uniform to within the lattice.
+    What has been sampled for one split cannot be sampled for another; the distribution is uniform to within the lattice.
 
     Args:
-      key, split, shape: of the draw.
+      key, split, shape: of the sample.
       cells: points that each split has; fewer where what is made of the numbers covers a small range.
     """
     cell = jax.random.randint(key, shape, 0, cells) * len(SPLITS) + SPLITS.index(split)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from metarun.errors import DataError
+from metarun.errors import DataError, shown
 
 MOST_BYTES = 64_000_000  # of a JSON file
 MOST_YAML = 500_000  # of a YAML file; ours have some thousands
@@ -28,7 +28,7 @@ def json_of(path: Path) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{shown_path(path)} cannot be read: it is no JSON ({_first_line(error)}).") from error
+        raise DataError(f"{shown(str(path))} cannot be read: it is no JSON ({_first_line(error)}).") from error
 
 
 def yaml_of(path: Path) -> Any:
@@ -41,12 +41,12 @@ def yaml_of(path: Path) -> Any:
     text = text_of(path, MOST_YAML)
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
-            raise DataError(f"{shown_path(path)} cannot be read: it has an alias (*name), which no run writes.")
+            raise DataError(f"{shown(str(path))} cannot be read: it has an alias (*name), which no run writes.")
         value = yaml.load(text, _Loader)  # one of the two safe ones
     except (ValueError, TypeError, LookupError, RecursionError, AttributeError, yaml.YAMLError) as error:
-        raise DataError(f"{shown_path(path)} cannot be read: it is no YAML ({_first_line(error)}).") from error
+        raise DataError(f"{shown(str(path))} cannot be read: it is no YAML ({_first_line(error)}).") from error
     if not is_plain(value, any_number=True):
-        raise DataError(f"{shown_path(path)} cannot be read: it holds more than texts, numbers, lists and mappings.")
+        raise DataError(f"{shown(str(path))} cannot be read: it holds more than texts, numbers, lists and mappings.")
     return value
 
 
@@ -58,17 +58,17 @@ def text_of(path: Path, most: int) -> str:
     """
     try:
         if not path.is_file():  # a pipe would be waited for
-            raise DataError(f"{shown_path(path)} cannot be read: it is no file.")
+            raise DataError(f"{shown(str(path))} cannot be read: it is no file.")
         with path.open("rb") as stream:
             data = stream.read(most + 1)
     except (OSError, ValueError) as error:
-        raise DataError(f"{shown_path(path)} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise DataError(f"{shown(str(path))} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(data) > most:
-        raise DataError(f"{shown_path(path)} cannot be read: it has more than {most:,} bytes.")
+        raise DataError(f"{shown(str(path))} cannot be read: it has more than {most:,} bytes.")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{shown_path(path)} cannot be read: it is not in UTF-8 ({error.reason}).") from error
+        raise DataError(f"{shown(str(path))} cannot be read: it is not in UTF-8 ({error.reason}).") from error
 
 
 def is_text(value: Any, *, printable: bool = True) -> bool:
@@ -104,7 +104,7 @@ def is_plain(value: Any, *, any_number: bool = False, level: int = 0) -> bool:
     return value is None or isinstance(value, bool) or is_number(value) or is_text(value, printable=False)
 
 
-def shown(value: Any) -> str:
+def value_shown(value: Any) -> str:
     """A value for a message, in short and without anything that a terminal would obey."""
     try:
         text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of many digits"
@@ -112,11 +112,6 @@ def shown(value: Any) -> str:
         text = f"a {type(value).__name__}"
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def shown_path(path: Path | str) -> str:
-    """A path for a message: characters that cannot be printed, or are none, are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 def _first_line(error: Exception) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarun.errors import DataError
-from metarun.system.reading import MOST_BYTES, is_number, is_plain, is_text, json_of, shown, shown_path, text_of
+from metarun.errors import DataError, shown
+from metarun.system.reading import MOST_BYTES, is_number, is_plain, is_text, json_of, text_of, value_shown
 
 RESULT, EVALUATIONS = "result.json", "evaluations"
 # In the directory of a run that has diverged: its state before the step in which it did, and a file that says so.
@@ -135,7 +135,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     value = json_of(path)
     if faults := faults_of(value):
-        raise DataError(_said(shown_path(path), "result of a run", faults))
+        raise DataError(_said(shown(str(path)), "result of a run", faults))
     return value
 
 
@@ -150,12 +150,12 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """
     rows = json_of(path)
     if not isinstance(rows, list):
-        raise DataError(f"{shown_path(path)} is no sweep of protocols: it is {shown(rows)}: expected a list.")
+        raise DataError(f"{shown(str(path))} is no sweep of protocols: it is {value_shown(rows)}: expected a list.")
     kept, sentences = [], []
     for number, row in enumerate(rows, 1):
         faults = list(_faults(_ROW, row, "")) or list(_faults_of_range(row["result"], "result."))
         if faults:
-            sentences.append(_said(f"{shown_path(path)}, row {number}", "row of a sweep of protocols", faults))
+            sentences.append(_said(f"{shown(str(path))}, row {number}", "row of a sweep of protocols", faults))
         else:
             kept.append(row)
     return kept, sentences
@@ -180,11 +180,11 @@ def read_metrics(path: Path) -> tuple[dict[int, dict[str, float | None]], list[s
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            fault = f"expected a JSON object, not {shown(line)}"
+            fault = f"expected a JSON object, not {value_shown(line)}"
         else:
             fault = "".join(map(str, list(_faults(_LINE, record, ""))[:1]))
         if fault:
-            first, passed_over = first or f"{shown_path(path)}, line {number}: {fault}", passed_over + 1
+            first, passed_over = first or f"{shown(str(path))}, line {number}: {fault}", passed_over + 1
         else:
             records.setdefault(record["step"], {}).update(record)
     more = f" {passed_over} lines are passed over." if passed_over > 1 else " It is passed over."
@@ -202,7 +202,7 @@ def read_divergence(directory: Path) -> dict[str, Any] | None:
         return None
     value = json_of(path)
     if faults := list(_faults(_DIVERGENCE, value, "")):
-        raise DataError(_said(shown_path(path), "record of a divergence", faults))
+        raise DataError(_said(shown(str(path)), "record of a divergence", faults))
     return value
 
 
@@ -219,24 +219,24 @@ def _faults_of_range(result: Mapping[str, Any], field: str) -> Iterator[Fault]:
         for name in ("value", "val"):
             number = result.get(name)
             if number is not None and not 0 <= number <= 1 + _ROUNDING:
-                yield Fault(f"{field}{name}", shown(number), "a fraction from 0 to 1, as metric is accuracy")
+                yield Fault(f"{field}{name}", value_shown(number), "a fraction from 0 to 1, as metric is accuracy")
 
 
 def _faults(kind: Any, value: Any, field: str) -> Iterator[Fault]:
     """The fields of a value that are not of a kind; `field` is the name of the value itself."""
     if isinstance(kind, _Leaf):
         if not kind.holds(value):
-            yield Fault(field, shown(value), kind.words)
+            yield Fault(field, value_shown(value), kind.words)
         return
     if isinstance(kind, _List):
         if not isinstance(value, list):
-            yield Fault(field, shown(value), "a list")
+            yield Fault(field, value_shown(value), "a list")
             return
         for number, entry in enumerate(value):
             yield from _faults(kind.kind, entry, f"{field}[{number}]")
         return
     if not isinstance(value, dict):
-        yield Fault(field or "all of it", shown(value), "an object")
+        yield Fault(field or "all of it", value_shown(value), "an object")
         return
     known = {} if isinstance(kind, _Each) else {**kind.required, **kind.optional}
     others = kind.kind if isinstance(kind, _Each) else kind.others
@@ -248,7 +248,7 @@ def _faults(kind: Any, value: Any, field: str) -> Iterator[Fault]:
         own = known.get(name, others)
         if own is not None:
             if not is_text(name):
-                yield Fault(f"a name in {field or 'it'}", shown(name), _TEXT.words)
+                yield Fault(f"a name in {field or 'it'}", value_shown(name), _TEXT.words)
                 continue
             yield from _faults(own, entry, f"{field}.{name}".lstrip("."))
 

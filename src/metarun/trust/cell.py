@@ -23,21 +23,6 @@ class Figure(NamedTuple):
     note: str = ""
 
 
-class Measured(NamedTuple):
-    """What the same command has given us.
-
-    Attributes:
-      value, ci95: as of `Figure`.
-      minutes: of the whole command.
-      machine: in words.
-    """
-
-    value: float
-    ci95: float
-    minutes: float
-    machine: str
-
-
 class Cell(NamedTuple):
     """A cell of a paper's table.
 
@@ -46,26 +31,25 @@ class Cell(NamedTuple):
       margin: difference from the published value that does not matter.
       differs: what is known to differ from the paper's settings and is no key, in words.
       quick_of: the experiment of which this is a short version; None for the whole one.
-      measured: what it has given, None if it has not been run to its end.
     """
 
     published: Mapping[str, Figure]
     margin: float
     differs: tuple[str, ...] = ()
     quick_of: str | None = None
-    measured: Measured | None = None
 
 
 def cell_of(node: Any) -> Cell:
     """Reads the node `cell` of an experiment, a mapping with the attributes of `Cell` as keys.
 
     There `published` is a list of figures, each with its `paper`: unlike a mapping, it takes the place of that of an
-    experiment from which this one inherits.
+    experiment from which this one inherits. `measured`, which runs of former versions have saved, is passed over.
 
     Raises:
       ConfigError: an entry is missing, unknown, or of another kind.
     """
-    keys = _checked("cell", node, Cell)
+    former = {key: value for key, value in node.items() if key != "measured"} if isinstance(node, Mapping) else node
+    keys = _checked("cell", former, Cell)
     figures = keys["published"]
     if not isinstance(figures, list) or not figures:
         raise ConfigError("cell.published", figures, "a list of {paper, value, ci95, source}, one or more")
@@ -74,7 +58,6 @@ def cell_of(node: Any) -> Cell:
         margin=_number("cell.margin", keys["margin"], positive=True),
         differs=tuple(keys.get("differs") or ()),
         quick_of=keys.get("quick_of"),
-        measured=None if keys.get("measured") is None else _measured("cell.measured", keys["measured"]),
     )
 
 
@@ -99,17 +82,11 @@ def _figure(key: str, node: Any) -> tuple[str, Figure]:
     )
 
 
-def _measured(key: str, node: Any) -> Measured:
-    keys = _checked(key, node, Measured)
-    numbers = {name: _number(f"{key}.{name}", keys[name]) for name in ("value", "ci95", "minutes")}
-    return Measured(**numbers, machine=_text(f"{key}.machine", keys["machine"]))
-
-
 def _checked(key: str, node: Any, of: Any) -> Mapping[str, Any]:
     """`node` if it is a mapping with the fields of a NamedTuple, those without a default all there."""
     if not isinstance(node, Mapping):
         raise ConfigError(key, node, "a mapping")
-    required = [name for name in of._fields if name not in of._field_defaults and name != "ci95" or of is Measured]
+    required = [name for name in of._fields if name not in of._field_defaults and name != "ci95"]
     wrong = [name for name in node if name not in of._fields] + [name for name in required if name not in node]
     if wrong:
         raise ConfigError(f"{key}.{wrong[0]}", node.get(wrong[0]), f"{', '.join(of._fields)} as keys of {key}")

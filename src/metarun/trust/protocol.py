@@ -1,9 +1,11 @@
 """When two numbers may be compared: their protocols, key by key."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from metarun.errors import MetarunError
+from metarun.system.files import canonical_json
 
 ABSENT = "absent"
 # The keys, at the top of a protocol, that decide which tasks a test consists of.
@@ -63,3 +65,8 @@ def refuse_different(first: Mapping[str, Any], second: Mapping[str, Any], way_ou
         raise MetarunError(
             f"These numbers are not of one protocol: they differ in {', '.join(map(str, found))}. {way_out}"
         )
+
+
+def protocol_id(protocol: Mapping[str, Any]) -> str:
+    """Returns 16 hexadecimal digits that are equal for equal protocols, whatever the order of their keys."""
+    return hashlib.sha256(canonical_json(protocol).encode()).hexdigest()[:16]

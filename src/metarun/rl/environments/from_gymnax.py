@@ -15,8 +15,8 @@ from metarun.rl import task_space
 from metarun.rl.environment import Continuous, Discrete, Environment, Step, random_agent
 from metarun.types import Array
 
-# Those whose reset draws what is not observed and has to be found out: arms, or a goal.
-_RESET_DRAWS_TASK = (
+# Those whose reset samples what is not observed and has to be found out: arms, or a goal.
+_RESET_SAMPLES_TASK = (
     "SimpleBandit-bsuite",
     "MetaMaze-misc",
     "PointRobot-misc",
@@ -39,7 +39,7 @@ class GymnaxTask(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A state with what is observed of it, which in gymnax may be drawn anew each time that one looks.
+    """A state with what is observed of it, which in gymnax may be sampled anew each time that one looks.
 
     Attributes:
       state: gymnax's.
@@ -68,8 +68,8 @@ def from_gymnax(
         gymnax's interface and its params. Modules are looked for in the working directory, too.
       vary: name of a param -> [low, high], of which each task has its own: uniform, and a whole number where the default
         is one. Splits never share one. None: the one task of the default params, for training and test alike.
-      same_start: whether all episodes of a trial begin by the same draw of the environment's reset, by numbers that splits
-        never share. Needed where the reset draws what makes the task. None: for gymnax's own of this kind.
+      same_start: whether all episodes of a trial begin by the same sample of the environment's reset, by numbers that splits
+        never share. Needed where the reset samples what makes the task. None: for gymnax's own of this kind.
       horizon: steps of an episode, at most; None: the default of the params.
       episodes: of a trial.
 
@@ -83,11 +83,11 @@ def from_gymnax(
     steps = getattr(default, _TIME_LIMIT) if horizon is None else horizon
     horizon, episodes = positive_int("env.horizon", steps), positive_int("env.episodes", episodes)
     default = replace(default, **{_TIME_LIMIT: type(getattr(default, _TIME_LIMIT))(horizon)})
-    draws = {param: _draw(param, bounds, default) for param, bounds in _ranges(vary, default).items()}
-    draws_task = name in _RESET_DRAWS_TASK
-    same_start = draws_task if same_start is None else true_or_false("env.same_start", same_start)
-    if draws_task and not same_start:
-        raise ConfigError("env.same_start", same_start, f"true or null: every reset of {name} draws another task")
+    samplers = {param: _sampler(param, bounds, default) for param, bounds in _ranges(vary, default).items()}
+    samples_task = name in _RESET_SAMPLES_TASK
+    same_start = samples_task if same_start is None else true_or_false("env.same_start", same_start)
+    if samples_task and not same_start:
+        raise ConfigError("env.same_start", same_start, f"true or null: every reset of {name} samples another task")
     actions, brought = _actions(name, environment, default)
     flat, observation_size = _observations(environment, default)
     # Compiled apart, as gymnax does, so that numbers among the params and states are arrays to it.
@@ -95,8 +95,8 @@ def from_gymnax(
     step_env = jax.jit(lambda *given: environment.step_env(*given))
 
     def sample(key, split):
-        start_key, *keys = jax.random.split(key, len(draws) + 1)
-        params = {param: draw(key, split) for (param, draw), key in zip(draws.items(), keys, strict=True)}
+        start_key, *keys = jax.random.split(key, len(samplers) + 1)
+        params = {param: sampler(key, split) for (param, sampler), key in zip(samplers.items(), keys, strict=True)}
         start = task_space.one_of(start_key, split, len(task_space.SPLITS) * task_space.CELLS) if same_start else ()
         return GymnaxTask(params, start)
 
@@ -174,7 +174,7 @@ def _is_number(default: Any) -> bool:
     return np.ndim(default) == 0 and np.asarray(default).dtype.kind in "fi"
 
 
-def _draw(param: str, bounds: object, params: Any) -> Callable[[Array, str], Array]:
+def _sampler(param: str, bounds: Any, params: Any) -> Callable[[Array, str], Array]:
     """`(key, split) -> number`, of the range of a param."""
     whole = np.asarray(getattr(params, param)).dtype.kind == "i"
     allowed = "[LOW, HIGH], at least three whole numbers" if whole else "[LOW, HIGH], one number below the other"
@@ -183,10 +183,9 @@ def _draw(param: str, bounds: object, params: Any) -> Callable[[Array, str], Arr
         if whole:
             if low != int(low) or high != int(high) or high - low < 2:
                 raise ValueError
-            low, count = int(low), int(high) - int(low) + 1
-            return lambda key, split: low + task_space.one_of(key, split, count)
-        low, high = float(low), float(high)
-        return task_space.between(low, high)
+            least, count = int(low), int(high) - int(low) + 1
+            return lambda key, split: least + task_space.one_of(key, split, count)
+        return task_space.between(float(low), float(high))
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"env.vary.{param}", bounds, allowed) from error
 

@@ -105,7 +105,8 @@ def physics_of(file: str, frame_skip: int, **options: Any) -> Physics:
     mujoco, mjx, path = _installed(file)
     tree = ElementTree.parse(path)
     # What MuJoCo deprecates in the files is done by its functions.
-    mass = tree.find("compiler").attrib.pop("settotalmass", None)
+    compiler = tree.find("compiler")
+    mass = None if compiler is None else compiler.attrib.pop("settotalmass", None)
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(tree.getroot(), encoding="unicode"))
     if mass is not None:
         mujoco.mj_setTotalmass(model, float(mass))
@@ -270,7 +271,7 @@ def _ant(goals: Goals, horizon: int, episodes: int, frame_skip: int) -> Environm
 def _environment(
     physics: Physics,
     goals: Goals,
-    observe: Callable[[Array, State], Array],
+    observe: Callable[[Any, State], Array],
     limbs: Callable[[Array], Array],
     horizon: int,
     episodes: int,

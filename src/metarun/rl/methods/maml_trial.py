@@ -4,22 +4,21 @@ Sources: Finn, Abbeel and Levine 2017, Model-Agnostic Meta-Learning for Fast Ada
 Williams 1992, Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
-from metarun.compiled.task_map import Layout
+from metarun.config.flat_keys import with_settings
 from metarun.errors import ConfigError, positive_float, positive_int, positive_ints, unit_fraction
 from metarun.models.mlp import mlp
 from metarun.models.recurrent import gru
-from metarun.rl.environment import Discrete, Environment
-from metarun.rl.meta_learner import MetaLearner
-from metarun.rl.policy_gradient import side_by_side, trial_learner
+from metarun.rl.environment import Discrete
+from metarun.rl.meta_learner import MetaLearner, Training
+from metarun.rl.policy_gradient import TrialLearning, side_by_side, trial_learner
 from metarun.types import Array, Params, RecurrentModel
 
 
@@ -41,26 +40,16 @@ class Adapting(NamedTuple):
     episodes: Array
 
 
+@with_settings(training=Training, learning=TrialLearning(decay=0.95, value=5.0))
 def maml_trial(
     *,
-    environment: Environment,
-    optimizer: Callable[..., optax.GradientTransformation],
-    layout: Layout,
-    meta_batch_size: int,
-    steps: int,
+    training: Training,
+    learning: TrialLearning,
     hidden: Sequence[int] = (16,),
     rollouts: int = 1,
     inner_lr: float = 0.1,
     inner_discount: float = 0.99,
     value_hidden: int = 32,
-    algorithm: str = "ppo",
-    epochs: int = 4,
-    minibatches: int = 4,
-    clip: float = 0.2,
-    discount: float = 0.99,
-    decay: float = 0.95,
-    entropy: float = 0.01,
-    value: float = 5.0,
 ) -> MetaLearner:
     """theta_k+1 = theta_k + alpha grad J(theta_k), J of the K episodes played by theta_k; theta_0 is learnt.
 
@@ -69,8 +58,8 @@ def maml_trial(
     steps and with what an action tells the later ones: theta_k is the memory of a `trial_learner`.
 
     Args:
-      environment, optimizer, layout, meta_batch_size, steps, algorithm, epochs, minibatches, clip, discount, decay,
-        entropy, value: see `policy_gradient.trial_learner`; the value is a GRU's.
+      training: what every method is given.
+      learning: how theta_0 and the value, which is a GRU's, learn from trials.
       hidden: sizes of the policy's hidden layers, with ReLU.
       rollouts: K, episodes before each gradient step.
       inner_lr: alpha.
@@ -83,9 +72,10 @@ def maml_trial(
     Source: Finn et al. 2017, equation 4 and algorithm 3; that a trial's rewards all count, as in Mishra et al. 2018, A
     Simple Neural Attentive Meta-Learner, section 5.2.
     """
+    environment = training.environment
     if not isinstance(environment.actions, Discrete):
         raise ConfigError("method", "maml_trial", "maml, for an environment of continuous actions")
-    adapting = partial(
+    descending = partial(
         policy_that_descends,
         hidden=positive_ints("method.hidden", hidden, "[16]"),
         observation_size=environment.observation_size,
@@ -93,26 +83,13 @@ def maml_trial(
         lr=positive_float("method.inner_lr", inner_lr),
         discount=unit_fraction("method.inner_discount", inner_discount),
     )
-    value_hidden = positive_int("method.value_hidden", value_hidden)
-    learner = trial_learner(
-        environment=environment,
-        network=lambda num_outputs, num_inputs: side_by_side(
-            policy=adapting(num_actions=num_outputs - 1), value=gru(num_outputs=1, hidden=value_hidden)
-        ),
-        optimizer=optimizer,
-        layout=layout,
-        meta_batch_size=meta_batch_size,
-        steps=steps,
-        algorithm=algorithm,
-        epochs=epochs,
-        minibatches=minibatches,
-        clip=clip,
-        discount=discount,
-        decay=decay,
-        entropy=entropy,
-        value=value,
-        shared=True,
-    )
+    value = partial(gru, num_outputs=1, hidden=positive_int("method.value_hidden", value_hidden))
+
+    def network(num_outputs: int, num_inputs: int) -> RecurrentModel:
+        del num_inputs  # which both find from their first row
+        return side_by_side(policy=descending(num_actions=num_outputs - 1), value=value())
+
+    learner = trial_learner(training, network, learning)
     return learner._replace(protocol={**learner.protocol, "rollouts": rollouts})
 
 
@@ -137,17 +114,17 @@ def policy_that_descends(
     def logits(theta: Params, observation: Array) -> Array:
         return policy.apply(theta, jnp.append(observation, 1.0)[None])[0]  # 1: a bandit has nothing to observe
 
-    def init(key, x):
+    def init(key: Array, x: Array) -> Params:
         theta = policy.init(key, jnp.ones((1, observation_size + 1), x.dtype))
         return {"theta": theta, "baseline": jnp.zeros((), x.dtype)}
 
     shapes = jax.eval_shape(lambda: init(jax.random.key(0), jnp.zeros(())))["theta"]
 
-    def start(dtype):
+    def start(dtype: Any) -> Adapting:
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), shapes)
         return Adapting(nothing, nothing, nothing, jnp.zeros(observation_size, dtype), jnp.zeros((), dtype))
 
-    def step(params, state, x):
+    def step(params: Params, state: Adapting, x: Array) -> tuple[Adapting, Array]:
         observation, action, (reward, done) = jnp.split(x, [observation_size, x.size - 2])
         theta = jax.tree.map(jnp.add, params["theta"], state.moved)
         # At the start of a trial no action was taken, and the sum is 0.

@@ -1,5 +1,7 @@
 """An agent that was not learnt, as a method: tested like the others, on the same tasks."""
 
+import jax.numpy as jnp
+
 from metarun.errors import ConfigError
 from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner
@@ -21,7 +23,7 @@ def yardstick(*, environment: Environment, agent: str) -> MetaLearner:
     acting = environment.yardsticks[agent]
     return MetaLearner(
         init=lambda key: {},
-        improve=lambda params, opt_state, tasks, keys, key: (params, opt_state, {"loss": 0.0}),
+        improve=lambda params, opt_state, tasks, keys, key: (params, opt_state, {"loss": jnp.zeros(())}),
         outcome=lambda params, task, key, blind: outcome(environment, acting, task, key, blind),
         watch=lambda params, task, key: watched(environment, acting, task, key),
         init_opt=lambda params: {},

@@ -1,0 +1,173 @@
+"""What `metarun` and `metarun-rl` do: train and test what the command line composes."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from metarun.commands.console import set_up, told, version
+from metarun.config import directories
+from metarun.config.composing import conf_dir, register
+from metarun.config.schema import COMMANDS
+from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
+
+
+def train_few_shot(config: DictConfig) -> float | None:
+    set_up()
+
+    from metarun.assembly.few_shot_run import build
+
+    run = build(config, _choices())
+    from metarun.report import run_pictures  # a second, for its pictures, that a mistake does not wait for
+
+    return _train(config, run, run_pictures)
+
+
+def train_rl(config: DictConfig) -> float | None:
+    set_up()
+
+    from metarun.assembly.rl_run import build
+
+    run = build(config, _choices())
+    from metarun.report import rl_pictures
+
+    return _train(config, run, rl_pictures)
+
+
+def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn:
+    """Ends in what `entry` does with the configuration that the command line composes from a part of `conf/`."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
+    register()
+    directories.register()
+
+    def run(config: DictConfig) -> float | None:
+        try:
+            return entry(config)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.RUN:
+                raise _Ended from error
+            raise
+
+    def command() -> None:
+        if "--version" in sys.argv[1:]:
+            return print(version())
+        sys.argv[1:] = _seeds_as_points(_options_first(sys.argv[1:], COMMANDS[part]))
+        for argument in sys.argv[1:]:
+            if argument.lstrip("+~").startswith("hydra.output_subdir"):
+                raise MetarunError(f"{argument}: leave it out. metarun writes .hydra itself, once a run is accepted.")
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(run)()
+        except _Ended as ended:
+            raise ended.__cause__ from ended.__cause__.__cause__
+
+    sys.exit(told(command, part=part))
+
+
+class _Ended(BaseException):
+    """Carries what ended a run past Hydra, which would print a line of its own before it."""
+
+
+def _options_first(arguments: list[str], command: str) -> list[str]:
+    """Has options such as `-m` stand anywhere; raises `MetarunError` for one that Hydra does not have."""
+
+    def refuse(message: str) -> NoReturn:
+        raise MetarunError(f"{message}. `{command} --help` lists the settings, `{command} --hydra-help` the options.")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    options, settings = list(arguments), parser.parse_intermixed_args(arguments).overrides
+    for setting in settings:
+        options.remove(setting)
+    return [*options, *settings]
+
+
+def _seeds_as_points(arguments: list[str]) -> list[str]:
+    """Has `seeds=N` be what it is short for: a sweep of N seeds, from `seed` on, that are trained together.
+
+    Raises:
+      ConfigError: `seeds` or, beside it, `seed` is no whole number.
+    """
+    given: dict[str, str] = {}
+    others = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in ("seeds", "seed"):
+            given[key] = value
+        else:
+            others.append(argument)
+    if "seeds" not in given:
+        return arguments
+    numbers = {key: int(value) if value.isdecimal() and len(value) < 20 else value for key, value in given.items()}
+    count, first = positive_int("seeds", numbers["seeds"]), seed_of("seed", numbers.get("seed", 0))
+    seeds = ",".join(str(seed_of("seed", first + number)) for number in range(count))
+    others = [re.sub("^hydra.run.dir=", "hydra.sweep.dir=", argument) for argument in others]
+    launcher = [] if any(argument.startswith("hydra/launcher=") for argument in others) else ["hydra/launcher=together"]
+    return [*([] if {"-m", "--multirun"} & {*others} else ["-m"]), *others, f"seed={seeds}", *launcher]
+
+
+def _choices() -> dict[str, Any]:
+    """What is chosen of each group."""
+    return dict(HydraConfig.get().runtime.choices)
+
+
+def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
+    """Trains and tests what `build` has made; `report` has `heading`, `pictures` and `summary`, what a person sees of it.
+
+    Returns:
+      What a search for settings goes by: the best validation, never the test; None where nothing was validated. Under a
+      launcher that trains several points together: the `sweep.Point`, for it to train.
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from metarun.commands.sweep import Point
+    from metarun.system import processes
+    from metarun.training import runner
+
+    console, aside = Console(), Console(stderr=True)
+    node = HydraConfig.get()
+    if node.mode == RunMode.RUN and not node.run.dir:
+        raise ConfigError("hydra.run.dir", node.run.dir, "a directory; . is this one")
+    directory = Path(node.runtime.output_dir)
+    record = directories.recorder(directory, config)
+    if not processes.is_first():
+        console = aside = Console(quiet=True)
+    if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":
+        _check_search(run, str(getattr(node.sweeper.direction, "name", node.sweeper.direction)))
+    console.print(report.heading(run.facts, directory), highlight=False, soft_wrap=True)
+    if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/launcher"] == "together":
+        return Point(run, directory, report, record)
+    result = runner.run(
+        run.experiment,
+        run.settings,
+        directory,
+        facts=run.facts,
+        identity=run.identity,
+        logger=run.logger,
+        pictures=report.pictures(run.experiment),
+        console=aside,
+        record=record,
+    )
+    console.print(report.summary(result))
+    console.print(f"result.json and plots/ in {directory}", markup=False, highlight=False, soft_wrap=True)
+    return result["val"]
+
+
+def _check_search(run: Any, direction: str) -> None:
+    """Raises `ConfigError` where a search would have nothing to go by, or would look for the worst."""
+    if not run.settings.eval_every:
+        raise ConfigError(
+            "eval_every", run.settings.eval_every, "1 or more: a search goes by validation, not by the test"
+        )
+    wanted = "maximize" if run.experiment.maximize else "minimize"
+    if direction != wanted:
+        raise ConfigError("hydra.sweeper.direction", direction, f"{wanted}, as {run.experiment.metric} asks for")
