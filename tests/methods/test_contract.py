@@ -20,6 +20,8 @@ from metarun.types import Split, Task
 CONF = Path(__file__).parents[2] / "conf" / "few_shot" / "method"
 NEED_MAPS = {"relation"}  # compares feature maps; for all others a network that compiles fast will do
 METHODS = sorted(file.stem for file in CONF.glob("*.yaml"))
+# Their training takes as long to compile as that of all others together.
+SLOW = ("conditional", "mann", "relation", "rnn", "snail")
 WAY, SHOT, QUERY_SHOT, SIZE, CLASSES, NUM_EVALUATED = 3, 2, 3, 8, 12, 30
 # What a toy needs other than the default run: settings of the method; sixths of its training, and the learning rate.
 SETTINGS = {
@@ -108,7 +110,7 @@ def test_vmap_over_tasks_equals_a_loop(name):
         assert np.linalg.norm(a - b) <= 3e-2 * np.linalg.norm(b) + 1e-5  # rounding, where a norm divides by little
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in METHODS])
 def test_it_learns_compiles_once_and_answers_honestly(name):
     method = built(name)
     steps, lr = TRAINING.get(name, (50, 1e-3))

@@ -32,7 +32,7 @@ def images(factory, **options):
     "options",
     [
         {"inner_steps": 3, "eval_inner_steps": 5, "inner_reduction": "class_sum", "query_statistics": "support"},
-        {"inner_steps": 11, "inner_params": "no_norm", "remat": True},
+        pytest.param({"inner_steps": 11, "inner_params": "no_norm", "remat": True}, marks=pytest.mark.slow),
         {"inner_steps": 2, "eval_inner_steps": 0, "inner_params": "head"},
     ],
 )
