@@ -26,3 +26,11 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_debug_key_reuse", True)
     jax.config.update("jax_legacy_prng_key", "error")
+
+
+# Those that take longest begin first: no worker shall be left with one at the end, while the other waits.
+LONGEST = ("test_slurm.py", "test_contract.py", "test_sweep.py", "test_processes.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else len(LONGEST))

@@ -24,7 +24,7 @@ def gradient(num_devices, num_tasks, chunk):
     devices = jax.devices()[:num_devices]
     mesh = jax.make_mesh((num_devices,), ("task",), axis_types=(AxisType.Auto,), devices=devices)
     keys = jax.random.split(jax.random.key(1), num_tasks)
-    params = method.init(jax.random.key(0), image_task(keys[0]))
+    params = jax.jit(method.init)(jax.random.key(0), image_task(keys[0]))
     loss = lambda params, _, key: method.loss(params, image_task(key), key)
     found, _ = jax.jit(lambda params, keys: mean_gradient(loss, Layout(mesh, chunk), params, (), keys))(params, keys)
     return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)]

@@ -1,11 +1,14 @@
 """Tasks of a few small inputs, for tests of methods."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from metarun.types import Split, Task
 
 
+@partial(jax.jit, static_argnames=("way", "shot", "query_shot", "size"))
 def vector_task(key, way=3, shot=2, query_shot=3, size=4, noise=0.5):
     """Classes are points with noise about them, in order: support labels 0, 1, 2, 0, 1, 2."""
     center_key, support_key, query_key = jax.random.split(key, 3)
@@ -18,6 +21,7 @@ def vector_task(key, way=3, shot=2, query_shot=3, size=4, noise=0.5):
     return Task(split(support_key, shot), split(query_key, query_shot))
 
 
+@partial(jax.jit, static_argnames=("way", "shot", "query_shot", "size"))
 def image_task(key, way=3, shot=2, query_shot=3, size=8, noise=0.3):
     """Classes are noisy copies of a pattern each, `[size, size, 1]`."""
     task = vector_task(key, way, shot, query_shot, size * size, noise)

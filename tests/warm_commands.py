@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 ENTRIES = {"metarun": "main"} | {
@@ -29,12 +30,12 @@ class Started:
 
     def __init__(self, command, arguments, *, cwd=".", env=None):
         self.args, self.returncode = [command, *map(str, arguments)], None
-        self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(_address())
+        self._connection, theirs = socket.socketpair()
         out, err = os.pipe(), os.pipe()
         request = json.dumps([self.args, os.path.abspath(cwd), dict(os.environ) if env is None else env]).encode()
-        socket.send_fds(self._connection, [len(request).to_bytes(8, "big")], [out[1], err[1]])
-        self._connection.sendall(request)
+        with theirs:
+            socket.send_fds(_server()[0], [b"."], [theirs.fileno(), out[1], err[1]])
+        self._connection.sendall(len(request).to_bytes(8, "big") + request)
         os.close(out[1])
         os.close(err[1])
         self.stdout, self.stderr = open(out[0], encoding="utf-8"), open(err[0], encoding="utf-8")
@@ -54,7 +55,10 @@ class Started:
         """The next number that the server says, byte by byte, so that what comes later is left in the socket."""
         text = b""
         while not text.endswith(b"\n"):
-            text += self._connection.recv(1) or b"1\n"  # the server is gone
+            byte = self._connection.recv(1)
+            if not byte:
+                raise RuntimeError(f"Commands can be forked no longer: {_server()[1].stdout.read()}")
+            text += byte
         return int(text)
 
     def poll(self):
@@ -93,48 +97,49 @@ def ran(command, *arguments, cwd, timeout=900, env=None):
     return subprocess.CompletedProcess(started.args, started.returncode, out, err)
 
 
-_server = None
+@cache
+def _server():
+    """The server, which is started by the first that asks, and the socket that asks it; when that is closed, it ends."""
+    ours, theirs = socket.socketpair()
+    # What JAX takes from the environment when it is imported is each command's own.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    with theirs:
+        # Pipes, as a command has; what is said in them is lost, but for the reason of an end.
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno())], env=env, pass_fds=[theirs.fileno()], **streams
+        )
+    atexit.register(_end, ours, started)
+    return ours, started
 
 
-def _address():
-    """Where the server listens; it is started if it is not there."""
-    global _server
-    if _server is None:
-        # What JAX takes from the environment when it is imported is each command's own.
-        env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-        command = [sys.executable, __file__]
-        _server = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        atexit.register(_server.stdin.close)
-        _server.address = _server.stdout.readline().rstrip("\n")
-    return _server.address
+def _end(ours, started):
+    ours.close()
+    started.communicate()
 
 
 # ---- In the server's process, and in those that it forks.
 
 
-def _serve():
-    """Forks a process for each command that is asked for, until stdin ends; returns, in such a process, what to call."""
+def _serve(asked):
+    """Forks a process for each command that is asked for, until none can be; returns, in such a process, what to call."""
     _import_everything()
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(f"\0metarun-tests-{os.getpid()}")  # an address without a file: nothing is left to remove
-    listening.listen(64)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    print(listening.getsockname().decode(), flush=True)
     while True:
-        ready, _, _ = select.select([listening, sys.stdin], [], [])
-        if sys.stdin in ready:
+        word, streams, _, _ = socket.recv_fds(asked, 1, 3)
+        if not word:
             os._exit(0)
-        connection, _ = listening.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            listening.close()
-            return _keep(connection)
-        connection.close()
+            asked.close()
+            return _keep(socket.socket(fileno=streams[0]), streams[1:])
+        for stream in streams:
+            os.close(stream)
 
 
-def _keep(connection):
+def _keep(connection, streams):
     """Forks the process of a command and tells the other end its number, and then its exit code."""
-    size, streams, _, _ = socket.recv_fds(connection, 8, 2)
+    size = connection.recv(8, socket.MSG_WAITALL)
     request = b""
     while len(request) < int.from_bytes(size, "big"):
         request += connection.recv(1 << 20)
@@ -167,13 +172,10 @@ def _become(words, cwd, env, streams):
     for name, text in env.items():
         if name.startswith("JAX_") and hasattr(jax.config, name.lower()):
             kind = type(getattr(jax.config, name.lower()))
-            value = (
-                text.lower() in ("1", "true", "yes", "on")
-                if kind is bool
-                else kind(text)
-                if kind in (int, float)
-                else text
-            )
+            if kind is bool:
+                value = text.lower() in ("1", "true", "yes", "on")
+            else:
+                value = kind(text) if kind in (int, float) else text
             jax.config.update(name.lower(), value)
     command = words[0]
     sys.argv = [str(Path(sys.executable).with_name(command)), *words[1:]]
@@ -199,4 +201,4 @@ def _import_everything():
 
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(sys.executable)
-    sys.exit(_serve()())
+    sys.exit(_serve(socket.socket(fileno=int(sys.argv[1])))())

@@ -19,7 +19,7 @@ def test_golden_gradient(steps):
     # w = theta + phi W: gradient descent on phi moves w by -lr W'W (w - a) a step.
     with jax.enable_x64(True):
         method = cavia(model=constant(), objective="regression", num_context=3, inner_lr=0.3, inner_steps=steps)
-        meta_params = method.init(jax.random.key(0), task_of())
+        meta_params = jax.jit(method.init)(jax.random.key(0), task_of())
         weights = np.array(meta_params["context"][0])
         assert weights.shape == (3, 2) and np.abs(weights).min() > 0
         loss, gradient = jax.value_and_grad(lambda p: method.loss(p, task_of(), None)[0])(meta_params)
@@ -38,7 +38,7 @@ def test_on_a_dense_network_the_context_is_an_input():
         split, query = (labelled(jax.random.key(i), 4) for i in (0, 1))
         model = mlp(num_outputs=3, hidden=[7, 5])
         method = cavia(model=model, objective="classification", num_context=2, inner_lr=0.5, inner_steps=2)
-        meta_params = method.init(jax.random.key(2), Task(split, query))
+        meta_params = jax.jit(method.init)(jax.random.key(2), Task(split, query))
         params = meta_params["params"]
         kernel = jnp.concatenate([params["dense0"]["kernel"], meta_params["context"][0]])
         wide = params | {"dense0": {"kernel": kernel, "bias": params["dense0"]["bias"]}}
@@ -55,7 +55,7 @@ def test_on_a_convolutional_network_it_is_an_affine_map_of_the_third_layer_and_n
     split = labelled(jax.random.key(0), 16, 16, 1)
     model = conv4(num_outputs=3, filters=4)
     method = cavia(model=model, objective="classification", num_context=5)
-    meta_params = method.init(jax.random.key(1), Task(split, split))
+    meta_params = jax.jit(method.init)(jax.random.key(1), Task(split, split))
     assert [weights.shape for weights in meta_params["context"]] == [(5, 4), (5, 4)]
     params, state = meta_params["params"], method.adapt(meta_params, split, None).state
     moved = {
@@ -76,7 +76,7 @@ def test_unadapted_is_the_context_zero():
     split = labelled(jax.random.key(0), 4)
     options = {"model": mlp(num_outputs=3), "objective": "classification"}
     method = cavia(**options, eval_inner_steps=0)
-    meta_params = method.init(jax.random.key(1), Task(split, split))
+    meta_params = jax.jit(method.init)(jax.random.key(1), Task(split, split))
     states = [adapt(meta_params, split, None).state for adapt in (method.adapt, method.unadapted)]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
@@ -85,7 +85,7 @@ def test_a_context_that_no_parameter_takes_in_is_an_error():
     split = labelled(jax.random.key(0), 4)
     method = cavia(model=mlp(num_outputs=3), objective="classification", context_at=["conv2/norm_*"])
     with pytest.raises(ConfigError, match=r"method.context_at=.*such as dense0/bias, dense0/kernel"):
-        method.init(jax.random.key(0), Task(split, split))
+        jax.jit(method.init)(jax.random.key(0), Task(split, split))
 
 
 @pytest.mark.parametrize("key, value", [("num_context", 0), ("context_at", "conv2"), ("inner_lr", -1)])

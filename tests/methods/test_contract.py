@@ -20,6 +20,8 @@ from metarun.types import Split, Task
 CONF = Path(__file__).parents[2] / "conf" / "few_shot" / "method"
 NEED_MAPS = {"relation"}  # compares feature maps; for all others a network that compiles fast will do
 METHODS = sorted(file.stem for file in CONF.glob("*.yaml"))
+# Their training takes as long to compile as that of all others together.
+SLOW = ("conditional", "mann", "relation", "rnn", "snail")
 WAY, SHOT, QUERY_SHOT, SIZE, CLASSES, NUM_EVALUATED = 3, 2, 3, 8, 12, 30
 # What a toy needs other than the default run: settings of the method; sixths of its training, and the learning rate.
 SETTINGS = {
@@ -72,18 +74,15 @@ def draw(key, trains_on="tasks"):
     return Task(split(support_key, order_keys[0], SHOT), split(query_key, order_keys[1], QUERY_SHOT))
 
 
-def training_tasks(method, num_tasks, seed=1):
-    return jax.vmap(partial(draw, trains_on=method.trains_on))(jax.random.split(jax.random.key(seed), num_tasks))
-
-
-def evaluation_tasks():
-    return jax.vmap(draw)(jax.random.split(jax.random.key(2), NUM_EVALUATED))
+@cache
+def tasks_of(num_tasks, trains_on="tasks", seed=1):
+    return jax.jit(jax.vmap(partial(draw, trains_on=trains_on)))(jax.random.split(jax.random.key(seed), num_tasks))
 
 
 @cache
 def initial(name):
     method = built(name)
-    return method.init(jax.random.key(0), jax.tree.map(lambda x: x[0], training_tasks(method, 1)))
+    return jax.jit(method.init)(jax.random.key(0), jax.tree.map(lambda x: x[0], tasks_of(1, method.trains_on)))
 
 
 @cache
@@ -104,13 +103,14 @@ def test_vmap_over_tasks_equals_a_loop(name):
     gradient = jax.value_and_grad(lambda params, task, key: method.loss(params, task, key)[0])
     at_once = jax.jit(jax.vmap(gradient, (None, 0, 0)))
     in_turn = jax.jit(lambda params, tasks, keys: lax.map(lambda pair: gradient(params, *pair), (tasks, keys)))
-    found = [fn(params, training_tasks(method, 3), jax.random.split(jax.random.key(3), 3)) for fn in (at_once, in_turn)]
+    tasks = tasks_of(3, method.trains_on)
+    found = [fn(params, tasks, jax.random.split(jax.random.key(3), 3)) for fn in (at_once, in_turn)]
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         assert np.isfinite(a).all()
         assert np.linalg.norm(a - b) <= 3e-2 * np.linalg.norm(b) + 1e-5  # rounding, where a norm divides by little
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in METHODS])
 def test_it_learns_compiles_once_and_answers_honestly(name):
     method = built(name)
     steps, lr = TRAINING.get(name, (50, 1e-3))
@@ -143,7 +143,7 @@ def test_it_learns_compiles_once_and_answers_honestly(name):
         assert losses[-1] < 0.97 * losses[0]
         params = state[0]
 
-    tasks, answer = evaluation_tasks(), answering(name, "adapt")
+    tasks, answer = tasks_of(NUM_EVALUATED, seed=2), answering(name, "adapt")
     outputs = answer(params, tasks)
     assert accuracy(outputs, tasks) > 1 / WAY + 0.2
     # Blind without labels, led by them, and deaf to the order of the questions.

@@ -198,4 +198,4 @@ def test_a_model_without_scale_shift_and_bias_leaves_film_nothing():
     bare = mlp(num_outputs=WAY, hidden=[])
     method = hypernetwork(model=bare, encoder=bare, objective="classification", num_outputs=WAY, generates="film")
     with pytest.raises(ConfigError, match="method.generates=film"):
-        method.init(jax.random.key(0), task)
+        jax.jit(method.init)(jax.random.key(0), task)

@@ -40,7 +40,7 @@ def mse_gradient(split, w):
 def test_solution_and_meta_gradient_have_their_closed_form(damping):
     with jax.enable_x64(True):
         task, method = regression_task(), linear(damping=damping)
-        theta = method.init(jax.random.key(1), task)
+        theta = jax.jit(method.init)(jax.random.key(1), task)
         support, query = (Split(np.array(s.x), np.array(s.y)) for s in task)
         n = len(support.y)
         hessian = 2 * support.x.T @ support.x / n
@@ -57,7 +57,7 @@ def test_the_meta_gradient_is_computed_under_vmap_as_alone():
     with jax.enable_x64(True):
         task, method = regression_task(), linear(inner_steps=4)
         other = task._replace(support=Split(task.support.x * 0.5, task.support.y + 1))
-        theta = method.init(jax.random.key(1), task)
+        theta = jax.jit(method.init)(jax.random.key(1), task)
         gradient = jax.grad(lambda p, task: method.loss(p, task, None)[0])
         together = jax.vmap(gradient, (None, 0))(theta, jax.tree.map(lambda *x: jnp.stack(x), task, other))
         for i, each in enumerate((task, other)):
@@ -67,7 +67,7 @@ def test_the_meta_gradient_is_computed_under_vmap_as_alone():
 def test_the_larger_lambda_the_nearer_is_the_solution():
     with jax.enable_x64(True):
         task = regression_task()
-        theta = linear().init(jax.random.key(1), task)
+        theta = jax.jit(linear().init)(jax.random.key(1), task)
         distances = []
         for proximity in (0.1, 1.0, 10.0):
             method = imaml(model=LINEAR, objective="regression", proximity=proximity, inner_lr=0.05, inner_steps=1000)

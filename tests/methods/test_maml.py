@@ -1,5 +1,7 @@
 """MAML's meta-gradient against finite differences, and its first-order form against its second."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from metarun.models.mlp import mlp
 from metarun.types import Split, Task
 
 
+@partial(jax.jit, static_argnames=("way", "shot", "query_shot", "size"))
 def image_task(key, way=3, shot=1, query_shot=2, size=8):
     """Classes are noisy copies of a pattern each."""
     pattern_key, support_key, query_key = jax.random.split(key, 3)
@@ -42,7 +45,7 @@ def test_meta_gradient_of_conv4_agrees_with_finite_differences(steps, downsample
         )
         task = image_task(jax.random.key(1), size=16)
         assert task.support.x.dtype == jnp.float64
-        flat, unravel = ravel_pytree(learner.init(jax.random.key(0), task))
+        flat, unravel = ravel_pytree(jax.jit(learner.init)(jax.random.key(0), task))
         key = jax.random.key(2)
         loss = jax.jit(lambda flat: learner.loss(unravel(flat), task, key)[0])
         gradient = jax.grad(loss)(flat)
@@ -58,7 +61,7 @@ def test_first_order_has_the_same_loss_and_another_gradient():
     found = {}
     for first_order in (False, True):
         learner = method(inner_lr=0.4, inner_steps=2, first_order=first_order)
-        params = learner.init(jax.random.key(0), task)
+        params = jax.jit(learner.init)(jax.random.key(0), task)
         loss = lambda params: learner.loss(params, task, jax.random.key(2))[0]  # noqa: B023
         found[first_order] = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-5)
@@ -70,7 +73,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_parameters():
     task = image_task(jax.random.key(1))
     model = mlp(num_outputs=3, hidden=[8])
     learner = method(model, inner_lr=0.4, inner_steps=3, first_order=True)
-    params = learner.init(jax.random.key(0), task)
+    params = jax.jit(learner.init)(jax.random.key(0), task)
     meta_gradient = jax.grad(lambda p: learner.loss(p, task, jax.random.key(2))[0])(params)
 
     def query_loss(params):
@@ -84,7 +87,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_parameters():
 
 def test_inner_learning_rate_of_a_class_sum_is_way_times_larger_on_a_mean():
     task = image_task(jax.random.key(1))
-    params = method().init(jax.random.key(0), task)
+    params = jax.jit(method().init)(jax.random.key(0), task)
     on_mean = method(inner_lr=0.3).adapt(params, task.support, None)
     on_class_sum = method(inner_lr=0.1, inner_reduction="class_sum").adapt(params, task.support, None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), on_mean, on_class_sum)
@@ -92,7 +95,7 @@ def test_inner_learning_rate_of_a_class_sum_is_way_times_larger_on_a_mean():
 
 def test_normalisation_is_adapted_only_if_asked():
     task = image_task(jax.random.key(1))
-    params = method().init(jax.random.key(0), task)
+    params = jax.jit(method().init)(jax.random.key(0), task)
     everything = method().adapt(params, task.support, None).state
     frozen = method(inner_params="no_norm").adapt(params, task.support, None).state
     assert not np.array_equal(everything["conv0"]["norm_shift"], params["conv0"]["norm_shift"])
@@ -103,7 +106,7 @@ def test_normalisation_is_adapted_only_if_asked():
 def test_without_an_inner_step_it_fits_all_tasks_and_a_test_still_adapts():
     task = image_task(jax.random.key(1))
     pretrained, usual = method(inner_lr=0.4, inner_steps=0, eval_inner_steps=2), method(inner_lr=0.4, inner_steps=2)
-    params = usual.init(jax.random.key(0), task)
+    params = jax.jit(usual.init)(jax.random.key(0), task)
     cross_entropy = lambda params: (
         -jax.nn.log_softmax(conv4(num_outputs=3, filters=4).apply(params, task.query.x))[
             jnp.arange(task.query.y.size), task.query.y
@@ -139,7 +142,7 @@ def test_anil_adapts_the_head_alone_and_boil_all_but_the_head_and_both_train_eve
 def test_support_statistics_make_an_answer_independent_of_the_other_queries(statistics):
     task = image_task(jax.random.key(1))
     learner = method(query_statistics=statistics)
-    params = learner.init(jax.random.key(0), task)
+    params = jax.jit(learner.init)(jax.random.key(0), task)
     adapted = learner.adapt(params, task.support, None)
     together, alone = learner.predict(adapted, task.query.x)[:1], learner.predict(adapted, task.query.x[:1])
     assert np.allclose(together, alone, rtol=1e-4, atol=1e-5) == (statistics == "support")

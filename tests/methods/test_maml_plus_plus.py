@@ -32,7 +32,7 @@ def images(factory, **options):
     "options",
     [
         {"inner_steps": 3, "eval_inner_steps": 5, "inner_reduction": "class_sum", "query_statistics": "support"},
-        {"inner_steps": 11, "inner_params": "no_norm", "remat": True},
+        pytest.param({"inner_steps": 11, "inner_params": "no_norm", "remat": True}, marks=pytest.mark.slow),
         {"inner_steps": 2, "eval_inner_steps": 0, "inner_params": "head"},
     ],
 )
@@ -68,7 +68,7 @@ def loss_at(method, step):
 
 def scheduled(method, step, meta_params=None):
     """Loss, metrics and gradient at an outer step, compiled."""
-    meta_params = meta_params or method.init(jax.random.key(0), task_of())
+    meta_params = meta_params or jax.jit(method.init)(jax.random.key(0), task_of())
     loss = jax.value_and_grad(loss_at(method, step), has_aux=True)
     (loss, metrics), gradient = jax.jit(loss)(meta_params, task_of(), None, jnp.int32(step))
     return float(loss), metrics, np.array(gradient["params"]["dense0"]["bias"])
@@ -116,7 +116,7 @@ def test_derivatives_are_of_first_order_until_the_step_named(step, multi_step):
 def test_the_schedule_ends_in_the_loss():
     with jax.enable_x64(True):
         method = quadratic(first_order_steps=10, multi_step_loss_steps=20)
-        meta_params = method.init(jax.random.key(0), task_of())
+        meta_params = jax.jit(method.init)(jax.random.key(0), task_of())
         loss, gradient = jax.value_and_grad(lambda p: method.loss(p, task_of(), None)[0])(meta_params)
         np.testing.assert_allclose(scheduled(method, 20)[0], loss, rtol=1e-12)
         np.testing.assert_allclose(scheduled(method, 20)[2], gradient["params"]["dense0"]["bias"], rtol=1e-12)
@@ -125,7 +125,7 @@ def test_the_schedule_ends_in_the_loss():
 def test_rates_of_each_step_and_their_gradient():
     with jax.enable_x64(True):
         method = quadratic(per_step_lr=True, eval_inner_steps=5)
-        meta_params = method.init(jax.random.key(0), task_of())
+        meta_params = jax.jit(method.init)(jax.random.key(0), task_of())
         np.testing.assert_array_equal(meta_params["lr"], [[C] * K])
         rates = np.array([0.1, 0.5, 0.3])
         meta_params["lr"] = [jnp.array(rates)]
@@ -176,7 +176,7 @@ def test_every_meta_parameter_of_all_knobs_together_is_trained():
         multi_step_loss_steps=10,
         first_order_steps=5,
     )
-    meta_params = method.init(jax.random.key(0), task)
+    meta_params = jax.jit(method.init)(jax.random.key(0), task)
     for step in (0, 7, 20):
         loss = loss_at(method, step)
         gradient = jax.jit(jax.grad(lambda params, step, loss=loss: loss(params, task, None, step)[0]))
@@ -187,7 +187,7 @@ def test_every_meta_parameter_of_all_knobs_together_is_trained():
 def test_scale_and_shift_of_a_network_without_normalisation():
     method = maml_plus_plus(model=mlp(num_outputs=3), objective="classification", per_step_norm=True)
     with pytest.raises(ConfigError, match="method.per_step_norm=True: expected false"):
-        method.init(jax.random.key(0), image_task())
+        jax.jit(method.init)(jax.random.key(0), image_task())
 
 
 @pytest.mark.parametrize(

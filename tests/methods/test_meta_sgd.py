@@ -39,7 +39,7 @@ def test_equal_rates_adapt_as_maml_does():
     split = Split(x, jnp.array([0, 1, 2, 0, 1, 2], jnp.int32))
     options = {"model": mlp(num_outputs=3, hidden=[5]), "objective": "classification", "inner_lr": 0.4}
     learnt, fixed = meta_sgd(**options, inner_steps=2), maml(**options, inner_steps=2)
-    meta_params = learnt.init(jax.random.key(1), Task(split, split))
+    meta_params = jax.jit(learnt.init)(jax.random.key(1), Task(split, split))
     fast = learnt.adapt(meta_params, split, None)
     expected = fixed.adapt(meta_params["params"], split, None)
     jax.tree.map(np.testing.assert_array_equal, fast.state, expected.state)
@@ -51,7 +51,7 @@ def test_rates_are_drawn_from_the_range():
     split = Split(x, jnp.arange(3, dtype=jnp.int32))
     method = meta_sgd(model=mlp(num_outputs=3), objective="classification", inner_lr=[0.005, 0.1])
     rates = np.concatenate(
-        [r.ravel() for r in jax.tree.leaves(method.init(jax.random.key(0), Task(split, split))["lr"])]
+        [r.ravel() for r in jax.tree.leaves(jax.jit(method.init)(jax.random.key(0), Task(split, split))["lr"])]
     )
     assert 0.005 <= rates.min() < 0.01 and 0.095 < rates.max() <= 0.1
     assert len(np.unique(rates)) > 0.9 * rates.size

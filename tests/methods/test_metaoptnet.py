@@ -38,7 +38,7 @@ def test_outer_gradient_agrees_with_finite_differences():
     with jax.enable_x64(True):
         task = vector_task(jax.random.key(0))
         learner = method(mlp(num_outputs=None, hidden=[5]))
-        params = learner.init(jax.random.key(1), task)
+        params = jax.jit(learner.init)(jax.random.key(1), task)
         check_grads(
             jax.jit(lambda p: learner.loss(p, task, None)[0]),
             (params,),
@@ -53,7 +53,7 @@ def test_outer_gradient_agrees_with_finite_differences():
 def test_the_order_of_the_support_set_does_not_matter():
     with jax.enable_x64(True):
         task = vector_task(jax.random.key(0))
-        params = method().init(jax.random.key(1), task)
+        params = jax.jit(method().init)(jax.random.key(1), task)
         reordered = reordered_support(task, jnp.array([4, 0, 5, 1, 3, 2]))
         outputs, expected = (
             method().predict(method().adapt(params, part.support, None), task.query.x) for part in (reordered, task)

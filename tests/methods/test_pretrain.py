@@ -46,7 +46,7 @@ def test_loss_is_the_cross_entropy_of_all_classes_over_all_images(head):
     with jax.enable_x64(True):
         draw = points([6, 0, 3, 3, 0, 6])
         method = learner(head=head)
-        params = method.init(jax.random.key(0), draw)
+        params = jax.jit(method.init)(jax.random.key(0), draw)
         rng = np.random.RandomState(1)
         params["head"] = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params["head"])
         loss, metrics = method.loss(params, draw, None)
@@ -65,7 +65,7 @@ def test_a_task_descends_its_support_loss_in_the_head_and_keeps_the_encoder():
     with jax.enable_x64(True):
         task = points([2, 0, 1, 1, 0, 2])
         method = learner(inner_lr=0.2, eval_inner_steps=15)
-        params = method.init(jax.random.key(0), task)
+        params = jax.jit(method.init)(jax.random.key(0), task)
         adapted = method.adapt(params, task.support, jax.random.key(1))
         outputs = method.predict(adapted, task.query.x)
     jax.tree.map(np.testing.assert_array_equal, adapted.state[0], params["encoder"])
@@ -83,7 +83,7 @@ def test_a_cosine_head_begins_at_random_and_descends():
         found = {}
         for steps in (0, 1):
             method = learner(head="cosine", inner_lr=0.2, eval_inner_steps=steps)
-            params = method.init(jax.random.key(0), task)
+            params = jax.jit(method.init)(jax.random.key(0), task)
             found[steps] = method.adapt(params, task.support, jax.random.key(1)).state[1]["kernel"]
         start = method.unadapted(params, task.support, jax.random.key(1)).state[1]["kernel"]
     np.testing.assert_array_equal(start, found[0])
@@ -104,7 +104,7 @@ def test_queries_are_normalised_as_the_support_set_was():
     rng = np.random.RandomState(0)
     support = Split(jnp.asarray(rng.uniform(size=(6, 8, 8, 1)), jnp.float32), jnp.array([2, 0, 1, 1, 0, 2], jnp.int32))
     method = learner(conv4(num_outputs=None, filters=4))
-    params = method.init(jax.random.key(0), Task(support, support))
+    params = jax.jit(method.init)(jax.random.key(0), Task(support, support))
     adapted = method.adapt(params, support, jax.random.key(1))
     together = method.predict(adapted, support.x)
     alone = jnp.concatenate([method.predict(adapted, support.x[i : i + 1]) for i in range(6)])

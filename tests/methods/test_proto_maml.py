@@ -28,14 +28,14 @@ def answers(learner, params, task):
 def test_without_inner_steps_is_a_prototypical_network():
     task = vector_task(jax.random.key(0))
     learner = method(eval_inner_steps=0)
-    params = learner.init(jax.random.key(1), task)
+    params = jax.jit(learner.init)(jax.random.key(1), task)
     expected = answers(protonet(encoder=ENCODER, objective="classification", num_outputs=3), params, task)
     np.testing.assert_allclose(answers(learner, params, task), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_adapts_as_maml_does_from_a_layer_of_prototypes():
     task = vector_task(jax.random.key(0))
-    params = method().init(jax.random.key(1), task)
+    params = jax.jit(method().init)(jax.random.key(1), task)
     features = ENCODER.apply(params, task.support.x)
     prototypes = jnp.stack([features[task.support.y == k].mean(0) for k in range(3)])
     head = {"kernel": 2 * prototypes.T, "bias": -(prototypes**2).sum(1)}
@@ -55,7 +55,7 @@ def test_adapts_as_maml_does_from_a_layer_of_prototypes():
 def test_gradient_agrees_with_finite_differences_and_flows_through_the_prototypes():
     with jax.enable_x64(True):
         task = vector_task(jax.random.key(0))
-        params = method().init(jax.random.key(1), task)
+        params = jax.jit(method().init)(jax.random.key(1), task)
         gradients = {}
         for first_order in (False, True):
             learner = method(inner_lr=0.05, inner_steps=2, first_order=first_order)
@@ -76,7 +76,7 @@ def test_gradient_agrees_with_finite_differences_and_flows_through_the_prototype
 
 def test_rematerialised_steps_give_the_same_gradient():
     task = vector_task(jax.random.key(0))
-    params = method().init(jax.random.key(1), task)
+    params = jax.jit(method().init)(jax.random.key(1), task)
     kept, again = (
         jax.jit(jax.grad(lambda p: method(remat=remat).loss(p, task, None)[0]))(params)  # noqa: B023
         for remat in (False, True)

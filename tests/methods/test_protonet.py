@@ -32,7 +32,7 @@ def test_probabilities_and_loss_are_those_of_the_distances_to_the_class_means(di
     with jax.enable_x64(True):
         task = vector_task(jax.random.key(0))
         learner = method(distance=distance)
-        params = learner.init(jax.random.key(1), task)
+        params = jax.jit(learner.init)(jax.random.key(1), task)
         queries = np.asarray(task.query.x) @ np.asarray(params["kernel"])
         distances = np.empty((9, 3))
         for i, query in enumerate(queries):
@@ -52,7 +52,7 @@ def test_is_a_linear_classifier_of_the_embedding():
     """w_k = 2 c_k and b_k = -|c_k|^2 (section 2.4 of the paper)."""
     with jax.enable_x64(True):
         task = vector_task(jax.random.key(0))
-        params = method().init(jax.random.key(1), task)
+        params = jax.jit(method().init)(jax.random.key(1), task)
         prototypes = numpy_prototypes(params, task)
         weights = np.asarray(params["kernel"]) @ (2 * prototypes.T)
         expected = np.asarray(task.query.x) @ weights - np.square(prototypes).sum(1)
@@ -63,7 +63,7 @@ def test_is_a_linear_classifier_of_the_embedding():
 def test_the_order_of_the_support_set_does_not_matter():
     task = vector_task(jax.random.key(0))
     learner = method(mlp(num_outputs=None, hidden=[8]))
-    params = learner.init(jax.random.key(1), task)
+    params = jax.jit(learner.init)(jax.random.key(1), task)
     reordered = reordered_support(task, jnp.array([4, 0, 5, 1, 3, 2]))
     outputs, expected = (
         learner.predict(learner.adapt(params, part.support, None), task.query.x) for part in (reordered, task)
@@ -74,7 +74,7 @@ def test_the_order_of_the_support_set_does_not_matter():
 def test_trains_on_more_classes_than_it_is_tested_on():
     learner = method(mlp(num_outputs=None, hidden=[8]), train_way=5)
     wide, narrow = vector_task(jax.random.key(0), way=5), vector_task(jax.random.key(0), way=3)
-    params = learner.init(jax.random.key(1), wide)
+    params = jax.jit(learner.init)(jax.random.key(1), wide)
     assert np.isfinite(learner.loss(params, wide, None)[0])
     assert learner.predict(learner.adapt(params, narrow.support, None), narrow.query.x).shape == (9, 3)
 

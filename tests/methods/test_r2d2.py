@@ -43,7 +43,7 @@ def test_outputs_are_the_scaled_and_shifted_regression_on_labels():
     with jax.enable_x64(True):
         task = vector_task(jax.random.key(0))
         learner = method(init_penalty=0.3, init_scale=4.0)
-        params = {**learner.init(jax.random.key(1), task), "bias": jnp.array(0.7)}
+        params = {**jax.jit(learner.init)(jax.random.key(1), task), "bias": jnp.array(0.7)}
         support, query = (np.concatenate([part.x, np.ones((len(part.x), 1))], 1) for part in task)
         weights = numpy_ridge(support, np.eye(3)[np.asarray(task.support.y)], 0.3)
         outputs = learner.predict(learner.adapt(params, task.support, None), task.query.x)
@@ -54,7 +54,7 @@ def test_gradient_agrees_with_finite_differences():
     with jax.enable_x64(True):
         task = vector_task(jax.random.key(0))
         learner = method(mlp(num_outputs=None, hidden=[5]))
-        params = learner.init(jax.random.key(1), task)
+        params = jax.jit(learner.init)(jax.random.key(1), task)
         check_grads(lambda p: learner.loss(p, task, None)[0], (params,), order=1, modes=["rev"])
         gradient = jax.grad(lambda p: learner.loss(p, task, None)[0])(params)
         assert abs(gradient["log_penalty"]) > 1e-4 and abs(gradient["log_scale"]) > 1e-4
@@ -66,7 +66,7 @@ def test_a_linear_function_is_regressed_exactly():
         x = jnp.array([[-1.0], [0.5], [3.0]])
         task = Task(Split(x, 2 * x - 1), Split(10 * x, 20 * x - 1))
         learner = method(objective="regression", num_outputs=1, init_penalty=1e-10)
-        params = learner.init(jax.random.key(0), task)
+        params = jax.jit(learner.init)(jax.random.key(0), task)
         outputs = learner.predict(learner.adapt(params, task.support, None), task.query.x)
         np.testing.assert_allclose(outputs, task.query.y, rtol=1e-6)
         assert learner.loss(params, task, None)[0] < 1e-10
@@ -75,7 +75,7 @@ def test_a_linear_function_is_regressed_exactly():
 def test_the_order_of_the_support_set_does_not_matter():
     with jax.enable_x64(True):
         task = vector_task(jax.random.key(0))
-        params = method().init(jax.random.key(1), task)
+        params = jax.jit(method().init)(jax.random.key(1), task)
         reordered = reordered_support(task, jnp.array([4, 0, 5, 1, 3, 2]))
         outputs, expected = (
             method().predict(method().adapt(params, part.support, None), task.query.x) for part in (reordered, task)

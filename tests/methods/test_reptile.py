@@ -14,7 +14,7 @@ from metarun.types import Split, Task
 
 def updates(method, task, num_keys=1):
     """The gradients that the outer optimiser sees, with keys of 0, 1, ...: `[num_keys, 2]`."""
-    params = method.init(jax.random.key(0), task)
+    params = jax.jit(method.init)(jax.random.key(0), task)
     gradient = jax.jit(jax.grad(lambda params, key: method.loss(params, task, key)[0]))
     return np.array([gradient(params, jax.random.key(i))["dense0"]["bias"] for i in range(num_keys)])
 
@@ -42,7 +42,7 @@ def test_training_sees_support_and_query_alike_and_evaluation_the_support_alone(
         task = task_of(A, A + 7.0)
         # Three examples of the support set and four queries: their mean is the target of all.
         np.testing.assert_allclose(updates(method, task)[0], 0.3 * (THETA - (A + 4.0)), rtol=1e-12)
-        params = method.init(jax.random.key(0), task)
+        params = jax.jit(method.init)(jax.random.key(0), task)
         state = method.adapt(params, task.support, jax.random.key(1)).state["dense0"]["bias"]
         np.testing.assert_allclose(state, A + 0.7**2 * (THETA - A), rtol=1e-12)
 

@@ -17,7 +17,7 @@ def test_bfloat16_keeps_float32_parameters_and_is_close(downsample):
         conv4(num_outputs=3, filters=16, downsample=downsample, precision=precision)
         for precision in ("float32", "bfloat16")
     )
-    params = rounded.init(jax.random.key(1), x)
+    params = jax.jit(rounded.init)(jax.random.key(1), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
     def loss(model, params):

@@ -45,7 +45,7 @@ def test_it_is_the_network_of_the_paper(reference):
     model = resnet12(num_outputs=4, filters=(3, 5), top=7)
     with jax.enable_x64(True):
         x = jax.random.uniform(jax.random.key(0), (6, 10, 9, 2), jnp.float64)
-        params = model.init(jax.random.key(1), x)
+        params = jax.jit(model.init)(jax.random.key(1), x)
         # Scales and shifts other than ones and zeros, so that their places matter.
         keys = iter(jax.random.split(jax.random.key(2), 100))
         params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape, leaf.dtype), params)
@@ -60,7 +60,7 @@ def test_derivatives_of_second_order():
     model = resnet12(num_outputs=2, filters=(3,))
     with jax.enable_x64(True):
         x = jax.random.uniform(jax.random.key(0), (4, 4, 4, 1), jnp.float64)
-        params = model.init(jax.random.key(1), x)
+        params = jax.jit(model.init)(jax.random.key(1), x)
         check_grads(
             lambda p: jnp.square(model.apply(p, x)).sum(),
             (params,),

@@ -145,8 +145,8 @@ def test_snail_row_by_row_is_snail_over_all_rows(length):
     with jax.enable_x64(True):
         rows, ends = jax.random.normal(jax.random.key(0), (length, 5)), jax.random.normal(jax.random.key(1), (2, 5))
         network, model = temporal.recurrent_snail(num_inputs=5, **sizes), temporal.snail(**sizes)
-        params = model.init(jax.random.key(2), rows, ends)
-        alone = network.init(jax.random.key(2), rows[0])
+        params = jax.jit(model.init)(jax.random.key(2), rows, ends)
+        alone = jax.jit(network.init)(jax.random.key(2), rows[0])
         jax.tree.map(np.testing.assert_array_equal, alone, params)
         step = jax.jit(network.step)
         past, outputs = network.start(rows.dtype), []
