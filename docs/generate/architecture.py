@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "metarun"
-_TEST, _LIST = ROOT / "tests" / "test_rooms.py", "ROOMS"
+_TEST, _LIST = ROOT / "tests" / "test_imports.py", "ROOMS"
 
 
 def rooms() -> list[list[str]]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 def _writes(config: DictConfig) -> bool:
     """Whether this process is the one that writes, of those that train every point together."""
-    from metarun.system.processes import launched
+    from metarun.system.several_processes import launched
 
     return not (config.distributed.process or launched()[1])
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from omegaconf import DictConfig
 
-from metarun.assembly.composition import (
+from metarun.assembly.keys import Keys
+from metarun.assembly.run_parts import (
     Run,
     circumstances,
     identity,
@@ -18,7 +19,6 @@ from metarun.assembly.composition import (
     set_by_user,
     settings_of,
 )
-from metarun.assembly.keys import Keys
 from metarun.compiled.memory import available, parse_limit
 from metarun.config.schema import FEW_SHOT
 from metarun.data.class_bank import SplitBank
@@ -28,8 +28,8 @@ from metarun.errors import ConfigError, DataError, MetarunError, positive_int, s
 from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.losses import OBJECTIVES
 from metarun.system.backend import at_precision
-from metarun.system.processes import join
 from metarun.system.reading import is_number
+from metarun.system.several_processes import join
 from metarun.training.settings import RunSettings
 from metarun.types import DataSet, Experiment, Method, Split, Task
 

@@ -14,10 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.assembly.keys import Keys
 from metarun.assembly.offered import OFFERED
-from metarun.config import factories
+from metarun.config import named_code
 from metarun.config.composing import composed, conf_dir
 from metarun.config.directories import HYDRA, contradictions, refuse_odd
-from metarun.config.factories import ANY, CODE, SAME, TARGET, refuse_other_code
+from metarun.config.named_code import ANY, CODE, SAME, TARGET, refuse_other_code
 from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS
 from metarun.errors import ConfigError, DataError, MetarunError, one_of, some
 from metarun.system.reading import yaml_of
@@ -261,7 +261,9 @@ def _use_installed(
     groups = {
         group: node for group, node in values.items() if isinstance(node, dict) and (group in GROUPS or TARGET in node)
     }
-    own = factories.installed(part, {group: choices[group] for group in groups if group in choices and group in GROUPS})
+    own = named_code.installed(
+        part, {group: choices[group] for group in groups if group in choices and group in GROUPS}
+    )
     for group, node in groups.items():
         key, saved, here = f"{group}.{TARGET}", node.get(TARGET), own.get(group)
         if given.get(key) is not None and given[key] == saved:
@@ -275,9 +277,9 @@ def _use_installed(
         if saved != here:
             say(f"{group}={choices[group]} was {saved} when the run was made, and is {here} here.")
         node[TARGET] = here
-        factory = factories.imported(key, here)
+        factory = named_code.imported(key, here)
         for name, value in node.items():
-            if factories.names_code(factory, name, value) and given.get(f"{group}.{name}") != value:
+            if named_code.names_code(factory, name, value) and given.get(f"{group}.{name}") != value:
                 raise MetarunError(
                     f"{group}.{name} is {value} in {file}, which is code: it never comes from the directory of a run. If you "
                     f"know it and trust it, name it again: {group}.{name}={value}."

@@ -36,7 +36,7 @@ class Point(NamedTuple):
     """A point of a sweep that has been made, and not begun.
 
     Attributes:
-      run: a `composition.Run`.
+      run: a `run_parts.Run`.
       directory: where it is to be.
       report: what draws its pictures.
       record: writes into the directory how it was made.

@@ -131,7 +131,7 @@ def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
     from rich.console import Console
 
     from metarun.commands.sweep import Point
-    from metarun.system import processes
+    from metarun.system import several_processes
     from metarun.training import runner
 
     console, aside = Console(), Console(stderr=True)
@@ -140,7 +140,7 @@ def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
         raise ConfigError("hydra.run.dir", node.run.dir, "a directory; . is this one")
     directory = Path(node.runtime.output_dir)
     record = directories.recorder(directory, config)
-    if not processes.is_first():
+    if not several_processes.is_first():
         console = aside = Console(quiet=True)
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":
         _check_search(run, str(getattr(node.sweeper.direction, "name", node.sweeper.direction)))

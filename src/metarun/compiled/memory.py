@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from metarun.errors import ConfigError, MetarunError
-from metarun.system.processes import smallest
+from metarun.system.several_processes import smallest
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 # Of cgroups, version 2 and 1: where they are mounted, and the files with the limit, the use, and of that the page

@@ -4,8 +4,8 @@ A file `experiment/PAPER/NAME.yaml` is the experiment `PAPER/NAME`, with things 
 
 - `cell.published` is one figure, `{value, ci95, source, note}`. The paper is the folder.
 - `quick` is what a short version changes. It is the experiment `PAPER/NAME_quick`, and takes `published`, `margin` and
-  `differs` of its cell. It stands on that cell, unless it has `defaults` of its own. A text in its place names the short
-  version of another cell, whose run it is as well.
+  `differs` of its cell. Its other settings are those of the cell, or of its own `defaults` where it has any. If `quick` is a
+  name instead, the short version is the same run as the short version of that name.
 - `defaults` name another experiment by its name, `PAPER/NAME`, from wherever they do.
 - `cells` makes the file a family: a table from names, each of which begins with that of the file, to what each has
   of its own. The rest of the file is what they share. A `quick` beside `cells` is shared by their short versions.

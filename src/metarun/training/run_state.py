@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metarun.errors import MetarunError
-from metarun.system import processes
+from metarun.system import several_processes
 from metarun.system.reading import is_number
 from metarun.training import checkpoint
 from metarun.training.ensemble import Ensemble, ensemble_of, members_of
@@ -95,7 +95,7 @@ def restored(experiment: Experiment, saved: checkpoint.Saved | None, selected: i
     state = RunState(train, ensemble_of([copied(train.params) for _ in range(max(1, selected))]))
     if not selected:
         return state
-    return processes.arrays_from_first(checkpoint.load(saved, state) if saved is not None else state)
+    return several_processes.arrays_from_first(checkpoint.load(saved, state) if saved is not None else state)
 
 
 @jax.jit

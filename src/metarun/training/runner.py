@@ -19,9 +19,9 @@ from rich.console import Console
 
 from metarun.compiled.memory import available, in_words
 from metarun.config.directories import refuse_odd
-from metarun.config.factories import CODE, SAME, refuse_other_code
+from metarun.config.named_code import CODE, SAME, refuse_other_code
 from metarun.errors import ConfigError, DataError, Diverged, MetarunError, in_a_line, shown
-from metarun.system import processes
+from metarun.system import several_processes
 from metarun.system.files import locked, plain, remove, write_json, writing
 from metarun.system.progress import RunProgress
 from metarun.training import checkpoint, metrics, wording
@@ -85,7 +85,7 @@ def run(
     directory = Path(directory)
     _check_fits(experiment)
     refuse_odd(directory)
-    first = processes.is_first()
+    first = several_processes.is_first()
     console = console or Console(stderr=True)
     watched = stop_on_signals(settings.time_limit) if stop is None else contextlib.nullcontext(stop)
     with locked(directory) if first else contextlib.nullcontext(), watched as stop:
@@ -99,7 +99,7 @@ def run(
         except Interrupted as error:
             stopped = error
         except Exception as error:
-            if processes.is_loss_of_another(error):
+            if several_processes.is_loss_of_another(error):
                 leave(directory)
             raise
         console.print(f"metarun: {stopped}", markup=False, highlight=False, soft_wrap=True)
@@ -135,7 +135,7 @@ def _run(
 ) -> dict[str, Any]:
     checkpoints, result_path = directory / "checkpoints", directory / RESULT
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    first, saved, begun, diverged = processes.is_first(), None, None, None
+    first, saved, begun, diverged = several_processes.is_first(), None, None, None
 
     # ---- Resume, or begin. Until the command is known to be acceptable, nothing in the directory changes.
     if first and settings.resume:
@@ -145,7 +145,7 @@ def _run(
             _check_continues(saved, identity, settings, directory)
             begun = saved.step, dataclasses.asdict(ledger), _finished(result_path, experiment, settings)
         diverged = diverged_before(directory, identity, settings.steps)
-    begun, diverged = processes.from_first((begun, diverged))
+    begun, diverged = several_processes.from_first((begun, diverged))
     if diverged is not None:
         raise Diverged(*diverged)
     step, ledger = 0, Ledger()
@@ -196,7 +196,7 @@ def _run(
                 ledger.compile_seconds += elapsed
             if not math.isfinite(train_metrics["loss"]):
                 raise divergence_of(experiment, f"The loss is {train_metrics['loss']}", step, directory, identity)
-            stopping = processes.largest(stop.signum or 0)
+            stopping = several_processes.largest(stop.signum or 0)
             last = step == settings.steps
 
             # ---- Validate; the best parameters are tested in the end.
@@ -273,10 +273,10 @@ def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callabl
     try:
         made = pictures()
     except Exception as error:
-        if processes.is_loss_of_another(error):
+        if several_processes.is_loss_of_another(error):
             raise
         made, failed[""] = {}, error
-    for name, picture in made.items() if processes.is_first() else ():
+    for name, picture in made.items() if several_processes.is_first() else ():
         try:
             picture()
         except Exception as error:  # of whatever kind: matplotlib's, of fonts, of the disk

@@ -45,7 +45,7 @@ class Stop:
     Attributes:
       signum: the first signal that came.
       at_once: whether a signal need not wait for the end of a dispatch.
-      followers: of other runs in this process, which see the same signals.
+      followers: the `Stop` of each other run in this process; they are told of the same signals.
     """
 
     signum: int | None = None
@@ -55,7 +55,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signals(time_limit: float | None) -> Iterator[Stop]:
-    """Has the body see which signal came, that of the time limit (minutes) included."""
+    """Within this context a signal is noted in the `Stop` that it gives, that of the time limit (minutes) included."""
     stop = Stop()
 
     def handle(signum: int, frame: object) -> None:

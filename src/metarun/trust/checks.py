@@ -1,4 +1,4 @@
-"""What must hold of an honest evaluation, as changes made to its tasks and verdicts on what they did to the answers.
+"""The checks of a test: how its tasks are changed, and what the changed answers say.
 
 Each check can fail: a support set whose labels say nothing must leave a learner at chance, and neither the order of the
 queries nor the numbers that classes happen to carry may move an answer. An implementation that leaks fails here.
