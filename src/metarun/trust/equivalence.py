@@ -12,11 +12,9 @@ References:
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from metarun.types import Array
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
 _NORMAL = 1.96  # by which results state their 95% intervals
@@ -96,8 +94,8 @@ def over_seeds(ours: Ours) -> tuple[float, float]:
     return float(np.mean(ours.values)), _spread(ours, None, None, 1).ours
 
 
-def standard_error(values: np.ndarray | Array) -> float:
-    """s / sqrt(n) of `values: [n]`, with s the sample standard deviation; NaN of a single value, which has none."""
+def standard_error(values: Any) -> float:
+    """s / sqrt(n) of an array `values: [n]`, with s the sample standard deviation; NaN of a single value, which has none."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
