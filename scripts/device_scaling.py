@@ -147,7 +147,7 @@ def child(processes: int, number: int, address: str, seconds: float) -> dict[str
     """Measures the steps and all-reduces of this process and its siblings."""
     from metarun.data.cache import cache_dir
     from metarun.system import backend
-    from metarun.system.processes import join
+    from metarun.system.several_processes import join
 
     backend.set_up(cache_dir() / "compiled")
     if processes > 1:
@@ -194,7 +194,7 @@ def _seconds(call: Any, state: Any, seconds: float) -> float:
 
     import jax
 
-    from metarun.system.processes import largest
+    from metarun.system.several_processes import largest
 
     def timed(state, number):
         began = time.perf_counter()

@@ -209,7 +209,7 @@ def test_code_of_ones_own_is_named_again_and_known_by_its_source(tmp_path, capsy
 
 
 def test_the_source_is_that_of_what_a_module_imports_from_beside_it(tmp_path, monkeypatch):
-    from metarun.config.factories import code_of, imported
+    from metarun.config.named_code import code_of, imported
 
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_part_2.py").write_text("RATE = 1\n")

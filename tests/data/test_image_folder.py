@@ -7,7 +7,7 @@ import pytest
 from banks import images_of
 from PIL import Image
 
-from metarun.assembly.composition import identity
+from metarun.assembly.run_parts import identity
 from metarun.data import class_bank
 from metarun.data.class_split import shuffled_or_from_file
 from metarun.data.image_folder import image_folder

@@ -9,15 +9,10 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import DictConfig
 
-try:
-    from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
-except ImportError:  # of the extra "tune"
-    OptunaSweeper = None
-
 
 def _writes(config: DictConfig) -> bool:
     """Whether this process is the one that writes, of those that train every point together."""
-    from metarun.system.processes import launched
+    from metarun.system.several_processes import launched
 
     return not (config.distributed.process or launched()[1])
 
@@ -28,14 +23,20 @@ class Grid(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from metarun.commands.sweep import Points, told
 
-        if not _writes(self.config):
+        config: Any = self.config  # set up by now, and so is the launcher
+        launcher: Any = self.launcher
+        if not _writes(config):
             return super().sweep(arguments)
-        self.launcher = Points(self.launcher, failures=False)
-        with told(self.launcher, Path(self.config.hydra.sweep.dir), search=False):
+        self.launcher = Points(launcher, failures=False)
+        with told(self.launcher, Path(config.hydra.sweep.dir), search=False):
             return super().sweep(arguments)
 
 
-if OptunaSweeper is not None:
+try:
+    from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+except ImportError:  # of the extra "tune"
+    pass
+else:
 
     class Search(OptunaSweeper):
         """A search, of which a point without a result is a failed trial."""
@@ -43,8 +44,9 @@ if OptunaSweeper is not None:
         def sweep(self, arguments: list[str]) -> None:
             from metarun.commands.sweep import Points, told
 
-            self.sweeper.launcher = Points(self.sweeper.launcher, failures=True)
-            with told(self.sweeper.launcher, Path(self.sweeper.config.hydra.sweep.dir), search=True):
+            sweeper: Any = self.sweeper
+            sweeper.launcher = Points(sweeper.launcher, failures=True)
+            with told(sweeper.launcher, Path(sweeper.config.hydra.sweep.dir), search=True):
                 try:
                     super().sweep(arguments)
                 except RuntimeError as error:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from omegaconf import DictConfig
 
-from metarun.assembly.composition import (
+from metarun.assembly.keys import Keys
+from metarun.assembly.run_parts import (
     Run,
     circumstances,
     identity,
@@ -18,7 +19,6 @@ from metarun.assembly.composition import (
     set_by_user,
     settings_of,
 )
-from metarun.assembly.keys import Keys
 from metarun.compiled.memory import available, parse_limit
 from metarun.config.schema import FEW_SHOT
 from metarun.data.class_bank import SplitBank
@@ -28,8 +28,8 @@ from metarun.errors import ConfigError, DataError, MetarunError, positive_int, s
 from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.losses import OBJECTIVES
 from metarun.system.backend import at_precision
-from metarun.system.processes import join
 from metarun.system.reading import is_number
+from metarun.system.several_processes import join
 from metarun.training.settings import RunSettings
 from metarun.types import DataSet, Experiment, Method, Split, Task
 
@@ -148,13 +148,14 @@ def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFact
     keys = Keys.of(config, choices, FEW_SHOT)
     method, at = next(iter(_variants(keys, data).values())), partial(at_precision, keys["precision"])
     functions = ("init", "adapt", "predict", "loss", "unadapted")
-    return method._replace(**{name: at(getattr(method, name)) for name in functions})
+    scoped: dict[str, Any] = {name: at(getattr(method, name)) for name in functions}
+    return method._replace(**scoped)
 
 
 def shapes_of(method: Method, data: DataFacts) -> Any:
     """The meta-parameters of a method, as shapes."""
-    x = jax.ShapeDtypeStruct((data.num_outputs, *data.input_shape), jnp.float32)
-    y = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32) if data.objective == "classification" else x
+    x: Any = jax.ShapeDtypeStruct((data.num_outputs, *data.input_shape), jnp.float32)
+    y: Any = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32) if data.objective == "classification" else x
     return jax.eval_shape(method.init, jax.random.key(0), Task(Split(x, y), Split(x, y)))
 
 
@@ -288,12 +289,15 @@ def _streams(asked: object, dataset: DataSet, bytes_available: int | None, choic
     if asked != "auto" and not isinstance(asked, bool):
         raise ConfigError("memory.stream", asked, "auto, true or false")
     sources = dataset.train, dataset.val, dataset.test
-    if any(source.stream is None for source in sources):
+    streams = [source.stream for source in sources if source.stream is not None]
+    if len(streams) < len(sources):
         if asked is True:
             raise ConfigError("memory.stream", asked, f"auto or false: dataset={choices['dataset']} has no images")
         return False
-    images = {id(source.stream.items): source.stream.items.nbytes for source in sources}
-    return asked if asked != "auto" else bytes_available is not None and 2 * sum(images.values()) > bytes_available
+    if isinstance(asked, bool):
+        return asked
+    images = {id(stream.items): stream.items.nbytes for stream in streams}
+    return bytes_available is not None and 2 * sum(images.values()) > bytes_available
 
 
 def _variants(keys: Keys, data: DataFacts) -> dict[str, Method]:

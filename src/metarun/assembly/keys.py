@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.assembly.offered import OFFERED, SCALARS
-from metarun.config.factories import CODE, TARGET, code_of, imported, names_code
+from metarun.config.named_code import CODE, TARGET, code_of, imported, names_code
 from metarun.errors import MetarunError
 
 
@@ -74,7 +74,8 @@ class Keys:
     @classmethod
     def of(cls, config: DictConfig, choices: Mapping[str, str], part: str) -> "Keys":
         """That of a composed configuration; raises `OmegaConfBaseException` where a value is missing."""
-        return cls(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), choices, part)
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return cls(values, choices, part)
 
     def __getitem__(self, key: str) -> Any:
         self.read.add(key)
@@ -108,7 +109,7 @@ class Keys:
         return Factory(function, choice, group, frozenset(self._offered[group]))
 
     def code(self, groups: Iterable[str] | None = None) -> dict[str, str]:
-        """Hashes of the source that is not metarun's own and that a run is made of, see `factories.code_of`.
+        """Hashes of the source that is not metarun's own and that a run is made of, see `named_code.code_of`.
 
         Args:
           groups: whose; None: all.

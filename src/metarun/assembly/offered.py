@@ -26,7 +26,7 @@ _LOGGER = {
     "directory": "that of the run",
     "resume_step": "the step at which the run begins or continues",
 }
-# Objects, by the command and the group; the groups are those of a run, those that say most first.
+# Objects, by the command and the group; the groups of a run, the most telling first.
 OFFERED = {
     FEW_SHOT: {
         "method": {

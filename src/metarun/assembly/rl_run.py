@@ -5,7 +5,8 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from metarun.assembly.composition import (
+from metarun.assembly.keys import Keys
+from metarun.assembly.run_parts import (
     Run,
     circumstances,
     identity,
@@ -14,14 +15,13 @@ from metarun.assembly.composition import (
     set_by_user,
     settings_of,
 )
-from metarun.assembly.keys import Keys
 from metarun.compiled.memory import available, parse_limit
 from metarun.compiled.task_map import default_layout
 from metarun.config.schema import RL
 from metarun.errors import positive_int, seed_of
 from metarun.rl.experiment import rl_experiment
 from metarun.system.backend import matmul_precision
-from metarun.system.processes import join
+from metarun.system.several_processes import join
 
 
 def build(config: DictConfig, choices: Mapping[str, str]) -> Run:

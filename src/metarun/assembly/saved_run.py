@@ -14,10 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.assembly.keys import Keys
 from metarun.assembly.offered import OFFERED
-from metarun.config import factories
+from metarun.config import named_code
 from metarun.config.composing import composed, conf_dir
 from metarun.config.directories import HYDRA, contradictions, refuse_odd
-from metarun.config.factories import ANY, CODE, SAME, TARGET, refuse_other_code
+from metarun.config.named_code import ANY, CODE, SAME, TARGET, refuse_other_code
 from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS
 from metarun.errors import ConfigError, DataError, MetarunError, one_of, some
 from metarun.system.reading import yaml_of
@@ -126,10 +126,10 @@ def read(
         part = RL if TASKS[RL] in values else FEW_SHOT
         values = _inert(values, given, files[0])
         _use_installed(values, choices, part, given, files[0], say)
-        today = OmegaConf.load(conf_dir(part) / "config.yaml")
+        today: Any = OmegaConf.load(conf_dir(part) / "config.yaml")
         unsaid = {name: today[name] for name in CIRCUMSTANCES if name in today and name not in values}
         alone = {"distributed": dict.fromkeys(("address", "processes", "process"))}
-        config = OmegaConf.merge(OmegaConf.structured(SCHEMAS[part]), unsaid, values, alone)
+        config: Any = OmegaConf.merge(OmegaConf.structured(SCHEMAS[part]), unsaid, values, alone)
     except (DataError, OSError, ValueError, TypeError, AttributeError, LookupError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
         raise MetarunError(f"The configuration in {root / HYDRA} cannot be read: {reason}.") from error
@@ -163,7 +163,7 @@ def changed(run: SavedRun, overrides: Sequence[str]) -> Changed:
         _check_may_change(override, run.part)
     config, choices = copy.deepcopy(run.config), dict(run.choices)
     group = TASKS[run.part]
-    others = [override for override in parsed if override.key_or_group == group]
+    others: list[Any] = [override for override in parsed if override.key_or_group == group]
     for override in others:
         choices[group] = override.value()
         config[group] = composed([override.input_line], run.part)[0][group]
@@ -261,7 +261,9 @@ def _use_installed(
     groups = {
         group: node for group, node in values.items() if isinstance(node, dict) and (group in GROUPS or TARGET in node)
     }
-    own = factories.installed(part, {group: choices[group] for group in groups if group in choices and group in GROUPS})
+    own = named_code.installed(
+        part, {group: choices[group] for group in groups if group in choices and group in GROUPS}
+    )
     for group, node in groups.items():
         key, saved, here = f"{group}.{TARGET}", node.get(TARGET), own.get(group)
         if given.get(key) is not None and given[key] == saved:
@@ -275,9 +277,9 @@ def _use_installed(
         if saved != here:
             say(f"{group}={choices[group]} was {saved} when the run was made, and is {here} here.")
         node[TARGET] = here
-        factory = factories.imported(key, here)
+        factory = named_code.imported(key, here)
         for name, value in node.items():
-            if factories.names_code(factory, name, value) and given.get(f"{group}.{name}") != value:
+            if named_code.names_code(factory, name, value) and given.get(f"{group}.{name}") != value:
                 raise MetarunError(
                     f"{group}.{name} is {value} in {file}, which is code: it never comes from the directory of a run. If you "
                     f"know it and trust it, name it again: {group}.{name}={value}."
@@ -289,14 +291,15 @@ def _check_code(run: SavedRun, given: Mapping[str, str]) -> None:
     then = {key: code for key, code in run.checkpoint.metadata["identity"].items() if key.endswith(f".{CODE}")}
     if not then or one_of("code", given.get(CODE, SAME), (SAME, ANY)) == ANY:
         return
-    keys = Keys(OmegaConf.to_container(run.config), run.choices, run.part)
+    values: Any = OmegaConf.to_container(run.config)
+    keys = Keys(values, run.choices, run.part)
     groups = [group for key in then if (group := key.partition(".")[0]) in OFFERED[run.part]]
     refuse_other_code(then, keys.code(groups), run.directory)
 
 
 def _check_same(run: SavedRun) -> None:
     """Raises `MetarunError` where the configuration is not that of the checkpoint: somebody has changed one of them."""
-    values = OmegaConf.to_container(run.config, resolve=True)
+    values: Any = OmegaConf.to_container(run.config, resolve=True)
     if differing := contradictions(values, run.choices, run.checkpoint.metadata["identity"]):
         raise MetarunError(
             f"The configuration in {run.directory / HYDRA} is not that of the run's checkpoint: {some(differing)}. "

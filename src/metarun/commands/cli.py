@@ -8,7 +8,7 @@ import time
 from metarun.commands import train, usage
 from metarun.commands.console import FAILED, Parser, of_settings, pairs, parsed, set_up, told
 from metarun.config.composing import composed, conf_dir
-from metarun.config.factories import CODE, TARGET
+from metarun.config.named_code import CODE, TARGET
 from metarun.config.schema import FEW_SHOT, RL
 from metarun.errors import ConfigError, MetarunError, one_of
 

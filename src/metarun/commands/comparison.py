@@ -54,7 +54,7 @@ def compare(
         for each in asked
     ]
     if not any_protocol:
-        refuse_different(*stated, _WAY_OUT)
+        refuse_different(stated[0], stated[1], _WAY_OUT)
     same_method = stated[0]["method"] == stated[1]["method"]
     found = differences(stated[0]["protocol"], stated[1]["protocol"], same_method=same_method)
     same_tasks = not any(difference.key.split(".")[0] in OF_TASKS for difference in found)

@@ -27,7 +27,7 @@ class Asked(NamedTuple):
     """What a trained learner is asked.
 
     Attributes:
-      experiment, settings, facts: of the test, as in `composition.Run`.
+      experiment, settings, facts: of the test, as in `run_parts.Run`.
       params: those that the run has selected, which may be several.
       changed: what of the run's own test is another.
     """
@@ -102,7 +102,7 @@ def evaluate(directory: str | None, overrides: Sequence[str], console: Console) 
 def _built(
     run: saved_run.SavedRun, changed: saved_run.Changed, overrides: Sequence[str]
 ) -> tuple[Experiment, RunSettings, Mapping[str, Any]]:
-    """Experiment, settings and facts of a test, as in `composition.Run`."""
+    """Experiment, settings and facts of a test, as in `run_parts.Run`."""
     if run.part == FEW_SHOT:
         data = recorded(run.checkpoint.metadata["identity"])
         keys, learner = changed.keys, changed.learner

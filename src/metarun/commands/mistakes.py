@@ -82,7 +82,7 @@ def _own_lines(text: str) -> Iterator[str]:
 def _given(key: str, arguments: Sequence[str]) -> str:
     """The value that a key was given on the command line, as it was typed; "" without one."""
     for argument in reversed(arguments):
-        found = _OVERRIDE.fullmatch(argument)
+        found: typing.Any = _OVERRIDE.fullmatch(argument)  # it matches whatever is typed
         if found["key"] == key and found["value"] is not None:
             return shown(found["value"])
     return ""
@@ -90,7 +90,7 @@ def _given(key: str, arguments: Sequence[str]) -> str:
 
 def _unparsed(override: str, text: str) -> str:
     """What is said of an argument that the grammar of overrides does not have."""
-    found = _OVERRIDE.fullmatch(override)
+    found: typing.Any = _OVERRIDE.fullmatch(override)
     key, value = f"{found['prefix']}{found['key']}", found["value"]
     if value is None:
         return f"{shown(override)}: expected KEY=VALUE, such as way=5."
@@ -239,7 +239,7 @@ def _known_keys(part: str) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {key: [] for key in [*schema, *(f"memory.{key}" for key in schema.memory)]}
     for file in [*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]:
         group = file.parent.name
-        node = OmegaConf.load(file)
+        node: typing.Any = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
         for key in node:
             if key != "defaults" and not str(key).startswith("_"):

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -53,14 +53,14 @@ class Pictures(NamedTuple):
     Attributes:
       root: the folder.
       names: of the classes or, where there are none, of the files.
-      images: `[n, height, width, channel]` uint8.
-      labels: `[n]` int32, whose name an image has.
+      images: `[n, height, width, channel]` uint8, a NumPy array.
+      labels: `[n]` int32, whose name an image has; likewise.
     """
 
     root: Path
     names: list[str]
-    images: np.ndarray
-    labels: np.ndarray
+    images: Any
+    labels: Any
 
 
 def predict(
@@ -114,8 +114,9 @@ def predict(
     trained_on = recorded(saved.checkpoint.metadata["identity"])
     _check_images(trained_on, saved)
     span = recorded_range(saved.checkpoint.metadata["identity"]) if range is None else _range_of(range)
-    shown = _read_support(folders["support"], trained_on.input_shape, span, say, links)
-    asked = _read_query(folders["query"], trained_on.input_shape, span, say, links)
+    height, width, channels = trained_on.input_shape
+    shown = _read_support(folders["support"], (height, width, channels), span, say, links)
+    asked = _read_query(folders["query"], (height, width, channels), span, say, links)
     trained_with = saved.config.method.get("query_statistics")
     method, params = _learner(_with_statistics(saved, query_statistics), trained_on, shown)
 
@@ -135,12 +136,12 @@ def predict(
     if transductive:
         say("The queries are answered together, and an answer may depend on the others (query_statistics=query).")
     elif trained_with == "query":
-        of = {"support": "of the support set", "each": "of the support set and that picture"}[statistics]
+        of = {"support": "of the support set", "each": "of the support set and that picture"}[str(statistics)]
         say(f"Each picture is answered by itself, with the statistics {of} (query_statistics={statistics}).")
 
     support_x, query_x = (pictures.images.astype(np.float32) / 255 for pictures in (shown, asked))
-    support = Split(support_x, shown.labels)
-    outputs = answered(params, lambda each: answers(method, each, support, query_x, together=transductive))
+    task = Split(support_x, shown.labels)
+    outputs = answered(params, lambda each: answers(method, each, task, query_x, together=transductive))
     found = Predictions(shown.names, support_x, shown.labels, asked.names, query_x, softmax(outputs))
     console.print(predictions.table(found))
     folder = (
@@ -249,7 +250,8 @@ def _said(root: Path, say: Callable[[str], None]) -> Iterator[tuple[dict[str, st
     Raises:
       DataError: nothing says what is black and what is white in a file.
     """
-    left_out, told = {}, {}
+    left_out: dict[str, str] = {}
+    told: dict[str, str] = {}
     try:
         yield left_out, told
     except RangeError as error:

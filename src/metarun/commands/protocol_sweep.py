@@ -120,7 +120,8 @@ def _axes(config: DictConfig, has_last: bool) -> Iterator[tuple[str, Any]]:
 
 def _last(run: saved_run.SavedRun, own: evaluation.Asked) -> Any:
     """The parameters of the last step, whatever was selected."""
-    template = TrainState(step=None, params=jax.eval_shape(own.experiment.init).params, opt_state=None)
+    nothing: Any = None
+    template = TrainState(nothing, jax.eval_shape(own.experiment.init).params, opt_state=nothing)
     return checkpoint.load(run.checkpoint, RunState(train=template, selected=None), partial=True).train.params
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -82,8 +83,8 @@ def _table(found: Inspection, offending: Sequence[int]) -> Table:
     return table
 
 
-def _arrays(found: Inspection, kept: Sequence[int]) -> dict[str, np.ndarray]:
-    """What is known of some tasks, by name, with a leading axis of tasks."""
+def _arrays(found: Inspection, kept: Sequence[int]) -> dict[str, Any]:
+    """What is known of some tasks, as NumPy arrays by name, with a leading axis of tasks."""
     named = {"task": np.asarray(kept), "seed": found.keys[kept]}
     for name, leaf in (("loss", found.loss), ("gradient_norm", found.gradient_norm)):
         if leaf is not None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -77,7 +77,7 @@ def cells() -> Iterator[Named]:
     for part in (FEW_SHOT, RL):
         folder = conf_dir(part) / experiments.GROUP
         for name in experiments.names(folder):
-            node = experiments.served(folder, name).get("cell")
+            node = (experiments.served(folder, name) or {}).get("cell")
             if node is not None:
                 yield Named(name, part, cell_of(node))
 
@@ -192,13 +192,13 @@ def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> 
     from the cell as it stands, which may be a short version of the paper's.
     """
     other = named.cell.quick_of or named.name if whole else named.name
-    theirs, ours = (
-        {**dict(flattened(OmegaConf.to_container(config))), **_options(choices)}
-        for config, choices in (
-            composed([f"experiment={other}"], named.part),
-            composed([f"experiment={named.name}", *overrides], named.part),
-        )
-    )
+
+    def settings(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
+        values: Any = OmegaConf.to_container(config)
+        return {**dict(flattened(values)), **_options(choices)}
+
+    theirs = settings(*composed([f"experiment={other}"], named.part))
+    ours = settings(*composed([f"experiment={named.name}", *overrides], named.part))
 
     def matters(key: str) -> bool:
         return key not in _MOVES_NOTHING and key.split(".")[0] not in _MOVES_NOTHING

@@ -36,7 +36,7 @@ class Point(NamedTuple):
     """A point of a sweep that has been made, and not begun.
 
     Attributes:
-      run: a `composition.Run`.
+      run: a `run_parts.Run`.
       directory: where it is to be.
       report: what draws its pictures.
       record: writes into the directory how it was made.
@@ -79,14 +79,15 @@ class Points(Launcher):
         """Nothing: the launcher within has been."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        returns = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
+        returns: Sequence[Any] = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
         before = len(self.outcomes)
         self.outcomes += [
             PointOutcome(Path(point.hydra_cfg.hydra.runtime.output_dir), list(point.overrides), _error_of(point))
             for point in returns
         ]
-        if self._failures and not before and all(_is_refused(outcome) for outcome in self.outcomes):
-            raise self.outcomes[0].error  # the first trials are all refused: the mistake is the search's
+        first = self.outcomes[0].error if self.outcomes else None
+        if first is not None and self._failures and not before and all(map(_is_refused, self.outcomes)):
+            raise first  # the first trials are all refused: the mistake is the search's
         return [
             point if outcome.error is None else _without_result(outcome.error if self._failures else None)
             for point, outcome in zip(returns, self.outcomes[before:], strict=True)
@@ -96,7 +97,7 @@ class Points(Launcher):
 class _Failed(JobReturn):
     """A point that raises, without a line of Hydra's, to whoever asks for its return value."""
 
-    @property
+    @property  # type: ignore[misc]  # Hydra's can be set as well
     def return_value(self) -> Any:
         raise self._return_value
 
@@ -132,12 +133,13 @@ def told(points: Points, directory: Path, *, search: bool) -> Iterator[None]:
     stopped: Exception | None = None
     try:
         yield
-    except Exception as error:
-        stopped = error
+    except Exception as raised:
+        stopped = raised
     outcomes = points.outcomes
     if not outcomes or all(_is_refused(outcome) for outcome in outcomes):
-        if stopped is not None or outcomes:
-            raise stopped or outcomes[0].error
+        first = stopped or (outcomes[0].error if outcomes else None)
+        if first is not None:
+            raise first
         return
     found = rows(directory, outcomes)
     without = [row for row in found if row["outcome"] != FINISHED]

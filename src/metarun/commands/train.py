@@ -66,7 +66,8 @@ def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(run)()
         except _Ended as ended:
-            raise ended.__cause__ from ended.__cause__.__cause__
+            cause: Any = ended.__cause__
+            raise cause from cause.__cause__
 
     sys.exit(told(command, part=part))
 
@@ -82,7 +83,7 @@ def _options_first(arguments: list[str], command: str) -> list[str]:
         raise MetarunError(f"{message}. `{command} --help` lists the settings, `{command} --hydra-help` the options.")
 
     parser = get_args_parser()
-    parser.error = refuse
+    parser.error = refuse  # type: ignore[method-assign]
     options, settings = list(arguments), parser.parse_intermixed_args(arguments).overrides
     for setting in settings:
         options.remove(setting)
@@ -130,7 +131,7 @@ def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
     from rich.console import Console
 
     from metarun.commands.sweep import Point
-    from metarun.system import processes
+    from metarun.system import several_processes
     from metarun.training import runner
 
     console, aside = Console(), Console(stderr=True)
@@ -139,7 +140,7 @@ def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
         raise ConfigError("hydra.run.dir", node.run.dir, "a directory; . is this one")
     directory = Path(node.runtime.output_dir)
     record = directories.recorder(directory, config)
-    if not processes.is_first():
+    if not several_processes.is_first():
         console = aside = Console(quiet=True)
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":
         _check_search(run, str(getattr(node.sweeper.direction, "name", node.sweeper.direction)))

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from metarun.errors import ConfigError, MetarunError
-from metarun.system.processes import smallest
+from metarun.system.several_processes import smallest
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 # Of cgroups, version 2 and 1: where they are mounted, and the files with the limit, the use, and of that the page
@@ -108,12 +109,13 @@ def fastest_that_fits(
     Raises:
       MetarunError: nothing fits.
     """
-    began, smallest = time.perf_counter(), None
+    began, needs = time.perf_counter(), []
+    most = sys.maxsize if bytes_available is None else bytes_available
     called_with = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments))
-    if bytes_available is not None and called_with > bytes_available:
+    if called_with > most:
         raise MetarunError(
             f"A training step does not fit in memory: its parameters, the optimiser's state and the data alone take "
-            f"{in_words(called_with)} of a device, and {in_words(bytes_available)} are available. Raise memory.limit if "
+            f"{in_words(called_with)} of a device, and {in_words(most)} are available. Raise memory.limit if "
             f"it is what binds; or lower the size of the model, or give memory.stream=true for large images."
         )
     for variant in variants:
@@ -122,14 +124,14 @@ def fastest_that_fits(
             chunk, *left = left
             program = compile_fn(variant, chunk)
             fixed, temporary = predicted(program)
-            if bytes_available is None or fixed + temporary <= bytes_available:
+            if fixed + temporary <= most:
                 _give_back_freed()
                 return Fit(program, variant, chunk, fixed + temporary, time.perf_counter() - began)
-            smallest = min(smallest or fixed + temporary, fixed + temporary)
-            left = [c for c in left if fixed + temporary * c // chunk <= bytes_available] or left[-1:]
+            needs.append(fixed + temporary)
+            left = [c for c in left if fixed + temporary * c // chunk <= most] or left[-1:]
     raise MetarunError(
-        f"A training step does not fit in memory: in its most frugal form it takes {in_words(smallest)} of a device "
-        f"by prediction, and {in_words(bytes_available)} are available. Raise memory.limit if it is what binds; lower "
+        f"A training step does not fit in memory: in its most frugal form it takes {in_words(min(needs))} of a device "
+        f"by prediction, and {in_words(most)} are available. Raise memory.limit if it is what binds; lower "
         f"method.inner_steps, query_shot, way or the size of the model; with memory.chunk=auto and memory.remat=auto "
         f"all forms are tried."
     )

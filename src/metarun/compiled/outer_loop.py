@@ -147,7 +147,7 @@ def _traced_at(precision: str, experiment: Experiment) -> Experiment:
     """The experiment, whatever of which is traced has products of the run's `precision`, see `backend.at_precision`."""
     at, program = partial(at_precision, precision), experiment.program
     functions = ("init", "prepare", "step", "inspect", "evaluate", "sizes") + ("examples",) * bool(experiment.examples)
-    scoped = {name: at(getattr(experiment, name)) for name in functions}
+    scoped: dict[str, Any] = {name: at(getattr(experiment, name)) for name in functions}
     if program is not None:
         scoped["program"] = program._replace(steps=lambda *form: at(program.steps(*form)))
     return experiment._replace(**scoped)

@@ -76,9 +76,11 @@ def default_layout() -> Layout:
 
 def frugal_layouts(layout: Layout, num_tasks: int) -> list[Layout]:
     """Returns `layout` and ever more frugal ones for `num_tasks`: its chunk, halves of it, and so on down to 1."""
-    layouts = [layout._replace(chunk=layout.chunk_of(num_tasks))]
-    while layouts[-1].chunk > 1:
-        layouts.append(layout._replace(chunk=-(-layouts[-1].chunk // 2)))
+    chunk = layout.chunk_of(num_tasks)
+    layouts = [layout._replace(chunk=chunk)]
+    while chunk > 1:
+        chunk = -(-chunk // 2)
+        layouts.append(layout._replace(chunk=chunk))
     return layouts
 
 

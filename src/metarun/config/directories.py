@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from metarun.errors import ConfigError, DataError, MetarunError
 from metarun.system.files import LOCK, plain, write_bytes
-from metarun.system.processes import launched
 from metarun.system.reading import MOST_YAML, json_of, text_of
+from metarun.system.several_processes import launched
 
 # In the directory of a sweep: the command that it is of; what came of its points, once they are done; and of
 # points that differ in their seeds alone, how the results are distributed.
@@ -109,7 +109,7 @@ def contradictions(values: Mapping[str, Any], choices: Mapping[str, str], identi
     Args:
       values: of the configuration, as plain values.
       choices: option chosen in each group.
-      identity: flat, see `composition.identity`.
+      identity: flat, see `run_parts.identity`.
     """
 
     def now(key: str, then: Any) -> Any:

@@ -4,8 +4,8 @@ A file `experiment/PAPER/NAME.yaml` is the experiment `PAPER/NAME`, with things 
 
 - `cell.published` is one figure, `{value, ci95, source, note}`. The paper is the folder.
 - `quick` is what a short version changes. It is the experiment `PAPER/NAME_quick`, and takes `published`, `margin` and
-  `differs` of its cell. It stands on that cell, unless it has `defaults` of its own. A text in its place names the short
-  version of another cell, whose run it is as well.
+  `differs` of its cell. Its other settings are those of the cell, or of its own `defaults` where it has any. If `quick` is a
+  name instead, the short version is the same run as the short version of that name.
 - `defaults` name another experiment by its name, `PAPER/NAME`, from wherever they do.
 - `cells` makes the file a family: a table from names, each of which begins with that of the file, to what each has
   of its own. The rest of the file is what they share. A `quick` beside `cells` is shared by their short versions.
@@ -128,6 +128,11 @@ class ExperimentSource(FileConfigSource):
     def _experiment(self, config_path: str) -> str | None:
         group, _, name = config_path.partition("/")
         return name.removesuffix(".yaml") if group == GROUP and name else None
+
+
+# A launcher hands the registry to other processes, where Hydra registers its own sources again. It keeps the one that is
+# there, if that has the same name.
+ExperimentSource.__name__ = FileConfigSource.__name__
 
 
 def register() -> None:

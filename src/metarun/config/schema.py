@@ -38,7 +38,7 @@ class MemoryConfig:
 
 @dataclass
 class DistributedConfig:
-    """Keys of `distributed`; `processes.join` checks their values."""
+    """Keys of `distributed`; `several_processes.join` checks their values."""
 
     address: str | None = MISSING
     processes: int | None = MISSING
@@ -103,4 +103,4 @@ class RLConfig(AnyRunConfig):
     env: Any = MISSING
 
 
-SCHEMAS = {FEW_SHOT: RunConfig, RL: RLConfig}
+SCHEMAS: dict[str, Any] = {FEW_SHOT: RunConfig, RL: RLConfig}

@@ -5,14 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import jax
 import numpy as np
 
 from metarun.data.contents import content_hashes
 from metarun.system.files import json_bytes
 from metarun.system.progress import counted
-
-Array = jax.Array | np.ndarray
 
 IMAGES = "images.npy"
 HASHES = "hashes.npy"
@@ -24,15 +21,17 @@ FORMAT = 2
 class ClassBank(NamedTuple):
     """Images with the classes stacked: class `c` owns the rows `first[c]` to `first[c] + count[c] - 1`.
 
+    Its arrays are NumPy's on the host and JAX's on a device.
+
     Attributes:
       images: `[num_images, height, width, channel]` uint8.
       first: `[num_classes]` int32.
       count: `[num_classes]` int32; classes may differ in size.
     """
 
-    images: Array
-    first: Array
-    count: Array  # type: ignore[assignment]  # a tuple has a method of that name
+    images: Any
+    first: Any
+    count: Any
 
 
 class NamedBank(NamedTuple):

@@ -128,7 +128,7 @@ def from_file(
     chosen = [index.get(unicodedata.normalize("NFC", name)) for name in entries]
     if unknown := [name for name, number in zip(entries, chosen, strict=True) if number is None]:
         raise DataError(f"{path} names {some(unknown)}, which the source does not have; it has e.g. {shown(names[0])}.")
-    if repeated := [names[number] for number, count in Counter(chosen).items() if count > 1]:
+    if repeated := [names[number] for number, count in Counter(chosen).items() if number is not None and count > 1]:
         raise DataError(f"{path} names {some(repeated)} more than once: a class is in one split only.")
     if empty := [split for split in SPLITS if not listed[split]]:
         raise DataError(f"{path} has no class in {some(empty)}.")

@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -127,7 +127,7 @@ def in_words() -> Iterator[None]:
         raise PictureError(str(error)) from error
 
 
-def opened(data: bytes, formats: Sequence[str] = FORMATS) -> ImageFile.ImageFile:
+def opened(data: bytes, formats: tuple[str, ...] = FORMATS) -> ImageFile.ImageFile:
     """The picture in `data`, of which the header alone is read; to be called, and used, within `in_words`.
 
     Args:
@@ -307,7 +307,7 @@ def _check_says_its_range(least: float, greatest: float, grey: _Grey, has: str) 
         raise RangeError(f"{has}, of 0 to {most} that there can be: it would come out nearly {looks}", such_as)
 
 
-def _has_deep_colours(image: Image.Image) -> bool:
+def _has_deep_colours(image: Any) -> bool:
     """Whether Pillow reads, of each channel of a picture in colours or with transparency, the upper 8 bits of 16."""
     raw = [part for tile in image.tile for part in (tile.args if isinstance(tile.args, tuple) else (tile.args,))]
     of_ppm = image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in raw)
@@ -317,7 +317,8 @@ def _has_deep_colours(image: Image.Image) -> bool:
 def _check_colours(image: Image.Image, span: Range) -> None:
     """Raises `RangeError` unless the upper 8 bits of 16-bit colours are what was asked for, and show something."""
     full = (0, 2**16 - 1)
-    colours = image.getextrema()[: 1 if image.mode == "LA" else 3]
+    extrema: Any = image.getextrema()
+    colours = extrema[: 1 if image.mode == "LA" else 3]
     least, greatest = min(low for low, _ in colours), max(high for _, high in colours)
     has = f"its colours have 16 bits, of which only the upper 8 can be read; these are from {least} to {greatest}"
     if span not in (None, full) or (span is None and greatest - least < LEAST_SHARE * 255):
@@ -333,8 +334,10 @@ def _on_white(image: Image.Image) -> Image.Image:
       PictureError: then there is nothing but white to be seen.
     """
     image = image if image.mode == "RGBA" else image.convert("RGBA")
-    hides = image.getextrema()[3][0] < 255
+    extrema: Any = image.getextrema()
+    hides = extrema[3][0] < 255
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if hides and min(low for low, _ in image.getextrema()[:3]) >= 256 - NEARLY:
+    extrema = image.getextrema()
+    if hides and min(low for low, _ in extrema[:3]) >= 256 - NEARLY:
         raise PictureError("its transparency hides all of it: on white there is nothing to be seen")
     return image

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax, random
 
 from metarun.data import augment
-from metarun.data.class_bank import Array, ClassBank, SplitBank, of_classes
+from metarun.data.class_bank import ClassBank, SplitBank, of_classes
 from metarun.data.class_split import counts_in_words
 from metarun.data.contents import NUM_TURNS
 from metarun.data.pictures import border_level
@@ -25,7 +25,7 @@ from metarun.errors import (
     some,
     true_or_false,
 )
-from metarun.types import DataSet, Split, Stream, Task, TaskSource
+from metarun.types import Array, DataSet, Split, Stream, Task, TaskSource
 
 
 def episodes(
@@ -237,7 +237,7 @@ def few_shot_of(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
         loaded = load(**{name: value for name, value in settings.items() if name in own})
         return few_shot_data_set(loaded, **{name: value for name, value in settings.items() if name not in own})
 
-    factory.__signature__, factory.load = signature, load
+    factory.__signature__, factory.load = signature, load  # type: ignore[attr-defined]
     return factory
 
 
@@ -247,7 +247,7 @@ def _changes(size: tuple[int, int], *, flip: bool, shift: int, jitter: float) ->
         raise ConfigError("dataset.shift", shift, f"less than {min(size)}, the side of an image")
     if non_negative_float("dataset.jitter", jitter) > 1:
         raise ConfigError("dataset.jitter", jitter, "a number of at most 1, or 0")
-    wanted = [
+    wanted: list[tuple[Any, Any]] = [
         (true_or_false("dataset.flip", flip), augment.flipped),
         (shift, functools.partial(augment.shifted, most=int(shift))),
         (jitter, functools.partial(augment.jittered, strength=float(jitter))),
@@ -257,16 +257,17 @@ def _changes(size: tuple[int, int], *, flip: bool, shift: int, jitter: float) ->
 
 def _changed(source: TaskSource, changes: Sequence[Callable[[Array, Array], Array]]) -> TaskSource:
     """The source whose tasks have their images changed, each by a key of its own."""
+    stream: Any = source.stream  # every source that `source_of` makes has one
 
     def choose(index: ClassBank, key: Array) -> tuple[Array, Any]:
         keys = random.split(key, 1 + 2 * len(changes))
-        rows, rest = source.stream.choose(index, keys[0])
+        rows, rest = stream.choose(index, keys[0])
         return rows, (rest, random.key_data(keys[1:]))
 
     def cut(images: Array, drawn: Any) -> Task:
         rest, data = drawn
         keys, changed = list(random.wrap_key_data(data)), []
-        for split in source.stream.cut(images, rest):
+        for split in stream.cut(images, rest):
             for change in changes:
                 split = split._replace(x=change(keys.pop(), split.x))
             changed.append(split)

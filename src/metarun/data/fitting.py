@@ -1,6 +1,7 @@
 """Images of one data set brought to the size and the channels of another, on the device."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from metarun.errors import ConfigError
 from metarun.types import Array, DataSet, Task, TaskSource
 
 RESIZE = "linear, antialiased, proportions not kept"
-CHANNELS = {(3, 1): "greys by BT.601", (1, 3): "greys as colours"}
+CHANNELS: dict[tuple[int, ...], str] = {(3, 1): "greys by BT.601", (1, 3): "greys as colours"}
 
 
 def input_shape(dataset: DataSet) -> tuple[int, ...]:
@@ -43,9 +44,10 @@ def fit_data_set(dataset: DataSet, shape: Sequence[int]) -> DataSet:
         return Task(*(split._replace(x=fit_images(split.x, shape)) for split in task))
 
     sources = {name: getattr(dataset, name) for name in ("train", "val", "test", "train_classes")}
+    fitted: dict[str, Any] = {name: _mapped(source, fit) for name, source in sources.items() if source is not None}
     how = ", ".join(filter(None, [RESIZE if found[:2] != shape[:2] else "", CHANNELS.get(channels, "")]))
     return dataset._replace(
-        **{name: _mapped(source, fit) for name, source in sources.items() if source is not None},
+        **fitted,
         protocol={**dataset.protocol, "fitted": {"from": list(found), "to": list(shape), "how": how}},
     )
 
@@ -62,5 +64,8 @@ def fit_images(x: Array, shape: Sequence[int]) -> Array:
 
 def _mapped(source: TaskSource, fit: Callable[[Task], Task]) -> TaskSource:
     """The source whose tasks are passed through `fit`."""
-    stream = source.stream and source.stream._replace(cut=lambda items, rest: fit(source.stream.cut(items, rest)))
+    stream = source.stream
+    if stream is not None:
+        cut = stream.cut
+        stream = stream._replace(cut=lambda items, rest: fit(cut(items, rest)))
     return TaskSource(source.data, lambda data, key: fit(source.sample(data, key)), stream)

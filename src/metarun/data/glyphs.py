@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -31,7 +32,7 @@ STYLES = {
 FACES = tuple(family + style for family, styles in STYLES.items() for style in styles)
 
 # What the images are made by; part of the key in the cache.
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "recipe": 1,  # to be raised with any change of this file that moves a byte
     "scripts": SCRIPTS,
     "side": 28,
@@ -115,7 +116,7 @@ def _draw_all() -> Iterator[NamedClass]:
     }
     for letter in _distinguishable(drawings):
         name = f"U+{ord(letter):04X} {unicodedata.name(letter)}"
-        yield NamedClass(name, _script(letter), _vary(drawings[letter].values(), ord(letter)))
+        yield NamedClass(name, _script(letter) or "", _vary(drawings[letter].values(), ord(letter)))
 
 
 class _Font:
@@ -128,7 +129,7 @@ class _Font:
 
     def draw(self, character: str) -> Image.Image:
         """Draws a character, white on black, cut to its ink."""
-        left, top, right, bottom = self._font.getbbox(character)
+        left, top, right, bottom = map(int, self._font.getbbox(character))  # whole, though Pillow types floats
         drawing = Image.new("L", (right - left, bottom - top))
         ImageDraw.Draw(drawing).text((-left, -top), character, fill=255, font=self._font)
         return drawing.crop(drawing.getbbox())
@@ -204,7 +205,8 @@ def _vary(drawings: Iterable[Image.Image], seed: int) -> np.ndarray:
     angle, shear = uniform(np.radians(RECIPE["rotation_degrees"])), uniform(RECIPE["shear"])
     stretch, shift = np.exp(uniform(RECIPE["log_scale"], 2)), uniform(RECIPE["shift"], 2)
     bumps = uniform(RECIPE["elastic"], 2, len(BASIS), len(BASIS))
-    level = random.uniform(*RECIPE["ink_level"], (num, 1, 1)).astype(np.float32)
+    thickest, thinnest = RECIPE["ink_level"]
+    level = random.uniform(thickest, thinnest, (num, 1, 1)).astype(np.float32)
     # Every face before any a second time.
     face = np.concatenate([random.permutation(len(masters)) for _ in range(-(-num // len(masters)))])[:num]
 

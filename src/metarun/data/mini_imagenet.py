@@ -148,7 +148,7 @@ def builder(*, links: str = "inside", **settings: Any) -> Any:
     """
     import tensorflow_datasets as tfds
 
-    class MetarunMiniImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class MetarunMiniImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """Pictures as they are, their encoded bytes untouched; in order, by class and name."""
 
         VERSION = tfds.core.Version("1.0.0")

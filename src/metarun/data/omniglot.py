@@ -186,7 +186,7 @@ def _downloaded() -> dict[str, Iterator[tuple[str, bytes]]]:
     from tensorflow_datasets.core.download.checksums import UrlInfo
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-    class MetarunOmniglot(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class MetarunOmniglot(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """The drawings as they are, their PNG bytes untouched."""
 
         VERSION = tfds.core.Version("1.0.0")

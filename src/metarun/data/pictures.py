@@ -93,7 +93,7 @@ class _Listing:
 
     def walk(self, root: Path) -> None:
         """Adds what is under `root`."""
-        pending = [(root, PurePosixPath(), ())]
+        pending: list[tuple[Path, PurePosixPath, tuple[str, ...]]] = [(root, PurePosixPath(), ())]
         while pending:
             folder, relative, above = pending.pop()
             here = (*above, os.path.realpath(folder))  # the folder and those that it is in, links resolved
@@ -187,7 +187,7 @@ def in_zips(archives: Sequence[Path]) -> Iterator[Entry]:
             if path.is_absolute() or ".." in path.parts:
                 raise DataError(f"{archive} names {info.filename!r}, outside of it. It is not to be trusted.")
             if not info.is_dir() and not _hidden(path):
-                yield Entry(path, lambda opened=opened, info=info: _unzipped(opened, info))
+                yield Entry(path, functools.partial(_unzipped, opened, info))
 
 
 def _unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

@@ -12,7 +12,7 @@ from metarun.compiled.streaming import gatherer, host_device
 from metarun.compiled.task_map import Layout, placed
 from metarun.few_shot.meta_test import MetaTest
 from metarun.few_shot.meta_training import MetaTraining
-from metarun.few_shot.task_sources import held, sampler
+from metarun.few_shot.task_sources import held, sampler, stream_of
 from metarun.types import DataSet, Experiment, Inspection, Method, TrainState
 
 
@@ -55,6 +55,8 @@ def few_shot_experiment(
     # Keys are arguments of every compiled program, so that other seeds do not compile it again.
     init_key, train_key = jax.random.split(jax.random.key(seed))
     train = dataset.train_classes if method.trains_on == "classes" else dataset.train
+    if train is None:
+        raise ValueError("the method trains on classes, and the data set has none")
     task_shape = jax.eval_shape(train.sample, train.data, jax.random.key(0))
 
     def init() -> TrainState:
@@ -66,7 +68,8 @@ def few_shot_experiment(
         params = jax.eval_shape(method.init, init_key, task_shape)
         return {"meta_params": sum(leaf.size for leaf in jax.tree.leaves(params)), **method.sizes(params, task_shape)}
 
-    gather, host_key = (gatherer(train.stream), jax.device_put(train_key, host_device())) if stream else (None, None)
+    gather: Any = gatherer(stream_of(train)) if stream else None
+    host_key: Any = jax.device_put(train_key, host_device()) if stream else None
     train, val, test = held((train, dataset.val, dataset.test), layout, stream)
     train_key = placed(train_key, layout.replicated)
     by_chunk = {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts}
@@ -87,7 +90,7 @@ def few_shot_experiment(
     )
 
     def inspect(state: TrainState) -> Inspection:
-        items = loop.fetched(int(state.step)) if stream else None
+        items = loop.fetched(int(state.step)) if loop.fetched is not None else None
         return training.inspect(loop.fit, state, train.data, train_key, items)
 
     tested = MetaTest(

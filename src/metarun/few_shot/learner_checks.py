@@ -68,7 +68,11 @@ class LearnerChecks:
         return own | leaks.verdicts(found, self._way, self._dataset.contents, self._resized)
 
     def _in_companies(self, params: Params, task_and_order: tuple[Task, Array], key: Array) -> dict[str, Array]:
-        """The answers to the queries as they come, in another order, some of them with others, and some alone."""
+        """The answers to the same queries, asked in four ways.
+
+        As they come; in another order; half of them with other queries in the place of the rest; and the first few one at a
+        time.
+        """
         (task, order), x = task_and_order, task_and_order[0].query.x
         adapted, predict = self._method.adapt(params, task.support, key), self._method.predict
         sets = jnp.stack([x, x[order], check.replace_others(x, _kept(len(x)))])

@@ -12,6 +12,7 @@ from jax import lax
 from metarun.compiled.memory import Fit
 from metarun.compiled.outer_loop import updated
 from metarun.compiled.task_map import Layout, map_tasks, mean_gradient, placed
+from metarun.few_shot.task_sources import stream_of
 from metarun.types import Array, Inspection, Method, Metrics, Params, Task, TaskSource, TrainState
 
 # `(params, task, key, step) -> (loss, metrics)`, of one task.
@@ -86,7 +87,7 @@ class MetaTraining:
         sample_key, method_key = _task_keys(root_key, step, index)
         if fetched is None:
             return self._source.sample(data, sample_key), method_key
-        return self._source.stream.cut(*fetched), method_key
+        return stream_of(self._source).cut(*fetched), method_key
 
     def _each_by_itself(self, variant, phase, layout, params, shared, fetched):
         """The tasks of an outer step, their losses, and the norms of their gradients."""

@@ -6,7 +6,8 @@ import jax
 
 from metarun.compiled.streaming import gatherer
 from metarun.compiled.task_map import Layout, placed
-from metarun.types import Array, Task, TaskSource
+from metarun.errors import MetarunError
+from metarun.types import Array, Stream, Task, TaskSource
 
 
 def held(sources: Sequence[TaskSource], layout: Layout, stream: bool) -> list[TaskSource]:
@@ -23,10 +24,22 @@ def held(sources: Sequence[TaskSource], layout: Layout, stream: bool) -> list[Ta
     return [source._replace(data=jax.tree.map(place, source.data)) for source in sources]
 
 
+def stream_of(source: TaskSource) -> Stream:
+    """The stream of a source that has one.
+
+    Raises:
+      MetarunError: it has none.
+    """
+    if source.stream is None:
+        raise MetarunError("The tasks of this data set cannot be streamed from the host: give memory.stream=false.")
+    return source.stream
+
+
 def sampler(source: TaskSource, layout: Layout, stream: bool) -> Callable[[Array], Task]:
     """Returns `keys: [n] -> tasks`, with a leading axis `[n]`."""
     if stream:
-        gather, cut = gatherer(source.stream), jax.jit(jax.vmap(source.stream.cut))
+        streamed = stream_of(source)
+        gather, cut = gatherer(streamed), jax.jit(jax.vmap(streamed.cut))
         return lambda keys: cut(*placed(gather(keys), layout.replicated))
     sample = jax.jit(jax.vmap(source.sample, (None, 0)))
     return lambda keys: sample(source.data, keys)

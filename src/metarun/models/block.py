@@ -1,6 +1,7 @@
 """What the few-shot literature's convolutional networks are made of, and what their factories share."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -69,11 +70,11 @@ def compute_dtype(precision: str) -> jnp.dtype | None:
     return jnp.bfloat16 if one_of("precision", precision, PRECISIONS) == "bfloat16" else None
 
 
-def image_model(module: nn.Module, name: str, smallest: int, remedy: tuple[str, str, str]) -> Model:
+def image_model(module: Any, name: str, smallest: int, remedy: tuple[str, object, str]) -> Model:
     """A module over images as a `Model` that says what it cannot read.
 
     Args:
-      module: called with `x: [n, height, width, channel]` and `reference`.
+      module: of Flax, called with `x: [n, height, width, channel]` and `reference`.
       name: of the model, as on the command line.
       smallest: height and width that an image must have.
       remedy: key, value and way out that are named where an image is smaller.

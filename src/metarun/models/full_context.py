@@ -1,7 +1,7 @@
 """Embeddings that depend on the whole support set: the full context embeddings of matching networks."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -31,8 +31,8 @@ class _FullContext(nn.Module):
 
     def setup(self):
         forward, backward, attention = (nn.LSTMCell(self.size, param_dtype=self.dtype, parent=None) for _ in range(3))
-        self.forward = nn.RNN(forward)
-        self.backward = nn.RNN(backward, reverse=True, keep_order=True)
+        self.forward: Any = nn.RNN(forward)
+        self.backward: Any = nn.RNN(backward, reverse=True, keep_order=True)
         self.attention = attention
 
     def __call__(self, features: Array) -> Array:

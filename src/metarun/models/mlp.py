@@ -1,6 +1,7 @@
 """A fully connected network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from flax import linen as nn
 
@@ -39,7 +40,7 @@ def mlp(*, num_outputs: int | None, hidden: Sequence[int] = (40, 40)) -> Model:
 
     Source: Finn et al. 2017, section 5.1.
     """
-    module = _MLP(
+    module: Any = _MLP(
         None if num_outputs is None else positive_int("model.num_outputs", num_outputs),
         positive_ints("model.hidden", hidden, "[40,40]"),
     )

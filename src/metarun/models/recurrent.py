@@ -66,7 +66,7 @@ def _forgetting_little(params: Params) -> Params:
 
 
 class _Layer(nn.Module):
-    cell: type[nn.RNNCellBase]
+    cell: Callable[..., nn.RNNCellBase]
     num_outputs: int
     hidden: int
     products: int = 0

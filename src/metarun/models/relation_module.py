@@ -1,7 +1,7 @@
 """How related two feature maps are, as a learnt function: the relation module of relation networks."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 
@@ -51,7 +51,7 @@ def relation_module(*, hidden: int, norm: str) -> RelationModule:
 
     Source: Sung et al. 2018, Learning to Compare, section 3.4 and figure 2.
     """
-    module = _RelationModule(positive_int("method.hidden", hidden), one_of("method.norm", norm, NORMS))
+    module: Any = _RelationModule(positive_int("method.hidden", hidden), one_of("method.norm", norm, NORMS))
     return RelationModule(
         init=lambda key, pairs: module.init(key, pairs, None)["params"],
         apply=lambda params, pairs, reference: module.apply({"params": params}, pairs, reference),

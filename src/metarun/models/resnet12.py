@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -43,7 +44,11 @@ class _ResNet12(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, reference: int | None = None) -> Array:
-        settings = {"norm": self.norm, "norm_scale": self.norm_scale, "compute_dtype": self.compute_dtype}
+        settings: dict[str, Any] = {
+            "norm": self.norm,
+            "norm_scale": self.norm_scale,
+            "compute_dtype": self.compute_dtype,
+        }
         for i, filters in enumerate(self.filters):
             x = _ResidualBlock(partial(Block, filters, "none", **settings), name=f"block{i}")(x, reference)
         dense = partial(nn.Dense, param_dtype=x.dtype, kernel_init=nn.initializers.glorot_uniform())

@@ -6,6 +6,7 @@ last element alone cost little more than one.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import ceil, log2, sqrt
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ def _sequence_model(module: nn.Module) -> SequenceModel:
     )
 
 
-def attention_sizes(attention: object) -> list[tuple[int, int]]:
+def attention_sizes(attention: Any) -> list[tuple[int, int]]:
     """Returns `method.attention` as (key size, value size) of each block; raises `ConfigError` for anything else."""
 
     def is_list(value):
@@ -137,7 +138,8 @@ def attention_sizes(attention: object) -> list[tuple[int, int]]:
     if not is_list(attention) or not attention or not all(is_list(pair) and len(pair) == 2 for pair in attention):
         allowed = "a list of key and value sizes such as [[64,32],[256,128]]"
         raise ConfigError("method.attention", attention, allowed)
-    return [tuple(positive_int("method.attention", size) for size in pair) for pair in attention]
+    positive = partial(positive_int, "method.attention")
+    return [(positive(key_size), positive(value_size)) for key_size, value_size in attention]
 
 
 def snail(*, num_outputs: int, num_positions: int, filters: int, attention: Sequence[tuple[int, int]]) -> SequenceModel:
@@ -154,7 +156,7 @@ def snail(*, num_outputs: int, num_positions: int, filters: int, attention: Sequ
 
     Source: Mishra et al. 2018, A Simple Neural Attentive Meta-Learner, section 3 and figure 2.
     """
-    return _sequence_model(_Snail(num_outputs, num_positions, filters, tuple(tuple(sizes) for sizes in attention)))
+    return _sequence_model(_Snail(num_outputs, num_positions, filters, tuple((key, value) for key, value in attention)))
 
 
 def recurrent_snail(
@@ -167,7 +169,7 @@ def recurrent_snail(
       num_inputs: size of a row.
       num_positions: T, the length of the sequence, beyond which it cannot be fed.
     """
-    module = _Snail(num_outputs, num_positions, filters, tuple(tuple(sizes) for sizes in attention))
+    module: Any = _Snail(num_outputs, num_positions, filters, tuple((key, value) for key, value in attention))
     blocks = [(f"block{i}", dilations(num_positions) if i else [], sizes) for i, sizes in enumerate(attention)]
 
     def start(dtype: Any) -> Past:

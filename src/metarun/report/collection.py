@@ -61,6 +61,11 @@ class Record(NamedTuple):
     settings: str
     unfinished: Unfinished | None = None
 
+    @property
+    def ended(self) -> Mapping[str, Any]:
+        """`result`; empty where there is none."""
+        return self.result or {}
+
 
 def collect(directories: Sequence[str]) -> tuple[list[Record], list[str]]:
     """Reads every run at or below some directories, of sweeps and job arrays as well.

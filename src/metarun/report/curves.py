@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -120,10 +121,10 @@ def _draw_validation(axes: Axes, records: Records, metric: str) -> Line2D:
     return line
 
 
-def _mark_selected(axes: Axes, step: int, record: Mapping[str, float], metric: str) -> Line2D:
+def _mark_selected(axes: Axes, step: int, record: Mapping[str, Any], metric: str) -> Line2D:
     value, ci95 = record[f"val/{metric}"], record.get("val/ci95")
     accuracy = metric == "accuracy"
     number = f"{value:{'.1%' if accuracy else '.3g'}}{interval_said(ci95, '.1%' if accuracy else '.2g')}"
-    ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black"}
+    ring: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black"}
     (mark,) = axes.plot([step], [value], linestyle="none", label=f"selected, step {step:,}: {number}", **ring)
     return mark

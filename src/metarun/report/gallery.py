@@ -1,7 +1,7 @@
 """A few test tasks to look at: what a learner was shown, what it was asked, and what it answered."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -147,7 +147,7 @@ class _Grid(NamedTuple):
         return HEADING + self.rows * PITCH_Y
 
 
-def _most_of_a_class(labels: np.ndarray) -> int:
+def _most_of_a_class(labels: Any) -> int:
     return max(np.bincount(one_task).max() for one_task in labels)
 
 
@@ -158,7 +158,7 @@ def _split(splits: "Split", index: int) -> "Split":
 def _draw_images(axes: Axes, grid: _Grid, support: "Split", query: "Split", answers: np.ndarray) -> None:
     axes.set(xlim=(0, grid.width), ylim=(grid.height, 0), aspect="equal", anchor="NW")
     axes.set_axis_off()
-    note = {"fontsize": NOTE_SIZE, "color": GREY}
+    note: dict[str, Any] = {"fontsize": NOTE_SIZE, "color": GREY}
     for column in range(grid.columns):
         left = column * grid.column_width
         axes.text(left + LABEL_WIDTH, HEADING - 0.15, "support", **note)

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -118,7 +118,7 @@ def _heading(axes: Axes, top: float, title: str, shown: int, of: int, what: str)
 
 def _draw_class(axes: Axes, found: Predictions, letters: Lettering, label: int, top: float) -> None:
     images = found.support_x[found.support_y == label]
-    style = {"va": "center", "family": letters.families, "fontsize": LABEL_SIZE}
+    style: dict[str, Any] = {"va": "center", "family": letters.families, "fontsize": LABEL_SIZE}
     axes.text(NAME_WIDTH - 0.2, top + 0.5, letters.short(found.classes[label]), ha="right", **style)
     for number, image in enumerate(images[:SUPPORT_SHOWN]):
         draw_image(axes, image, NAME_WIDTH + number * PITCH_X, top)
@@ -131,7 +131,7 @@ def _draw_query(axes: Axes, found: Predictions, letters: Lettering, query: int, 
     probability = found.probabilities[query].max()
     draw_image(axes, found.query_x[query], left, top)
     bar = left + BAR_LEFT
-    style = {"va": "center", "family": letters.families}
+    style: dict[str, Any] = {"va": "center", "family": letters.families}
     weight = "bold" if len(letters.families) == 1 else "normal"  # which another font may not have
     axes.text(bar, top + 0.16, letters.short(found.files[query]), fontsize=NOTE_SIZE, color=GREY, **style)
     axes.text(bar, top + 0.48, letters.short(found.predicted[query]), fontsize=LABEL_SIZE, weight=weight, **style)

@@ -40,7 +40,7 @@ def replicates_of(records: Sequence[Record]) -> list[Replicates]:
         same = record.settings, record.evaluation, setting_of(result), result.get("steps"), _version(record)
         same += tuple(result[key] for key in ("method", "metric", "protocol_id", "num_tasks"))
         again = 0
-        while any(each.result["seed"] == result["seed"] for each in groups.get((same, again), ())):
+        while any(each.ended["seed"] == result["seed"] for each in groups.get((same, again), ())):
             again += 1
         groups.setdefault((same, again), []).append(record)
     return [_taken(group) for group in groups.values()]
@@ -48,14 +48,14 @@ def replicates_of(records: Sequence[Record]) -> list[Replicates]:
 
 def _version(record: Record) -> str | None:
     """Of metarun alone: those of the libraries, and the device, move a number by rounding, far less than a seed does."""
-    return (record.result.get("versions") or {}).get("metarun")
+    return (record.ended.get("versions") or {}).get("metarun")
 
 
 def _taken(group: Sequence[Record]) -> Replicates:
     if len(group) == 1:
         result = group[0].result or {}
         return Replicates(group, result.get("value"), result.get("ci95"), None)
-    group = sorted(group, key=lambda record: record.result["seed"])
-    results = [record.result for record in group]
+    group = sorted(group, key=lambda record: record.ended["seed"])
+    results = [record.ended for record in group]
     values, ci95 = [result["value"] for result in results], max(result["ci95"] for result in results)
     return Replicates(group, *over_seeds(Ours(values, ci95, results[0]["num_tasks"])), statistics.stdev(values))

@@ -41,6 +41,7 @@ def draw_reward_curves(curves: Mapping[str, Any]) -> Figure:
     others = cycle(_OTHERS)
     for name, curve in lines.items():
         own = name == "learner"
+        look: dict[str, Any]
         look = {"color": BLUE, "linewidth": 2.4, "zorder": 3} if own else {"color": next(others), "linewidth": 1.2}
         marker = "." if len(curve) <= FEW else None
         axes.plot(first + np.arange(len(curve)), curve, label=name.replace("_", " "), marker=marker, **look)

@@ -85,7 +85,7 @@ def pictures(
 def summary(result: Mapping[str, Any]) -> Group:
     """The result with its interval, the agents that were not learnt, and the checks, to be printed."""
 
-    parts = [Text(f"test {result['metric']} {_interval(result)}", "bold"), Text(tested_on(result))]
+    parts: list[Any] = [Text(f"test {result['metric']} {_interval(result)}", "bold"), Text(tested_on(result))]
     curves = result.get("curves", {})  # a result of another version may have none
     if curves.get("over") == "inner step":
         points = zip(curves.get("learner", []), result.get("learner_curve_ci95", []), strict=False)

@@ -46,7 +46,8 @@ def pictures(
         directory: Path, params: Params, selected_step: int | None, tested: Evaluation
     ) -> Mapping[str, Callable[[], None]]:
         del tested
-        tasks, before, after = experiment.examples(params, GALLERY_TASKS)
+        examples: Any = experiment.examples
+        tasks, before, after = examples(params, GALLERY_TASKS)
         plots = directory / "plots"
         curve = partial(
             learning_curve,
@@ -85,7 +86,7 @@ def summary(result: Mapping[str, Any]) -> Group:
     value = f"test {result['metric']} {number(result['value'])}"
     if result["ci95"] is not None:
         value += f" ± {number(result['ci95'])}"
-    parts = [Text(value, "bold"), Text(tested_on(result)), table]
+    parts: list[Any] = [Text(value, "bold"), Text(tested_on(result)), table]
     if result["value"] is None:
         advice = (
             "Adaptation diverges on some test tasks: lower method.eval_inner_steps or, to train again, method.inner_lr."
@@ -94,7 +95,7 @@ def summary(result: Mapping[str, Any]) -> Group:
     return Group(*parts)
 
 
-def check_table(checks: Mapping[str, Mapping[str, Any]], number: Callable[[float], str]) -> Table:
+def check_table(checks: Mapping[str, Mapping[str, Any]], number: Callable[[Any], str]) -> Table:
     """The checks of a result, a row each; `number` says a value of its metric."""
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
     for column in ("check", "", "value"):
@@ -126,7 +127,7 @@ def parameters_of(steps: Sequence[int]) -> str:
     return f"an ensemble of the parameters of steps {', '.join(map(str, steps))}"
 
 
-def _check_value(name: str, check: Mapping[str, Any], number: Callable[[float], str]) -> str:
+def _check_value(name: str, check: Mapping[str, Any], number: Callable[[Any], str]) -> str:
     value = check["value"]
     if name in OF_DATA:
         return OF_DATA[name].format(**check)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -79,7 +80,8 @@ def draw_strip(
     figure = Figure(
         figsize=(_MOMENTS * _WIDTH + 1.2, rows * (height + 0.12) + 0.45 * len(films) + 0.3), layout="constrained"
     )
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
     parts = figure.subfigures(len(films), 1, squeeze=False, height_ratios=[len(film) for film in films])[:, 0]
     for part, task, film in zip(parts, shown, films, strict=True):
         part.suptitle(captions[task], x=0.005, ha="left", fontsize=TITLE_SIZE)

@@ -68,7 +68,7 @@ def figures_of(record: Record) -> list[Mapping[str, Any]]:
 def seeds_of(records: Sequence[Record]) -> str:
     """The seeds of some results, ascending, in words: `0 to 4, 7`."""
     spans: list[list[int]] = []
-    for seed in sorted(record.result["seed"] for record in records):
+    for seed in sorted(record.ended["seed"] for record in records):
         if spans and seed == spans[-1][-1] + 1:
             spans[-1].append(seed)
         else:
@@ -78,7 +78,7 @@ def seeds_of(records: Sequence[Record]) -> str:
 
 def checks_of(records: Sequence[Record]) -> str:
     """What the checks of some results say, in words: which have failed in any, and which could not be made."""
-    checks = [(name, check["passed"]) for record in records for name, check in record.result["checks"].items()]
+    checks = [(name, check["passed"]) for record in records for name, check in record.ended["checks"].items()]
     failed, left_out = (
         ", ".join({name.replace("_", " "): None for name, passed in checks if passed is which})
         for which in (False, None)
@@ -125,7 +125,7 @@ def _distribution(group: Replicates, accuracy: bool) -> str:
     """How the values of replicates are distributed, in words; "" for a single one."""
     if group.sd is None:
         return ""
-    values = [record.result["value"] for record in group.records]
+    values = [record.ended["value"] for record in group.records]
     low, high = (_value(pick(values), None, accuracy) for pick in (min, max))
     sd = f"{100 * group.sd:.2g}%" if accuracy else f"{group.sd:.2g}"
     return f"{len(values)} seeds, standard deviation {sd}, from {low} to {high}"

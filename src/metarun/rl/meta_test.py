@@ -94,7 +94,8 @@ class MetaTest:
         )
 
     def _optima_of(self, split: str, task_keys: Array) -> Array:
-        return jax.vmap(lambda key: self._environment.optimum(self._environment.sample(key, split)))(task_keys)
+        optimum: Any = self._environment.optimum
+        return jax.vmap(lambda key: optimum(self._environment.sample(key, split)))(task_keys)
 
     def _watch(self, params: Params, keys: tuple[Array, Array]) -> Any:
         """Tasks, goals, limbs and what was seen, of one episode a task."""
@@ -125,7 +126,7 @@ def _beside(
     own: Outcome, yardsticks: Mapping[str, Outcome], optimum: np.ndarray | None, curve_over: str
 ) -> dict[str, Any]:
     """What a result states beside its value; entries of outcomes have a leading axis of tasks."""
-    found = {"yardsticks": {name: _mean(other.value) for name, other in yardsticks.items()}}
+    found: dict[str, Any] = {"yardsticks": {name: _mean(other.value) for name, other in yardsticks.items()}}
     if optimum is not None:
         found["yardsticks"]["optimum"] = _mean(optimum)
     if yardsticks:
@@ -143,5 +144,5 @@ def _beside(
     return found
 
 
-def _mean(per_task: np.ndarray) -> dict[str, float]:
+def _mean(per_task: np.ndarray | Array) -> dict[str, float]:
     return {"value": float(per_task.mean()), "ci95": 1.96 * check.standard_error(per_task)}

@@ -16,8 +16,9 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +152,11 @@ def load(saved: Saved, template: Any, *, partial: bool = False) -> Any:
             f"trained with; or, to train anew, {_WAYS_OUT}."
         )
     try:
-        arrays = _read(saved, leaves) if saved.arrays is not None else _read_of_orbax(saved, leaves, partial)
+        arrays = (
+            _read(saved.path, saved.arrays, leaves)
+            if saved.arrays is not None
+            else _read_of_orbax(saved, leaves, partial)
+        )
     except (OSError, ValueError) as error:
         raise MetarunError(f"Checkpoint {saved.path} cannot be read ({error}).") from error
     return jax.tree.unflatten(
@@ -178,7 +183,7 @@ def _write(
     stored = {}
     with (directory / _ARRAYS).open("wb", buffering=0) as stream:
         for name, array in arrays.items():
-            data = rest = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            data = rest = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             while rest:
                 rest = rest[stream.write(rest) :]
             stored[name] = [len(data), hashlib.sha256(data).hexdigest()]
@@ -231,7 +236,7 @@ def _manifest_of(path: Path, step: int) -> dict[str, Any]:
     with _opened(path / _MANIFEST) as stream:
         if _size(stream) > _MOST_FACTS:
             raise ValueError(f"{_MANIFEST} has {_size(stream)} bytes, more than {_MOST_FACTS}")
-        manifest = json.loads(stream.read())
+        manifest: Any = json.loads(stream.read())
     manifest = manifest if isinstance(manifest, dict) else {}
     if manifest.pop("sha256", None) != _sha256(canonical_json(manifest).encode()):
         raise ValueError(f"{_MANIFEST} does not match its checksum")
@@ -258,7 +263,7 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BufferedReader:
     """Opens `path` to be read, which has to be a file: no link, nor a pipe that would never end."""
     stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -267,11 +272,11 @@ def _opened(path: Path) -> IO[bytes]:
     return stream
 
 
-def _size(stream: IO[bytes]) -> int:
+def _size(stream: BufferedReader) -> int:
     return os.fstat(stream.fileno()).st_size
 
 
-def _check_bytes(stream: IO[bytes], size: int, digest: str, name: str) -> None:
+def _check_bytes(stream: BufferedReader, size: int, digest: str, name: str) -> None:
     """Reads `size` bytes; raises `ValueError` if they are fewer, or have another SHA-256."""
     found = hashlib.sha256()
     while block := stream.read(min(size, _BLOCK)):
@@ -281,11 +286,11 @@ def _check_bytes(stream: IO[bytes], size: int, digest: str, name: str) -> None:
         raise ValueError(f"{name} does not match its checksum")
 
 
-def _read(saved: Saved, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Reads what is stored of `leaves`, whose shapes and types are those of the checkpoint."""
+def _read(path: Path, arrays: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Reads what is stored of `leaves`, whose shapes and types are those of the checkpoint; `arrays` as in `Saved`."""
     found, begin = {}, 0
-    with _opened(saved.path / _ARRAYS) as stream:
-        for name, (size, digest) in saved.arrays.items():
+    with _opened(path / _ARRAYS) as stream:
+        for name, (size, digest) in arrays.items():
             if name in leaves:
                 stored = _stored(leaves[name])
                 if size != math.prod(stored.shape) * stored.dtype.itemsize:
@@ -346,7 +351,7 @@ def _read_of_orbax(saved: Saved, leaves: Mapping[str, Any], partial: bool) -> di
     return {name: found.get(name, np.zeros(leaf.shape, _stored(leaf).dtype)) for name, leaf in leaves.items()}
 
 
-def _sha256(data: bytes) -> str:
+def _sha256(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from metarun.errors import DataError, Diverged, MetarunError, some
-from metarun.system import processes
+from metarun.system import several_processes
 from metarun.system.files import write_json, writing
 from metarun.training import checkpoint
 from metarun.training.result import DIVERGED, DIVERGENCE, read_divergence
@@ -26,9 +26,9 @@ def divergence_of(
 
     That step is found by computing again, one at a time, those since the newest checkpoint: they give the same numbers.
     """
-    say, checkpoints, first = (lambda text: None), directory / "checkpoints", processes.is_first()
+    say, checkpoints, first = (lambda text: None), directory / "checkpoints", several_processes.is_first()
     saved = checkpoint.newest(checkpoints, say) if first else None
-    step, selected = processes.from_first([saved.step, len(selected_steps(saved))] if saved else [0, 0])
+    step, selected = several_processes.from_first([saved.step, len(selected_steps(saved))] if saved else [0, 0])
     state = restored(experiment, saved, selected).train
     since = f"{what} between steps {step + 1} and {last} of the run in {directory}"
     kept = f"the checkpoint of step {step} is kept" if selected else "nothing was saved"

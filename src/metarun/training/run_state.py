@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metarun.errors import MetarunError
-from metarun.system import processes
+from metarun.system import several_processes
 from metarun.system.reading import is_number
 from metarun.training import checkpoint
 from metarun.training.ensemble import Ensemble, ensemble_of, members_of
@@ -23,12 +23,12 @@ class RunState(NamedTuple):
     """The arrays of a checkpoint.
 
     Attributes:
-      train: what `Experiment.step` takes and returns.
+      train: the `TrainState` that `Experiment.step` takes and returns; None where it is not to be read.
       selected: the parameters that validated best so far, an `Ensemble` if there are several; or the latest where none
         have been validated.
     """
 
-    train: TrainState
+    train: Any
     selected: Params | Ensemble
 
 
@@ -95,7 +95,7 @@ def restored(experiment: Experiment, saved: checkpoint.Saved | None, selected: i
     state = RunState(train, ensemble_of([copied(train.params) for _ in range(max(1, selected))]))
     if not selected:
         return state
-    return processes.arrays_from_first(checkpoint.load(saved, state) if saved is not None else state)
+    return several_processes.arrays_from_first(checkpoint.load(saved, state) if saved is not None else state)
 
 
 @jax.jit
@@ -129,7 +129,7 @@ def with_validation(
       maximize: whether more of the metric is better.
     """
     place = _place(found.value, ledger.best, maximize)
-    if place >= most:
+    if place is None or place >= most:
         return selected
     kept = list(members_of(selected))[: len(ledger.best)]
     ledger.best.insert(place, {"step": step, "value": found.value, "ci95": found.ci95})
@@ -138,8 +138,8 @@ def with_validation(
     return ensemble_of(kept)
 
 
-def _place(value: float, best: Sequence[Mapping[str, Any]], maximize: bool) -> float:
-    """Where a validation stands among the best, which are sorted, after its equals; one that is not finite, nowhere."""
+def _place(value: float, best: Sequence[Mapping[str, Any]], maximize: bool) -> int | None:
+    """Where a validation stands among the best, which are sorted, after its equals; None: nowhere, as it is not finite."""
     if not math.isfinite(value):
-        return math.inf
+        return None
     return sum(each["value"] >= value if maximize else each["value"] <= value for each in best)

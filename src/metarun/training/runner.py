@@ -19,9 +19,9 @@ from rich.console import Console
 
 from metarun.compiled.memory import available, in_words
 from metarun.config.directories import refuse_odd
-from metarun.config.factories import CODE, SAME, refuse_other_code
+from metarun.config.named_code import CODE, SAME, refuse_other_code
 from metarun.errors import ConfigError, DataError, Diverged, MetarunError, in_a_line, shown
-from metarun.system import processes
+from metarun.system import several_processes
 from metarun.system.files import locked, plain, remove, write_json, writing
 from metarun.system.progress import RunProgress
 from metarun.training import checkpoint, metrics, wording
@@ -85,7 +85,7 @@ def run(
     directory = Path(directory)
     _check_fits(experiment)
     refuse_odd(directory)
-    first = processes.is_first()
+    first = several_processes.is_first()
     console = console or Console(stderr=True)
     watched = stop_on_signals(settings.time_limit) if stop is None else contextlib.nullcontext(stop)
     with locked(directory) if first else contextlib.nullcontext(), watched as stop:
@@ -99,7 +99,7 @@ def run(
         except Interrupted as error:
             stopped = error
         except Exception as error:
-            if processes.is_loss_of_another(error):
+            if several_processes.is_loss_of_another(error):
                 leave(directory)
             raise
         console.print(f"metarun: {stopped}", markup=False, highlight=False, soft_wrap=True)
@@ -135,7 +135,7 @@ def _run(
 ) -> dict[str, Any]:
     checkpoints, result_path = directory / "checkpoints", directory / RESULT
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    first, saved, begun, diverged = processes.is_first(), None, None, None
+    first, saved, begun, diverged = several_processes.is_first(), None, None, None
 
     # ---- Resume, or begin. Until the command is known to be acceptable, nothing in the directory changes.
     if first and settings.resume:
@@ -145,7 +145,7 @@ def _run(
             _check_continues(saved, identity, settings, directory)
             begun = saved.step, dataclasses.asdict(ledger), _finished(result_path, experiment, settings)
         diverged = diverged_before(directory, identity, settings.steps)
-    begun, diverged = processes.from_first((begun, diverged))
+    begun, diverged = several_processes.from_first((begun, diverged))
     if diverged is not None:
         raise Diverged(*diverged)
     step, ledger = 0, Ledger()
@@ -185,8 +185,8 @@ def _run(
             # ---- One dispatch.
             previous, step = step, _next_boundary(step, settings)
             began = time.perf_counter()
-            train, train_metrics = experiment.step(train, step - previous)
-            train_metrics = {name: float(value) for name, value in jax.device_get(dict(train_metrics)).items()}
+            train, means = experiment.step(train, step - previous)
+            train_metrics = {name: float(value) for name, value in jax.device_get(dict(means)).items()}
             elapsed = time.perf_counter() - began
             if warm:
                 ledger.seconds += elapsed
@@ -196,7 +196,7 @@ def _run(
                 ledger.compile_seconds += elapsed
             if not math.isfinite(train_metrics["loss"]):
                 raise divergence_of(experiment, f"The loss is {train_metrics['loss']}", step, directory, identity)
-            stopping = processes.largest(stop.signum or 0)
+            stopping = several_processes.largest(stop.signum or 0)
             last = step == settings.steps
 
             # ---- Validate; the best parameters are tested in the end.
@@ -211,7 +211,7 @@ def _run(
             line = bool(val) or last or _crosses(settings.log_every, previous, step)
             progress.show(step, wording.summary(experiment, rate, train_metrics, val, ledger.best), line=line)
             if line:
-                values = {"seconds": round(ledger.seconds, 3), "tasks_per_second": rate}
+                values: dict[str, Any] = {"seconds": round(ledger.seconds, 3), "tasks_per_second": rate}
                 values |= {f"train/{name}": value for name, value in train_metrics.items()} | val
                 for each in loggers:
                     each.write(step, values)
@@ -269,20 +269,20 @@ def _check_fits(experiment: Experiment) -> None:
 
 def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callable[[str], object]) -> None:
     """Draws what can be drawn, and says what cannot: a result does not wait for its pictures."""
-    failed = {}
+    failed: dict[str, Exception] = {}
     try:
         made = pictures()
     except Exception as error:
-        if processes.is_loss_of_another(error):
+        if several_processes.is_loss_of_another(error):
             raise
         made, failed[""] = {}, error
-    for name, picture in made.items() if processes.is_first() else ():
+    for name, picture in made.items() if several_processes.is_first() else ():
         try:
             picture()
         except Exception as error:  # of whatever kind: matplotlib's, of fonts, of the disk
             failed[name] = error
-    for name, error in failed.items():
-        say(f"metarun: plots/{name} could not be drawn. {in_a_line(error)}")
+    for name, failure in failed.items():
+        say(f"metarun: plots/{name} could not be drawn. {in_a_line(failure)}")
 
 
 def _remove_run(directory: Path) -> None:
@@ -298,7 +298,7 @@ def _check_continues(
     then = saved.metadata["identity"]
     codes = [{key: code for key, code in each.items() if key.endswith(f".{CODE}")} for each in (then, identity)]
     if settings.code == SAME:
-        refuse_other_code(*codes, directory)
+        refuse_other_code(codes[0], codes[1], directory)
     then, identity = (
         {key: value for key, value in each.items() if key not in {**codes[0], **codes[1]}} for each in (then, identity)
     )

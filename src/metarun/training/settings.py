@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from metarun.config.factories import ANY, CODE, SAME
+from metarun.config.named_code import ANY, CODE, SAME
 from metarun.errors import ConfigError, non_negative_int, one_of, positive_float, positive_int, true_or_false
 
 

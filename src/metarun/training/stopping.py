@@ -14,8 +14,13 @@ from rich.console import Console
 # starts the command again on it needs to know nothing else.
 REQUEUE = 75
 # What asks a run to stop, in words: Ctrl-C; schedulers before they kill a job; its own time limit.
-_STOPS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGUSR2: "SIGUSR2"}
-_STOPS[signal.SIGALRM] = "its time_limit"
+_STOPS: dict[int, str] = {
+    signal.SIGINT: "SIGINT",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGUSR1: "SIGUSR1",
+    signal.SIGUSR2: "SIGUSR2",
+    signal.SIGALRM: "its time_limit",
+}
 
 
 class Interrupted(SystemExit):
@@ -40,7 +45,7 @@ class Stop:
     Attributes:
       signum: the first signal that came.
       at_once: whether a signal need not wait for the end of a dispatch.
-      followers: of other runs in this process, which see the same signals.
+      followers: the `Stop` of each other run in this process; they are told of the same signals.
     """
 
     signum: int | None = None
@@ -50,7 +55,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signals(time_limit: float | None) -> Iterator[Stop]:
-    """Has the body see which signal came, that of the time limit (minutes) included."""
+    """Within this context a signal is noted in the `Stop` that it gives, that of the time limit (minutes) included."""
     stop = Stop()
 
     def handle(signum: int, frame: object) -> None:
@@ -68,9 +73,10 @@ def stop_on_signals(time_limit: float | None) -> Iterator[Stop]:
     try:
         yield stop
     except Interrupted:
-        asked = before[stop.signum or signal.SIGINT]
+        signum = stop.signum or signal.SIGINT
+        asked = before[signum]
         if callable(asked) and asked is not signal.default_int_handler:
-            asked(stop.signum, None)
+            asked(signum, None)
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

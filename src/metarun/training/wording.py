@@ -9,13 +9,13 @@ import jax
 from metarun.compiled.memory import in_words
 from metarun.errors import MetarunError
 from metarun.trust.equivalence import interval_said
-from metarun.types import Experiment, Metrics, Plan
+from metarun.types import Experiment, Plan
 
 
 def summary(
     experiment: Experiment,
     rate: float | None,
-    train: Metrics,
+    train: Mapping[str, float],
     val: Mapping[str, float],
     best: Sequence[Mapping[str, Any]],
 ) -> str:

@@ -1,4 +1,4 @@
-"""What must hold of an honest evaluation, as changes made to its tasks and verdicts on what they did to the answers.
+"""The checks of a test: how its tasks are changed, and what the changed answers say.
 
 Each check can fail: a support set whose labels say nothing must leave a learner at chance, and neither the order of the
 queries nor the numbers that classes happen to carry may move an answer. An implementation that leaks fails here.
@@ -45,7 +45,7 @@ def not_checked(reason: str) -> Mapping[str, Any]:
 _ONE_TASK = not_checked("over a single task there is no sampling error to judge by: give eval_tasks=2 or more")
 
 
-def is_chance(per_task: np.ndarray, chance: np.ndarray | float) -> Mapping[str, Any]:
+def is_chance(per_task: np.ndarray | Array, chance: np.ndarray | Array | float) -> Mapping[str, Any]:
     """Passes if the mean of a metric over tasks `[n]` is at chance within sampling error; of one task it is not checked.
 
     Args:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metarun.types import Array
+
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
 _NORMAL = 1.96  # by which results state their 95% intervals
 _MOST = 1000  # as many times the tasks, or as many seeds, are more than anybody will run
@@ -94,7 +96,7 @@ def over_seeds(ours: Ours) -> tuple[float, float]:
     return float(np.mean(ours.values)), _spread(ours, None, None, 1).ours
 
 
-def standard_error(values: np.ndarray) -> float:
+def standard_error(values: np.ndarray | Array) -> float:
     """s / sqrt(n) of `values: [n]`, with s the sample standard deviation; NaN of a single value, which has none."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
 

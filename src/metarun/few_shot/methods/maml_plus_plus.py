@@ -4,6 +4,7 @@ Source: Antoniou, Edwards and Storkey 2019, How to Train Your MAML.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ def maml_plus_plus(
         last = min(max(num_steps, 1), train_steps) - 1
         return at([leaf[last] for leaf in norms], fast), looks
 
-    shared = {"answer": model.apply, "objective": objective, "query_statistics": query_statistics}
+    shared: dict[str, Any] = {"answer": model.apply, "objective": objective, "query_statistics": query_statistics}
     judged = query_loss(**shared)
 
     def last_step_loss(meta_params, task, key, step, first_order):

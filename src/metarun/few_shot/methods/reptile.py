@@ -3,6 +3,8 @@
 Source: Nichol, Achiam and Schulman 2018, On First-Order Meta-Learning Algorithms.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -73,7 +75,7 @@ def reptile(
         both = Split(*(jnp.concatenate(parts) for parts in zip(task.support, task.query, strict=True)))
         return trained(params, both, key, train_steps, train_batch)
 
-    shared = {"answer": model.apply, "objective": objective, "query_statistics": query_statistics}
+    shared: dict[str, Any] = {"answer": model.apply, "objective": objective, "query_statistics": query_statistics}
     judged = query_loss(**shared)
 
     def loss(params, task, key):

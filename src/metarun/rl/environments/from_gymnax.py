@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metarun.config.factories import imported
+from metarun.config.named_code import imported
 from metarun.errors import ConfigError, MetarunError, one_of, positive_int, true_or_false
 from metarun.rl import task_space
 from metarun.rl.environment import Continuous, Discrete, Environment, Step, random_agent
@@ -130,7 +130,7 @@ def from_gymnax(
     )
 
 
-from_gymnax.code_keys = ("name",)
+from_gymnax.code_keys = ("name",)  # type: ignore[attr-defined]
 
 
 def _made(name: str) -> tuple[Any, Any]:

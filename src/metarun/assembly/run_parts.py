@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from metarun.assembly.keys import Keys
 from metarun.compiled.task_map import Layout, default_layout, frugal_layouts
 from metarun.config.composing import conf_dir
-from metarun.config.factories import TARGET
+from metarun.config.named_code import TARGET
 from metarun.config.schema import CIRCUMSTANCES, LATER
 from metarun.errors import ConfigError
 from metarun.system.machine import device_name, environment, versions
@@ -61,7 +61,7 @@ def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
 
 def set_by_user(keys: Keys, part: str) -> list[str]:
     """The keys that are not as in `config.yaml` of a part of `conf/`."""
-    defaults = OmegaConf.load(conf_dir(part) / "config.yaml")
+    defaults: Any = OmegaConf.load(conf_dir(part) / "config.yaml")
     return [key for key in keys.values if key not in defaults or keys.values[key] != defaults[key]]
 
 

@@ -116,7 +116,7 @@ def refuse_other_code(then: Mapping[str, Any], now: Mapping[str, Any], directory
     """Raises `MetarunError` where source that is not metarun's own is another than a run was begun with.
 
     Args:
-      then, now: hashes by GROUP.code, see `composition.Keys.code`.
+      then, now: hashes by GROUP.code, see `keys.Keys.code`.
       directory: of the run.
     """
     if other := [key for key in {**then, **now} if then.get(key) != now.get(key)]:
