@@ -1,6 +1,7 @@
 """Settings that several factories share: flat keys outside, one object within."""
 
 import inspect
+import typing
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +26,7 @@ class Pace:
 
 
 @with_settings(given=Given, pace=Pace(rate=0.5))
-def factory(*, given: Given, pace: Pace, size: int = 7):
+def factory(*, given: Given, pace: Pace, size: int = 7) -> tuple:
     return given, pace, size
 
 
@@ -38,6 +39,13 @@ def test_the_fields_are_keywords_with_the_defaults_of_the_instance():
         "size": 7,
     }
     assert list(inspect.signature(partial(factory, size=2)).parameters) == list(parameters)
+    assert typing.get_type_hints(factory) == {
+        "places": int,
+        "steps": int,
+        "rate": float | None,
+        "size": int,
+        "return": tuple,
+    }
 
 
 def test_each_group_is_handed_on_as_one_object():

@@ -42,6 +42,7 @@ def test_each_point_is_what_it_is_alone_bit_for_bit(apart, tmp_path):
     assert_same_points(tmp_path / "sweep", apart)
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_they_are_too(apart, tmp_path):
     command = ["-m", *SMALL, "steps_per_dispatch=1", *POINTS, "hydra/launcher=together", "hydra.sweep.dir=sweep"]
     started = Started("metarun", command, cwd=tmp_path)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 ARGUMENTS = [*SMALL, "steps=40", "meta_batch_size=6", "eval_every=20", "checkpoint_every=20", "eval_tasks=60"]
 LONG = [*ARGUMENTS, "steps=160", "eval_every=80"]
+SHORT = ["model=mlp", "model.hidden=[8]", *SMALL[1:], "meta_batch_size=6"]
 
 
 def start(directory, *arguments, devices=1, of=2):
@@ -72,17 +73,22 @@ def assert_same_arrays(found, expected):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A run of one process with two devices."""
-    directory = tmp_path_factory.mktemp("alone") / "run"
-    done = metarun(*LONG, f"hydra.run.dir={directory}", cwd=directory.parent, JAX_NUM_CPU_DEVICES="2")
+def run_alone(directory, settings):
+    """Makes a run of one process with two devices, and returns its directory."""
+    done = metarun(*settings, f"hydra.run.dir={directory}", cwd=directory.parent, JAX_NUM_CPU_DEVICES="2")
     assert done.returncode == 0, done.stderr
     return directory
 
 
-def test_two_processes_compute_what_one_does_with_as_many_devices(alone, tmp_path):
-    codes, said = ended(start(tmp_path / "run", *LONG))
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return run_alone(tmp_path_factory.mktemp("alone") / "run", LONG)
+
+
+@pytest.mark.parametrize("settings", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)], ids=["short", "long"])
+def test_two_processes_compute_what_one_does_with_as_many_devices(settings, request, tmp_path):
+    alone = request.getfixturevalue("alone") if settings is LONG else run_alone(tmp_path / "alone", settings)
+    codes, said = ended(start(tmp_path / "run", *settings))
     assert codes == [0, 0], said
     assert_same_arrays(tmp_path / "run", alone)
     found, expected = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", alone))

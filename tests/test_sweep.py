@@ -78,11 +78,13 @@ def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path):
 
 def test_points_in_parallel_are_those_in_turn(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    for name, launcher in (("turn", []), ("parallel", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])):
-        done = metarun("-m", *POINT, "seed=0,1", *launcher, f"hydra.sweep.dir={name}", cwd=tmp_path)
+    # What joblib starts is told of the modules of the process that starts it, so that is the console script's.
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    for name, launcher, fresh in (("turn", [], False), ("parallel", parallel, True)):
+        done = metarun("-m", *POINT, "seed=0,1", *launcher, f"hydra.sweep.dir={name}", cwd=tmp_path, fresh=fresh)
         assert done.returncode == 0, done.stderr
     assert results(tmp_path / "parallel") == results(tmp_path / "turn")
-    bad = metarun("-m", *POINT, "outer_lr=-1,-2", "hydra/launcher=joblib", cwd=tmp_path)
+    bad = metarun("-m", *POINT, "outer_lr=-1,-2", "hydra/launcher=joblib", cwd=tmp_path, fresh=True)
     refused(bad, "outer_lr=-1", "above 0")
 
 
@@ -225,7 +227,7 @@ def test_a_point_that_diverges_is_a_row_and_costs_no_other(tmp_path, launcher):
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     points = ["-m", *POINT, "outer_lr=1e38,0.001", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep"]
-    done = metarun(*points, cwd=tmp_path, COLUMNS="200")
+    done = metarun(*points, cwd=tmp_path, fresh=launcher == "joblib", COLUMNS="200")
     refused(done, "1 of 2 points have no result", "metarun-replay run=", "resume=false")
     assert done.returncode == 1
     sweep, found = tmp_path / "sweep", rows(tmp_path / "sweep")

@@ -46,6 +46,8 @@ def with_settings(**groups: Any) -> Callable[[Callable[..., Made]], Callable[...
             return factory(**values, **made)
 
         flattened.__signature__ = flat  # type: ignore[attr-defined]
+        flattened.__annotations__ = {name: each.annotation for name, each in flat.parameters.items()}
+        flattened.__annotations__["return"] = flat.return_annotation
         return flattened
 
     return decorated
