@@ -139,7 +139,7 @@ def with_validation(
 
 
 def _place(value: float, best: Sequence[Mapping[str, Any]], maximize: bool) -> int | None:
-    """Where a validation stands among the best, which are sorted, after its equals; None: nowhere, as it is not finite."""
+    """Where a validation stands among the best, which are sorted, after its equals; None where it is not finite."""
     if not math.isfinite(value):
         return None
     return sum(each["value"] >= value if maximize else each["value"] <= value for each in best)

@@ -95,7 +95,7 @@ def over_seeds(ours: Ours) -> tuple[float, float]:
 
 
 def standard_error(values: Any) -> float:
-    """s / sqrt(n) of an array `values: [n]`, with s the sample standard deviation; NaN of a single value, which has none."""
+    """s / sqrt(n) of an array `values: [n]`, with s the sample standard deviation; NaN of a single value."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
