@@ -135,7 +135,7 @@ def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit" / f"{job}_0").glob("*.err"))
     assert "Stopped by SIGTERM" in said and "Resuming at step" in said
 
-    local = metarun(*points, "hydra.sweep.dir=local", cwd=tmp_path, **environment)
+    local = metarun(*points, "hydra.sweep.dir=local", cwd=tmp_path, fresh=True, **environment)
     assert local.returncode == 0, local.stderr
     for seed in range(6):
         assert_same_run(tmp_path / "jobs" / str(seed), tmp_path / "local" / str(seed))
@@ -177,7 +177,7 @@ def test_a_job_of_a_sweep_whose_time_is_up_goes_on_in_the_next(tmp_path, environ
     assert sweep.returncode == 0, (tmp_path / "said").read_text()
     said = "".join(path.read_text() for path in (tmp_path / "jobs" / ".submitit").glob("*/*.err"))
     assert "Stopped by SIGUSR2" in said and "Resuming at step" in said
-    local = metarun(*points, "hydra.sweep.dir=local", cwd=tmp_path, **environment)
+    local = metarun(*points, "hydra.sweep.dir=local", cwd=tmp_path, fresh=True, **environment)
     assert local.returncode == 0, local.stderr
     assert_same_run(tmp_path / "jobs" / "0", tmp_path / "local" / "0")
 
@@ -195,7 +195,7 @@ def test_the_template_of_a_job_has_it_queued_again(tmp_path, environment):
     await_end(job)
     said = (tmp_path / f"slurm-{job}.log").read_text()
     assert "Stopped by SIGUSR1" in said, said
-    local = metarun(*points, "hydra.run.dir=local", cwd=tmp_path, **environment)
+    local = metarun(*points, "hydra.run.dir=local", cwd=tmp_path, fresh=True, **environment)
     assert local.returncode == 0, local.stderr
     assert_same_run(directory, tmp_path / "local")
 
@@ -227,6 +227,6 @@ def test_the_template_of_several_hosts_trains_together(tmp_path, environment):
     directory = tmp_path / "outputs" / f"slurm-{job}"
     assert (directory / "result.json").exists(), (tmp_path / f"slurm-{job}.log").read_text()
     together = {**environment, "JAX_NUM_CPU_DEVICES": "2"}
-    local = metarun(*ARGUMENTS, "hydra.run.dir=local", cwd=tmp_path, **together)
+    local = metarun(*ARGUMENTS, "hydra.run.dir=local", cwd=tmp_path, fresh=True, **together)
     assert local.returncode == 0, local.stderr
     assert_same_run(directory, tmp_path / "local")
