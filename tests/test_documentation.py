@@ -1,5 +1,6 @@
 """The documentation says what is so: its commands run, and what it names is there."""
 
+import json
 import os
 import pkgutil
 import re
@@ -317,7 +318,10 @@ def in_place(command, at_work):
         key, _, value = word.partition("=")
         words.append(f"{key}={stand_in[key]}" if value == "DIR" else word)
     if "run=finished" in words and not (at_work / "finished").exists():
-        shutil.copytree(next(path.parent for path in at_work.rglob("result.json")), at_work / "finished")
+        # The first run, or one whose learner answers for any number of classes: the stand-ins have two.
+        results = sorted(at_work.rglob("result.json"), key=lambda path: path.stat().st_mtime)
+        any_way = [path for path in results if json.loads(path.read_text())["method"] == "protonet"]
+        shutil.copytree([*any_way, *results][0].parent, at_work / "finished")
     return words
 
 
