@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from metarun.system import backend
 
 # Two devices whatever the machine has, so that sharding over devices is always exercised.
@@ -34,3 +36,13 @@ LONGEST = ("test_slurm.py", "test_contract.py", "test_sweep.py", "test_processes
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def no_precision_is_left_behind():
+    """The scripts that measure set it for their whole process, which here is that of other tests as well."""
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", None)
+    yield
+    jax.config.update("jax_default_matmul_precision", None)
