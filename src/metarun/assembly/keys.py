@@ -20,17 +20,14 @@ class Factory(NamedTuple):
       choice: in words, such as "method=maml".
       group: of the choice.
       objects: names of what metarun offers to factories of the group, see `offered`.
+      parameters: those of the function, by name.
     """
 
     function: Callable[..., Any]
     choice: str
     group: str
     objects: frozenset[str]
-
-    @property
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Those of the function, by name."""
-        return inspect.signature(self.function).parameters
+    parameters: Mapping[str, inspect.Parameter]
 
     def takes(self, name: str) -> bool:
         """Whether it asks for something that is offered, an object or a scalar of the run."""
@@ -89,7 +86,8 @@ class Keys:
         Raises:
           MetarunError: it asks for something that it is not given.
         """
-        factory, call = self.factory(group), self.partial(group)
+        factory = self.factory(group)
+        call = factory.keyed(self._own(group))
         scalars = [name for name in SCALARS if name in self.values and name not in {**call.keywords, **given}]
         handed = {name: value for name, value in given.items() if factory.takes(name)}
         handed |= {name: self[name] for name in scalars if factory.takes(name)}
@@ -98,7 +96,11 @@ class Keys:
 
     def partial(self, group: str) -> partial:
         """The group's factory with its own keys filled in."""
-        return self.factory(group).keyed({key: value for key, value in self[group].items() if key != TARGET})
+        return self.factory(group).keyed(self._own(group))
+
+    def _own(self, group: str) -> dict[str, Any]:
+        """The keys of a group's choice."""
+        return {key: value for key, value in self[group].items() if key != TARGET}
 
     def factory(self, group: str) -> Factory:
         """What the group's choice names as its `_target_`."""
@@ -106,7 +108,8 @@ class Keys:
         if not isinstance(node, Mapping) or TARGET not in node:
             raise MetarunError(f"{choice}: this choice names no _target_.")
         function = imported(f"{group}.{TARGET}", node[TARGET])
-        return Factory(function, choice, group, frozenset(self._offered[group]))
+        parameters = inspect.signature(function).parameters
+        return Factory(function, choice, group, frozenset(self._offered[group]), parameters)
 
     def code(self, groups: Iterable[str] | None = None) -> dict[str, str]:
         """Hashes of the source that is not metarun's own and that a run is made of, see `named_code.code_of`.
