@@ -42,8 +42,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # they compile 
 from omegaconf import OmegaConf
 
 from metarun.commands import cli
-from metarun.config.composing import conf_dir
 from metarun.config.schema import COMMON, FEW_SHOT, RL, SCHEMAS
+from metarun.config.search_path import conf_dir
 from metarun.data.cache import cache_dir
 
 COMMANDS = {

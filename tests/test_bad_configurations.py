@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from small_run import call
 
 from metarun.commands import cli
-from metarun.config.composing import conf_dir
 from metarun.config.schema import COMMON, FEW_SHOT, RL, SCHEMAS
+from metarun.config.search_path import conf_dir
 
 COUNT, SEED, SECONDS = 30, 2026, 10
 # What no value of a type is.

@@ -14,7 +14,7 @@ from jax import lax
 import benchmark
 from bench import flops, hotspots, meter, parts, peers, recipe, scaling
 from metarun.compiled.task_map import default_layout
-from metarun.config.composing import conf_dir
+from metarun.config.search_path import conf_dir
 from metarun.errors import MetarunError
 from metarun.models.conv4 import conv4
 

@@ -18,9 +18,10 @@ from small_omniglot import write_archives
 
 from metarun.assembly.few_shot_run import build
 from metarun.config import experiments
-from metarun.config.composing import conf_dir, groups, register
+from metarun.config.composing import groups, register
 from metarun.config.directories import run_dir
 from metarun.config.schema import COMMANDS
+from metarun.config.search_path import conf_dir
 from metarun.data.class_split import PUBLISHED
 from metarun.data.mini_imagenet import CLASSES
 from metarun.errors import ConfigError, MetarunError

@@ -8,8 +8,9 @@ import pytest
 
 from metarun.commands.reproduce import cells
 from metarun.config import experiments
-from metarun.config.composing import composed, conf_dir
+from metarun.config.composing import composed
 from metarun.config.schema import FEW_SHOT, RL
+from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError
 from metarun.trust.cell import Cell, Figure, cell_of, stated
 from metarun.trust.measured import table

@@ -7,8 +7,9 @@ from omegaconf import OmegaConf
 
 from metarun.commands.mistakes import explained
 from metarun.config import experiments
-from metarun.config.composing import composed, conf_dir, register
+from metarun.config.composing import composed, register
 from metarun.config.schema import FEW_SHOT, RL
+from metarun.config.search_path import conf_dir
 
 FOLDER = conf_dir(FEW_SHOT) / "experiment"
 FAMILY = """\

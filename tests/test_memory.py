@@ -223,7 +223,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from metarun.assembly.few_shot_run import build
-from metarun.config.composing import conf_dir, register
+from metarun.config.composing import register
+from metarun.config.search_path import conf_dir
 
 register()
 counts = []

@@ -15,7 +15,7 @@ from small_run import begun, call, draw, draw_classes, refused
 from metarun.assembly.few_shot_run import build_learner, recorded, shapes_of
 from metarun.assembly.saved_run import read
 from metarun.commands import cli, prediction
-from metarun.config.composing import conf_dir
+from metarun.config.search_path import conf_dir
 from metarun.training import checkpoint
 from metarun.training.ensemble import Ensemble
 from metarun.training.run_state import load_selected

@@ -11,7 +11,8 @@ import numpy as np
 from bench import meter, recipe
 from metarun.assembly.few_shot_run import build
 from metarun.compiled.task_map import Layout, map_tasks
-from metarun.config.composing import composed, conf_dir
+from metarun.config.composing import composed
+from metarun.config.search_path import conf_dir
 from metarun.data import class_bank
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.episodes import few_shot_data_set

@@ -5,8 +5,9 @@ import pytest
 from metarun.assembly.rl_run import build
 from metarun.commands.reproduce import cells
 from metarun.config import experiments
-from metarun.config.composing import composed, conf_dir
+from metarun.config.composing import composed
 from metarun.config.schema import RL
+from metarun.config.search_path import conf_dir
 
 # Pulls and arms: mean total reward of the yardsticks and RL2 (Duan et al. 2016, table 1), SNAIL and MAML (Mishra et al. 2018,
 # table 3).

@@ -11,8 +11,9 @@ from counting_environment import counting
 
 from metarun.assembly.rl_run import build
 from metarun.compiled.task_map import default_layout
-from metarun.config.composing import composed, conf_dir
+from metarun.config.composing import composed
 from metarun.config.schema import RL
+from metarun.config.search_path import conf_dir
 from metarun.errors import MetarunError
 from metarun.report.rl_pictures import pictures
 from metarun.rl.environment import Body, Discrete, random_agent

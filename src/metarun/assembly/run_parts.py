@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from metarun.assembly.keys import Keys
 from metarun.compiled.task_map import Layout, default_layout, frugal_layouts
-from metarun.config.composing import conf_dir
 from metarun.config.named_code import TARGET
 from metarun.config.schema import CIRCUMSTANCES, LATER
+from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError
 from metarun.system.machine import device_name, environment, versions
 from metarun.training.optimizers import OVER_THE_RUN

@@ -15,10 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun.assembly.keys import Keys
 from metarun.assembly.offered import OFFERED
 from metarun.config import named_code
-from metarun.config.composing import composed, conf_dir
+from metarun.config.composing import composed
 from metarun.config.directories import HYDRA, contradictions, refuse_odd
 from metarun.config.named_code import ANY, CODE, SAME, TARGET, refuse_other_code
 from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS
+from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError, DataError, MetarunError, one_of, some
 from metarun.system.reading import yaml_of
 from metarun.training import checkpoint

@@ -7,7 +7,8 @@ import time
 
 from metarun.commands import train, usage
 from metarun.commands.console import FAILED, Parser, of_settings, pairs, parsed, set_up, told
-from metarun.config.composing import composed, conf_dir
+from metarun.config import search_path
+from metarun.config.composing import composed
 from metarun.config.named_code import CODE, TARGET
 from metarun.config.schema import FEW_SHOT, RL
 from metarun.errors import ConfigError, MetarunError, one_of
@@ -228,7 +229,7 @@ def _data(arguments: argparse.Namespace) -> None:
     from metarun.commands import data_sets
 
     if arguments.command == "list":
-        return data_sets.list_all(conf_dir() / "dataset")
+        return data_sets.list_all([file for group, file in search_path.files(FEW_SHOT) if group == "dataset"])
     if arguments.command == "verify":
         return data_sets.verify()
 

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.commands import mistakes
-from metarun.config import directories
+from metarun.config import directories, search_path
 from metarun.config.schema import FEW_SHOT
 from metarun.errors import MetarunError
 from metarun.system.machine import versions
@@ -40,9 +40,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def parsed(parser: Parser) -> argparse.Namespace:
-    """The arguments of a command; after `--version`, which every command has, it ends."""
+    """The arguments of a command; after `--version`, which every command has, it ends.
+
+    The folders of `--config-dir`, which every command has as well and which may stand anywhere, are added.
+    """
+    where = "a folder with choices of your own, such as method/mine.yaml"
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help=where)
     parser.add_argument("--version", action="version", version=version(), help="the versions of what computes")
-    return parser.parse_args()
+    anywhere = Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    anywhere.add_argument("--config-dir", action="append", default=[])
+    given, others = anywhere.parse_known_args()
+    try:
+        search_path.add(given.config_dir)
+    except MetarunError as error:
+        sys.exit(said(error, MISTAKE))
+    return parser.parse_args(others)
 
 
 def version() -> str:

@@ -1,6 +1,7 @@
 """What `metarun-data` says and does."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,11 +13,11 @@ from metarun.errors import DataError
 from metarun.report.contact_sheet import blank_in_words, contact_sheet
 
 
-def list_all(folder: Path) -> None:
-    """Prints the data sets, one for each YAML in `folder`, whose first line says what it is; and the cache."""
+def list_all(files: Sequence[Path]) -> None:
+    """Prints the data sets, one for each of some YAML files, whose first line says what it is; and the cache."""
     console = Console()
     table = Table("dataset=", "what it is", box=None, pad_edge=False)
-    for file in sorted(folder.glob("*.yaml")):
+    for file in sorted(files, key=lambda file: file.stem):
         table.add_row(file.stem, file.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
     console.print(table)
     found = entries()

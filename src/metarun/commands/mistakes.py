@@ -20,9 +20,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from metarun.config import experiments
-from metarun.config.composing import conf_dir
-from metarun.config.schema import COMMANDS, COMMON, SCHEMAS
+from metarun.config import experiments, search_path
+from metarun.config.schema import COMMANDS, SCHEMAS
 from metarun.errors import shown, some
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -152,7 +151,8 @@ def _no_choice(path: str, text: str, part: str) -> str:
 def _no_experiment(name: str, text: str, part: str) -> str:
     """What is said of an experiment that there is not."""
     group = experiments.GROUP
-    known = re.findall(r"^\t(?!provider)(\S+)$", text, re.MULTILINE) or list(experiments.names(conf_dir(part) / group))
+    known = re.findall(r"^\t(?!provider)(\S+)$", text, re.MULTILINE)
+    known = known or [name for folder in search_path.experiment_folders(part) for name in experiments.names(folder)]
     words = [f"{group}={name}: there is no such experiment.", experiments.meant(name, known)]
     return " ".join([*filter(None, words), f"There are {len(known)}; metarun-reproduce --list names those of papers."])
 
@@ -230,15 +230,14 @@ def _allowed(key: str, part: str, text: str) -> str:
 
 
 def _groups(part: str) -> set[str]:
-    return {folder.name for folder in [*conf_dir(part).iterdir(), *conf_dir(COMMON).iterdir()] if folder.is_dir()}
+    return {*search_path.options(part), experiments.GROUP}
 
 
 def _known_keys(part: str) -> dict[str, list[str]]:
     """Every key of the schema and of the groups' YAML files, and the options that have it where not every run does."""
     schema = OmegaConf.structured(SCHEMAS[part])
     keys: dict[str, list[str]] = {key: [] for key in [*schema, *(f"memory.{key}" for key in schema.memory)]}
-    for file in [*conf_dir(part).glob("*/*.yaml"), *conf_dir(COMMON).glob("*/*.yaml")]:
-        group = file.parent.name
+    for group, file in search_path.files(part):
         node: typing.Any = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
         for key in node:

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from metarun.config import experiments
-from metarun.config.composing import composed, conf_dir
+from metarun.config import experiments, search_path
+from metarun.config.composing import composed
 from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL
 from metarun.errors import MetarunError, positive_int, some
 from metarun.training.result import RESULT, read_result
@@ -75,11 +75,11 @@ class Reproduction(NamedTuple):
 def cells() -> Iterator[Named]:
     """Every cell, whole ones before their quick variants, with what its own file states of it."""
     for part in (FEW_SHOT, RL):
-        folder = conf_dir(part) / experiments.GROUP
-        for name in experiments.names(folder):
-            node = (experiments.served(folder, name) or {}).get("cell")
-            if node is not None:
-                yield Named(name, part, cell_of(node))
+        for folder in search_path.experiment_folders(part):
+            for name in experiments.names(folder):
+                node = (experiments.served(folder, name) or {}).get("cell")
+                if node is not None:
+                    yield Named(name, part, cell_of(node))
 
 
 def listed(console: Console) -> None:
@@ -105,8 +105,8 @@ def find(name: str | None) -> Named:
     if name is None:
         raise MetarunError("Which cell? Give one as PAPER/CELL; `metarun-reproduce --list` names all.")
     for part in (FEW_SHOT, RL):
-        node = experiments.served(conf_dir(part) / experiments.GROUP, name)
-        if node is not None and "cell" in node:
+        served = [experiments.served(folder, name) for folder in search_path.experiment_folders(part)]
+        if any("cell" in node for node in served if node is not None):
             whole = composed([f"experiment={name}"], part)[0].cell  # which has what it takes from others, too
             return Named(name, part, cell_of(OmegaConf.to_container(whole)))
     known = [named.name for named in cells()]
@@ -296,7 +296,7 @@ def _run(named: Named, seeds: int, overrides: Sequence[str], directory: Path) ->
         if seeds == 1
         else [f"seeds={seeds}", f"hydra.run.dir={directory}"]
     )
-    own = [f"experiment={named.name}", *of_seeds]
+    own = [f"experiment={named.name}", *of_seeds, *(f"--config-dir={folder}" for folder in search_path.added())]
     process = subprocess.Popen([sys.executable, "-c", program, *own, *overrides])
     handed = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {signum: signal.signal(signum, lambda signum, _: process.send_signal(signum)) for signum in handed}

@@ -14,9 +14,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metarun.commands.console import set_up, told, version
-from metarun.config import directories
-from metarun.config.composing import conf_dir, register
+from metarun.config import directories, search_path
+from metarun.config.composing import register
 from metarun.config.schema import COMMANDS
+from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
 
 
@@ -50,6 +51,7 @@ def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn
 
     def run(config: DictConfig) -> float | None:
         try:
+            search_path.refuse_clashes(_choices(), part)
             return entry(config)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.RUN:
@@ -77,14 +79,21 @@ class _Ended(BaseException):
 
 
 def _options_first(arguments: list[str], command: str) -> list[str]:
-    """Has options such as `-m` stand anywhere; raises `MetarunError` for one that Hydra does not have."""
+    """Has options such as `-m` stand anywhere, and adds the folder of `--config-dir`.
+
+    Raises:
+      MetarunError: an option that Hydra does not have, or no folder.
+    """
 
     def refuse(message: str) -> NoReturn:
         raise MetarunError(f"{message}. `{command} --help` lists the settings, `{command} --hydra-help` the options.")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    options, settings = list(arguments), parser.parse_intermixed_args(arguments).overrides
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.config_dir is not None:
+        search_path.add([parsed.config_dir])
+    options, settings = list(arguments), parsed.overrides
     for setting in settings:
         options.remove(setting)
     return [*options, *settings]

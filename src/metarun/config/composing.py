@@ -1,10 +1,9 @@
-"""Composition by Hydra: where the YAML lies, what is registered with Hydra, and the configuration of a command line.
+"""Composition by Hydra: what is registered with it, and the configuration of a command line.
 
 Importing this file does not import JAX.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
@@ -16,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import experiments
-from metarun.config.schema import COMMON, FEW_SHOT, SCHEMAS
+from metarun.config.schema import FEW_SHOT, SCHEMAS
+from metarun.config.search_path import conf_dir, experiment_folders, folders, options, refuse_clashes
 
 # What the plugins of Hydra leave to a user, as a run of ours wants it: a job whose time is up continues in the next; and a
 # search looks for the highest accuracy or reward, one point after the other unless a launcher can do more. A point that
@@ -33,20 +33,15 @@ PRESETS = {
 }
 
 
-def conf_dir(part: str = FEW_SHOT) -> Path:
-    """A folder of YAML files, one of `FEW_SHOT`, `RL` and `COMMON`: in the installed package, or in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for candidate in (package / "conf", package.parent.parent / "conf"):
-        if (candidate / part).is_dir():
-            return candidate / part
-    raise FileNotFoundError(f"metarun's configuration files are missing beside {package}: install the package again.")
-
-
-class _CommonGroups(SearchPathPlugin):
-    """Has Hydra find the groups that both commands share; `hydra.searchpath` would leave them out of `--help`."""
+class _Folders(SearchPathPlugin):
+    """Has Hydra find the groups of every folder of ours; `hydra.searchpath` would leave them out of `--help`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("metarun", f"file://{conf_dir(COMMON)}")
+        own = {str(conf_dir(part)): part for part in SCHEMAS}
+        for element in list(search_path.get_path()):
+            if part := own.get(str(element.path).removeprefix("file://")):
+                for folder in folders(part)[1:]:
+                    search_path.append("metarun", f"file://{folder}")
 
 
 def register() -> None:
@@ -61,8 +56,8 @@ def register() -> None:
             given = store.load(f"{path}.yaml")
             store.store(name, OmegaConf.merge(given.node, preset), group, given.package, given.provider)
     experiments.register()
-    if _CommonGroups not in plugins.discover(SearchPathPlugin):
-        plugins.register(_CommonGroups)
+    if _Folders not in plugins.discover(SearchPathPlugin):
+        plugins.register(_Folders)
     OmegaConf.register_new_resolver("groups", groups, replace=True)
 
 
@@ -71,6 +66,7 @@ def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig
 
     Raises:
       HydraException, OmegaConfBaseException, ValueError: it cannot be composed; the error has the `part` whose keys it means.
+      MetarunError: a choice is the name of two files.
     """
     register()
     try:
@@ -80,14 +76,13 @@ def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig
         error.part = part  # type: ignore[union-attr]
         raise
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return own, dict(config.hydra.runtime.choices)
+    choices = dict(config.hydra.runtime.choices)
+    refuse_clashes(choices, part)
+    return own, choices
 
 
 def groups(part: str) -> str:
     """Returns the groups of a command with their options, a line each, for its `--help`; of experiments, how many."""
-    folders = [folder for each in (part, COMMON) for folder in conf_dir(each).iterdir() if folder.is_dir()]
-    found = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
-    found.pop(experiments.GROUP)
-    number = len(list(experiments.names(conf_dir(part) / experiments.GROUP)))
-    lines = [f"{name}: {', '.join(options)}" for name, options in sorted(found.items()) if options]
+    number = sum(1 for folder in experiment_folders(part) for _ in experiments.names(folder))
+    lines = [f"{name}: {', '.join(found)}" for name, found in options(part).items()]
     return "\n".join([*lines, f"experiment: {number} published cells and short versions; metarun-reproduce --list"])

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.config.composing import conf_dir
 from metarun.config.experiments import run_of
+from metarun.config.search_path import conf_dir
 
 
 class Measured(NamedTuple):
