@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from omegaconf import DictConfig
 
+from metarun.assembly import returned
 from metarun.assembly.keys import Keys
 from metarun.assembly.run_parts import (
     Run,
@@ -71,6 +72,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     dataset = keys.call("dataset", test_only=False)
     data = _facts_of(dataset)
     variants = _variants(keys, data)
+    _refuse_misshapen(keys, dataset, variants)
     _check_training(keys, choices, dataset, next(iter(variants.values())))
     logger = keys.partial("logger")
     experiment, settings, facts = _experiment(keys, choices, dataset, variants, keys["precision"])
@@ -282,6 +284,19 @@ def _check_training(keys: Keys, choices: Mapping[str, str], dataset: DataSet, me
         raise ConfigError("train_way", dataset.train_way, allowed)
     if method.trains_on == "classes" and dataset.train_classes is None:
         raise ConfigError("dataset", choices["dataset"], f"one with classes, which method={choices['method']} needs")
+
+
+def _refuse_misshapen(keys: Keys, dataset: DataSet, variants: Mapping[str, Method]) -> None:
+    """Raises `MetarunError` where what comes from outside returns what its type does not promise."""
+    factories = {group: keys.factory(group) for group in ("dataset", "model", "method")}
+    if factories["dataset"].is_added:
+        returned.refuse(factories["dataset"].choice, returned.data_set_faults(dataset))
+    task = jax.eval_shape(dataset.test.sample, dataset.test.data, jax.random.key(0))
+    if factories["model"].is_added:
+        model = keys.call("model", num_outputs=dataset.num_outputs)
+        returned.refuse(factories["model"].choice, returned.model_faults(model, task.support.x, dataset.num_outputs))
+    for method in variants.values() if factories["method"].is_added else ():
+        returned.refuse(factories["method"].choice, returned.method_faults(method, task, dataset.num_outputs))
 
 
 def _streams(asked: object, dataset: DataSet, bytes_available: int | None, choices: Mapping[str, str]) -> bool:

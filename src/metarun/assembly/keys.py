@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.assembly.offered import OFFERED, SCALARS
-from metarun.config.named_code import CODE, TARGET, code_of, imported, names_code
-from metarun.errors import MetarunError
+from metarun.config.named_code import CODE, TARGET, code_of, imported, is_own, names_code, place_in_additions
+from metarun.errors import MetarunError, in_a_line
 
 
 class Factory(NamedTuple):
@@ -19,6 +19,7 @@ class Factory(NamedTuple):
       function: called.
       choice: in words, such as "method=maml".
       group: of the choice.
+      returns: the type of what it has to return; None: any.
       objects: names of what metarun offers to factories of the group, see `offered`.
       parameters: those of the function, by name.
     """
@@ -26,8 +27,18 @@ class Factory(NamedTuple):
     function: Callable[..., Any]
     choice: str
     group: str
+    returns: type | None
     objects: frozenset[str]
     parameters: Mapping[str, inspect.Parameter]
+
+    @property
+    def is_added(self) -> bool:
+        """Whether it is an addition from outside."""
+        return not is_own(self.function.__module__)
+
+    @property
+    def name(self) -> str:
+        return f"{self.function.__module__}.{getattr(self.function, '__name__', type(self.function).__name__)}"
 
     def takes(self, name: str) -> bool:
         """Whether it asks for something that is offered, an object or a scalar of the run."""
@@ -49,10 +60,51 @@ class Factory(NamedTuple):
             named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             if named and parameter.default is parameter.empty and name not in given:
                 raise MetarunError(
-                    f"{self.choice}: {self.function.__module__}.{self.function.__name__} needs {name!r}, which it is not "
-                    f"given. Give +{self.group}.{name}=VALUE or a default; metarun offers "
-                    f"{', '.join([*sorted(self.objects), *SCALARS])}."
+                    f"{self.choice}: {self.name} needs {name!r}, which it is not given. Give "
+                    f"+{self.group}.{name}=VALUE or a default; metarun offers {', '.join([*sorted(self.objects), *SCALARS])}."
                 )
+
+    def called(self, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+        """Returns what the function makes of its own keys and of what it takes of what is given.
+
+        Raises:
+          MetarunError: it does not know a key, or lacks something; an addition fails, or returns something of another type.
+        """
+        call = self.keyed(own)
+        handed = {name: value for name, value in given.items() if self.takes(name)}
+        self.refuse_lacking({**call.keywords, **handed})
+        try:
+            made = call(**handed)
+        except Exception as error:
+            if isinstance(error, MetarunError) or not self.is_added:
+                raise
+            where = place_in_additions(error)
+            where = f" in {where}" if where else ""
+            raise MetarunError(f"{self.choice}: {self.name} fails{where}: {in_a_line(error)}") from error
+        if self.returns is not None and not isinstance(made, self.returns):
+            wanted = f"{self.returns.__module__}.{self.returns.__qualname__}"
+            raise MetarunError(f"{self.choice}: {self.name} returns a {type(made).__name__}: expected a {wanted}.")
+        return made
+
+
+def factory_of(function: Callable[..., Any], choice: str, group: str, part: str) -> Factory:
+    """What a function takes as the factory of a choice.
+
+    Args:
+      function: called.
+      choice: in words.
+      group: of the choice.
+      part: of `conf/`, which says what factories of the group are offered.
+
+    Raises:
+      MetarunError: it does not say what it takes.
+    """
+    offered = OFFERED[part][group]
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:  # of what is built in
+        raise MetarunError(f"{choice}: {function!r} does not say what it takes ({error}).") from error
+    return Factory(function, choice, group, offered.returns, frozenset(offered.offers), parameters)
 
 
 class Keys:
@@ -65,7 +117,7 @@ class Keys:
     """
 
     def __init__(self, values: Mapping[str, Any], choices: Mapping[str, str], part: str):
-        self.values, self._choices, self._offered = values, choices, OFFERED[part]
+        self.values, self._choices, self._part = values, choices, part
         self.read: set[str] = set()
 
     @classmethod
@@ -87,12 +139,9 @@ class Keys:
           MetarunError: it asks for something that it is not given.
         """
         factory = self.factory(group)
-        call = factory.keyed(self._own(group))
-        scalars = [name for name in SCALARS if name in self.values and name not in {**call.keywords, **given}]
-        handed = {name: value for name, value in given.items() if factory.takes(name)}
-        handed |= {name: self[name] for name in scalars if factory.takes(name)}
-        factory.refuse_lacking({**call.keywords, **handed})
-        return call(**handed)
+        own = self._own(group)
+        scalars = [name for name in SCALARS if name in self.values and name not in {**own, **given}]
+        return factory.called(own, given | {name: self[name] for name in scalars if factory.takes(name)})
 
     def partial(self, group: str) -> partial:
         """The group's factory with its own keys filled in."""
@@ -108,8 +157,7 @@ class Keys:
         if not isinstance(node, Mapping) or TARGET not in node:
             raise MetarunError(f"{choice}: this choice names no _target_.")
         function = imported(f"{group}.{TARGET}", node[TARGET])
-        parameters = inspect.signature(function).parameters
-        return Factory(function, choice, group, frozenset(self._offered[group]), parameters)
+        return factory_of(function, choice, group, self._part)
 
     def code(self, groups: Iterable[str] | None = None) -> dict[str, str]:
         """Hashes of the source that is not metarun's own and that a run is made of, see `named_code.code_of`.
@@ -118,7 +166,7 @@ class Keys:
           groups: whose; None: all.
         """
         found = {}
-        for group in self._offered if groups is None else groups:
+        for group in OFFERED[self._part] if groups is None else groups:
             function = self.factory(group).function
             named = [value for key, value in self.values[group].items() if names_code(function, key, value)]
             modules = [function.__module__, *(value.partition(":")[0] for value in named)]
@@ -130,5 +178,5 @@ class Keys:
         """Raises `MetarunError` for one of the keys, which a user has added or set, that nothing has read."""
         for key in keys:
             if key not in self.read:
-                chosen = ", ".join(f"{group}={self._choices.get(group)}" for group in list(self._offered)[:3])
+                chosen = ", ".join(f"{group}={self._choices.get(group)}" for group in list(OFFERED[self._part])[:3])
                 raise MetarunError(f"{key}={self.values[key]} is read by nothing in a run of {chosen}: leave it out.")

@@ -1,11 +1,19 @@
-"""What metarun offers to a factory, by the name of a parameter.
+"""What metarun offers to a factory, by the name of a parameter, and what the factory has to return.
 
 A factory is what a choice of a group calls, such as `maml` for `method=maml`. Its other parameters are the keys of the
 choice: `method.inner_lr`. A factory takes of these tables what it has a parameter for. What is in neither table, and has no
 default and no key, is an error.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import optax
+
 from metarun.config.schema import FEW_SHOT, RL
+from metarun.rl.environment import Environment
+from metarun.rl.meta_learner import MetaLearner
+from metarun.types import DataSet, Method, Model
 
 # Scalars of the run, which a factory of any group may ask for.
 SCALARS = {
@@ -22,38 +30,62 @@ SCALARS = {
     "seed": "of the run",
     "eval_seed": "of the validation and test tasks",
 }
-_LOGGER = {
-    "directory": "that of the run",
-    "resume_step": "the step at which the run begins or continues",
-}
-# Objects, by the command and the group; the groups of a run, the most telling first.
+
+
+class Group(NamedTuple):
+    """A group of choices.
+
+    Attributes:
+      returns: the type of what a factory returns; None: a factory that is called later, by the runner.
+      offers: name of a parameter -> the object that it is given, in words.
+    """
+
+    returns: type | None
+    offers: Mapping[str, str] = {}
+
+
+_OPTIMIZER = Group(optax.GradientTransformation)
+_LOGGER = Group(
+    None,
+    {
+        "directory": "that of the run",
+        "resume_step": "the step at which the run begins or continues",
+    },
+)
+# By the command; the groups of a run, the most telling first.
 OFFERED = {
     FEW_SHOT: {
-        "method": {
-            "model": "the chosen network, with `num_outputs` outputs: a `types.Model`",
-            "encoder": "the same network without its last layer: a `types.Model`",
-            "objective": "of the data: classification or regression",
-            "num_outputs": "classes of a task, or numbers of an answer",
-            "num_train_classes": "classes of meta-training in all",
-            "remat": "whether inner steps are computed again in the backward pass, which takes less memory",
-        },
-        "model": {
-            "num_outputs": "outputs of the last layer; None: no last layer, features are the output",
-        },
-        "dataset": {
-            "test_only": "whether test tasks alone are wanted, so that training classes may be too few",
-        },
-        "optimizer": {},
+        "method": Group(
+            Method,
+            {
+                "model": "the chosen network, with `num_outputs` outputs: a `types.Model`",
+                "encoder": "the same network without its last layer: a `types.Model`",
+                "objective": "of the data: classification or regression",
+                "num_outputs": "classes of a task, or numbers of an answer",
+                "num_train_classes": "classes of meta-training in all",
+                "remat": "whether inner steps are computed again in the backward pass, which takes less memory",
+            },
+        ),
+        "model": Group(
+            Model, {"num_outputs": "outputs of the last layer; None: no last layer, features are the output"}
+        ),
+        "dataset": Group(
+            DataSet, {"test_only": "whether test tasks alone are wanted, so that training classes may be too few"}
+        ),
+        "optimizer": _OPTIMIZER,
         "logger": _LOGGER,
     },
     RL: {
-        "method": {
-            "environment": "the distribution over tasks: an `rl.environment.Environment`",
-            "optimizer": "factory of the outer optimiser, called with the `steps` that it will take in all",
-            "layout": "where tasks are computed: a `compiled.task_map.Layout`",
-        },
-        "env": {},
-        "optimizer": {},
+        "method": Group(
+            MetaLearner,
+            {
+                "environment": "the distribution over tasks: an `rl.environment.Environment`",
+                "optimizer": "factory of the outer optimiser, called with the `steps` that it will take in all",
+                "layout": "where tasks are computed: a `compiled.task_map.Layout`",
+            },
+        ),
+        "env": Group(Environment),
+        "optimizer": _OPTIMIZER,
         "logger": _LOGGER,
     },
 }

@@ -5,6 +5,7 @@ from functools import partial
 
 from omegaconf import DictConfig
 
+from metarun.assembly import returned
 from metarun.assembly.keys import Keys
 from metarun.assembly.run_parts import (
     Run,
@@ -39,6 +40,8 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     join(**keys["distributed"])
     with matmul_precision(keys["precision"]):
         environment = keys.call("env")
+        if (factory := keys.factory("env")).is_added:
+            returned.refuse(factory.choice, returned.environment_faults(environment))
     meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
     # Steps of a trial are small: on a CPU, too, all trials of a device go together.
     layouts = layouts_of(keys["memory"]["chunk"], meta_batch_size, default_layout()._replace(chunk=None))

@@ -3,7 +3,9 @@
 import argparse
 import errno
 import io
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -12,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.commands import mistakes
 from metarun.config import directories, search_path
+from metarun.config.named_code import place_in_additions
 from metarun.config.schema import FEW_SHOT
-from metarun.errors import MetarunError
+from metarun.errors import MetarunError, in_a_line
 from metarun.system.machine import versions
 
 # Exit codes: the system refused something; a setting, a file or the data cannot be used.
@@ -29,6 +32,8 @@ _REFUSED_WRITING = (
     errno.ENOSPC,
     errno.ENAMETOOLONG,
 )
+# In the environment: whether an error in code from outside is shown with its traceback.
+TRACEBACK = "METARUN_TRACEBACK"
 _UNWRITABLE = "Name a directory that can be written in with hydra.run.dir=DIR."
 
 
@@ -104,17 +109,31 @@ def told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         message = mistakes.explained(error, getattr(error, "part", part), sys.argv[1:])
         if message is None:
-            raise
-        code = said(message, MISTAKE)
+            code = _of_addition(error)
+        else:
+            code = said(message, MISTAKE)
     except KeyboardInterrupt:
         code = said("interrupted; nothing was lost.", 130)
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         hint = f" {_UNWRITABLE}" if error.errno in _REFUSED_WRITING else ""
         code = said(f"{where}{error.strerror or error}.{hint}", FAILED)
+    except Exception as error:
+        code = _of_addition(error)
     finally:
         directories.remove_unused(refused=code == MISTAKE)
     return code
+
+
+def _of_addition(error: Exception) -> int:
+    """Tells of an error in code from outside, and returns the exit code; raises any other again."""
+    where = place_in_additions(error)
+    if where is None:
+        raise error
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    hint = "" if os.environ.get(TRACEBACK) else f" {TRACEBACK}=1 in the environment shows the traceback."
+    return said(f"{where}: {in_a_line(error)}.{hint}", FAILED)
 
 
 def said(message: object, code: int) -> int:

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -27,6 +28,8 @@ TARGET = "_target_"
 # The key that says whether a run may go on with other source than it was begun with; and, in the identity of a run, the
 # entry of a group that has a hash of its source.
 CODE, SAME, ANY = "code", "same", "any"
+# The modules, at the top, from outside that this process has called something of.
+_additions: set[str] = set()
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 
 
@@ -54,6 +57,23 @@ def imported(key: str, target: object) -> Callable[..., Any]:
         ) from error
     if not callable(found):
         raise ConfigError(key, target, f"a function; it is no function but of type {type(found).__name__}")
+    if not is_own(module):
+        _additions.add(module.split(".")[0])
+    return found
+
+
+def is_own(module: str) -> bool:
+    """Whether a module is metarun's own."""
+    return module.split(".")[0] == __name__.split(".")[0]
+
+
+def place_in_additions(error: BaseException) -> str | None:
+    """Where the code of an addition has failed: file, line and function of the innermost frame in one; None: in none."""
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).split(".")[0] in _additions:
+            code = frame.f_code
+            found = f"{Path(code.co_filename).name}, line {line}, in {code.co_name}"
     return found
 
 
@@ -99,7 +119,7 @@ def code_of(name: str) -> str | None:
     over the version of what was installed.
     """
     top = name.split(".")[0]
-    if top == __name__.split(".")[0]:
+    if is_own(name):
         return None
     digest = hashlib.sha256()
     for distribution in sorted(packages_distributions().get(top, ())):
