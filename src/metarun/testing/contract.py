@@ -1,6 +1,7 @@
 """How a contract is held: promises in turn, and one error that names each that is broken."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -23,6 +24,17 @@ class ContractError(AssertionError):
         super().__init__(
             "\n".join([f"{what} breaks its contract:", *(f"- {name}: {text}" for name, text in broken.items())])
         )
+
+
+@contextmanager
+def compiled_quickly() -> Iterator[None]:
+    """Has JAX optimise little: what is checked computes for moments, and would be compiled for a minute."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def hold(what: str, promises: Mapping[str, Callable[[], Iterator[str]]], only: Collection[str] | None = None) -> None:

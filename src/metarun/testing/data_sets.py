@@ -9,10 +9,9 @@ import numpy as np
 
 from metarun.assembly.returned import data_set_faults
 from metarun.config.schema import FEW_SHOT
-from metarun.errors import MetarunError
-from metarun.testing.contract import hold, made, name_of, not_finite
+from metarun.testing.contract import compiled_quickly, hold, made, name_of, not_finite, retraced
 from metarun.trust import leaks
-from metarun.types import DataSet, TaskSource
+from metarun.types import DataSet
 
 _WAY, _SHOT, _QUERY_SHOT = 3, 1, 2
 _SIGMAS = 4
@@ -25,6 +24,7 @@ _MEND = {
 }
 
 
+@compiled_quickly()
 def check_dataset(
     factory: Callable[..., DataSet], settings: Mapping[str, Any] | None = None, *, num_tasks: int = 300
 ) -> None:
@@ -60,18 +60,19 @@ def check_dataset(
     dataset = made(factory, "dataset", FEW_SHOT, given, settings or {})
     sources = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     way = dataset.num_outputs if dataset.objective == "classification" else None
+    compiled: dict[str, Any] = {split: jax.jit(jax.vmap(source.sample, (None, 0))) for split, source in sources.items()}
     kept: dict[tuple[str, int], Any] = {}
 
     def drawn(split: str, seed: int = 0) -> Any:
         if (split, seed) not in kept:
-            kept[split, seed] = _drawn(sources[split], num_tasks, seed)
+            keys = jax.random.split(jax.random.key(seed), num_tasks)
+            kept[split, seed] = jax.device_get(compiled[split](sources[split].data, keys))
         return kept[split, seed]
 
     def by_key() -> Iterator[str]:
         for split, source in sources.items():
-            first, again, other = drawn(split), _drawn(source, num_tasks, 0), drawn(split, 1)
-            if not _same(first, again):
-                yield f"{split}.sample gives another task for the same key: draw by jax.random from the key alone."
+            yield from retraced(f"{split}.sample", source.sample, source.data, jax.random.key(0))
+            first, other = drawn(split), drawn(split, 1)
             tasks = [first.support.x[number].tobytes() for number in range(num_tasks)]
             if _same(first, other) or len({*tasks}) == 1:
                 yield f"{split}.sample gives the same task for every key."
@@ -127,15 +128,6 @@ def check_dataset(
     if way is not None:
         promises["labels"] = labels
     hold(name_of(factory), {**promises, "leaks": found_leaks, "stream": stream})
-
-
-def _drawn(source: TaskSource, number: int, seed: int) -> Any:
-    """Tasks as NumPy arrays with a leading axis."""
-    keys = jax.random.split(jax.random.key(seed), number)
-    try:
-        return jax.device_get(jax.jit(jax.vmap(source.sample, (None, 0)))(source.data, keys))
-    except jax.errors.JAXTypeError as error:
-        raise MetarunError(f"sample cannot be compiled: {str(error).splitlines()[0]}") from error
 
 
 def _same(one: Any, other: Any) -> bool:

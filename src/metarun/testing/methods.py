@@ -13,7 +13,7 @@ from metarun.assembly.returned import method_faults
 from metarun.config.schema import FEW_SHOT
 from metarun.models.mlp import mlp
 from metarun.testing import toy_tasks
-from metarun.testing.contract import differ, hold, made, name_of, not_finite, retraced
+from metarun.testing.contract import compiled_quickly, differ, hold, made, name_of, not_finite, retraced
 from metarun.testing.toy_tasks import CLASSES, QUERY_SHOT, SHOT, WAY
 from metarun.trust.checks import replace_others
 from metarun.types import Method, Task
@@ -24,6 +24,7 @@ _FALLS = 0.97  # of the loss, what may be left of it
 _TESTED = 30  # tasks
 
 
+@compiled_quickly()
 def check_method(
     factory: Callable[..., Method],
     settings: Mapping[str, Any] | None = None,

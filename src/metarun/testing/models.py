@@ -9,13 +9,14 @@ import numpy as np
 
 from metarun.assembly.returned import model_faults
 from metarun.config.schema import FEW_SHOT
-from metarun.testing.contract import differ, hold, made, name_of, not_finite, retraced
+from metarun.testing.contract import compiled_quickly, differ, hold, made, name_of, not_finite, retraced
 from metarun.types import Model
 
 _ROWS, _REFERENCE, _OUTPUTS = 6, 3, 4
 _ROUNDING = 1e-3
 
 
+@compiled_quickly()
 def check_model(
     factory: Callable[..., Model], settings: Mapping[str, Any] | None = None, *, shape: Sequence[int] = (8, 8, 1)
 ) -> None:

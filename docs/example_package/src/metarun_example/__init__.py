@@ -1,0 +1,1 @@
+"""Four additions to metarun; its entry point in `metarun.plugins` names this package."""
