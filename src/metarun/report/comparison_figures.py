@@ -145,7 +145,9 @@ def _draw_band(axes: Axes, band: Band, metric: str, style: Mapping[str, Any]) ->
     axes.plot(band.steps, mean, linewidth=1.6, **style)
     if band.half is not None:
         half = scale * np.where(np.isfinite(band.half), band.half, 0)
-        axes.fill_between(band.steps, mean - half, np.minimum(mean + half, most), color=style["color"], alpha=0.2, linewidth=0)
+        axes.fill_between(
+            band.steps, mean - half, np.minimum(mean + half, most), color=style["color"], alpha=0.2, linewidth=0
+        )
 
 
 def _best(lines: list[tuple[str, Replicates, Band]], metric: str) -> list[tuple[str, Replicates, Band]]:

@@ -93,7 +93,7 @@ const fill = () => {
   const list = sorted(chosen());
   $("body").replaceChildren(...list.map((run) => make("tr", {}, ...COLUMNS.map((column) => cell(run, column)))));
   $("count").textContent = `${list.length} of ${rows().length}`;
-  for (const head of document.querySelectorAll("thead th")) {
+  for (const head of document.querySelectorAll("#heads th")) {
     const own = head.dataset.column === sorting.column;
     head.setAttribute("aria-sort", own ? (sorting.ascending ? "ascending" : "descending") : "none");
   }
@@ -255,9 +255,10 @@ $("heads").append(...COLUMNS.map((column) => {
 $("filter").addEventListener("input", fill);
 $("filter").addEventListener("submit", (event) => event.preventDefault());
 $("filter").addEventListener("reset", () => setTimeout(fill));
-for (const [name, type] of [["md", "text/markdown"], ["csv", "text/csv"], ["tex", "application/x-tex"]]) {
-  $(name).addEventListener("click", () => {
-    const link = make("a", { href: URL.createObjectURL(new Blob([data.tables[name]], { type })), download: `report.${name}` });
+for (const [name, type] of [["md", "text/markdown"], ["csv", "text/csv"], ["tex", "application/x-tex"],
+  ["pmd", "text/markdown"], ["ptex", "application/x-tex"]]) {
+  $(name)?.addEventListener("click", () => {
+    const link = make("a", { href: URL.createObjectURL(new Blob([data.tables[name]], { type })), download: name.startsWith("p") ? `pivot.${name.slice(1)}` : `report.${name}` });
     link.click();
     URL.revokeObjectURL(link.href);
   });

@@ -15,8 +15,9 @@ import numpy as np
 from metarun.data.decoding import PictureError, in_words, opened
 from metarun.data.pictures import MAX_BYTES
 from metarun.errors import some
-from metarun.report import tables
+from metarun.report import pivot_tables, tables
 from metarun.report.collection import Record, differing_keys, setting_of
+from metarun.report.pivot import Pivot, pivot
 from metarun.report.replicates import Replicates, replicates_of
 from metarun.report.seed_curves import Band, curve_of, curve_over_seeds, over_seeds
 from metarun.report.traits import TASKS, told_apart
@@ -46,7 +47,7 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
     place = {id(record): number for number, record in enumerate(records)}
     groups = replicates_of(records)
     labels = [row.label(["method"]) for row in told_apart(groups, ["method"], [*TASKS, "metric"])]
-    data = {
+    data: dict[str, Any] = {
         "runs": [_plain(record, keys) for record in records],
         "groups": [
             {"members": [place[id(each)] for each in group.records], "label": label, **_of_all(group)}
@@ -58,6 +59,9 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
             "tex": tables.latex(records),
         },
     }
+    compared = pivot(records) if any(record.result for record in records) else None
+    if compared:
+        data["tables"] |= {"pmd": pivot_tables.markdown(compared), "ptex": pivot_tables.latex(compared)}
     runs = sum(not record.evaluation for record in records)
     count = f"{runs} run{'s' * (runs != 1)}"
     if len(records) > runs:
@@ -67,6 +71,7 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
         CSS=(here / "page.css").read_text(encoding="utf-8"),
         COUNT=count,
         WARNINGS="".join(f'<p class="warning">{html.escape(fault)}</p>' for fault in faults),
+        PIVOT=_pivot(compared) if compared and len(compared.cells) > 1 else "",
         DIFFERENCES=_differences(keys),
         GALLERY=_gallery(groups),
         DATA=_script(data),
@@ -143,6 +148,11 @@ def _alike(protocol: Mapping[str, Any], key: str) -> str:
     """Equal for protocols that differ in `key` alone, whose results make one line of a chart."""
     rest = sorted((name, str(value)) for name, value in protocol.items() if name != key)
     return hashlib.sha256(repr(rest).encode()).hexdigest()[:8]
+
+
+def _pivot(table: Pivot) -> str:
+    buttons = '<button type="button" id="pmd">Markdown</button> <button type="button" id="ptex">LaTeX</button>'
+    return f"<h2>Compared</h2>{pivot_tables.hypertext(table)}<p>This table as {buttons}</p>"
 
 
 def _differences(keys: Mapping[str, Sequence[Any]]) -> str:

@@ -1,5 +1,6 @@
-"""A pivot as text: Markdown, and LaTeX for the package booktabs."""
+"""A pivot as text: Markdown, LaTeX for the package booktabs, and HTML."""
 
+import html
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -7,6 +8,7 @@ from metarun.report.markup import of_latex, of_markdown
 from metarun.report.pivot import Cell, Pivot
 
 _NOTHING = "–"  # where nothing was measured
+_NOTES = 8  # from which on they are folded away on a page
 
 
 def markdown(table: Pivot) -> str:
@@ -31,7 +33,7 @@ def latex(table: Pivot) -> str:
     lines = [r"% Needs \usepackage{booktabs}."]
     if table.left_out:
         lines.append(f"% Left out, as they have no result: {', '.join(table.left_out)}.".replace("\n", " "))
-    lines += [r"\begin{table}", r"\centering", rf"\caption{{{of_latex(table.caption)}}}"]
+    lines += [r"\begin{table}", r"\centering", rf"\caption{{{of_latex(table.caption)}}}", r"\medskip"]
     lines += [r"\begin{tabular}{l" + "r" * count + "}", r"\toprule", *_heads(table), r"\midrule"]
     for row, label in enumerate(table.rows):
         cells = [_of_latex(table.cells.get((row, column)), width[column]) for column in range(count)]
@@ -41,6 +43,36 @@ def latex(table: Pivot) -> str:
         lines += [r"\par\smallskip" if letter == "a" else r"\par", rf"{{\footnotesize \textsuperscript{{{letter}}} "]
         lines[-1] += of_latex(text) + ".}"
     return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def hypertext(table: Pivot) -> str:
+    """A table of HTML with its caption and notes, as paragraphs before and after it."""
+    heads = "".join(
+        f'<th scope="col">{html.escape(table.heading(column))}</th>' for column in range(len(table.columns))
+    )
+    lines = [f'<thead><tr><th scope="col">{html.escape(", ".join(table.row_keys))}</th>{heads}</tr></thead>']
+    for row, label in enumerate(table.rows):
+        cells = [f"<td>{_of_html(table.cells.get((row, column)))}</td>" for column in range(len(table.columns))]
+        lines.append(f'<tr><th scope="row">{html.escape(label)}</th>{"".join(cells)}</tr>')
+    notes = "".join(f"<p>{letter}: {html.escape(text)}.</p>" for letter, text in table.notes.items())
+    if len(table.notes) > _NOTES:
+        notes = f"<details><summary>{len(table.notes)} notes</summary>{notes}</details>"
+    framed = f'<div class="scroll" tabindex="0" role="region" aria-label="Compared"><table class="pivot">{"".join(lines)}</table></div>'
+    return f"<p>{html.escape(table.caption)}</p>{framed}{notes}"
+
+
+def _words(text: str) -> str:
+    """`text` that a browser parts between words and not at their hyphens."""
+    return " ".join(f"<span>{html.escape(word)}</span>" for word in text.split(" "))
+
+
+def _of_html(cell: Cell | None) -> str:
+    if cell is None:
+        return _NOTHING
+    mean = f"<strong>{cell.mean}</strong>" if cell.best else cell.mean
+    return (
+        mean + (f" ± {cell.half}" if cell.half else "") + (f"<sup>{','.join(cell.marks)}</sup>" if cell.marks else "")
+    )
 
 
 def _of_markdown(cell: Cell | None) -> str:
