@@ -109,11 +109,13 @@ def pivot(records: Sequence[Record], rows: str | None = None, columns: str | Non
     letters = {text: _letter(number) for number, text in enumerate(texts)}
     cells: dict[tuple[int, int], Cell] = {}
     metrics = []
+    accuracies = [group for group in groups if group.records[0].ended["metric"] == "accuracy"]
     for column in range(len(across)):
         members = {row: place_of[row, column] for row in range(len(down)) if (row, column) in place_of}
         metric = traits[next(iter(members.values()))]["metric"]
         metrics.append(metric)
-        written = _written([groups[number] for number in members.values()], metric)
+        own = [groups[number] for number in members.values()]
+        written = _written(own, metric, accuracies if metric == "accuracy" else own)
         rivals = [number for number in members.values() if all(note.comparable for note in remarks[number])]
         best = _best([groups[number] for number in rivals], metric)
         for (row, number), (mean, half) in zip(members.items(), written, strict=True):
@@ -210,15 +212,15 @@ def _scale(metric: str) -> int:
     return 100 if metric == "accuracy" else 1
 
 
-def _written(groups: Sequence[Replicates], metric: str) -> list[tuple[str, str]]:
+def _written(groups: Sequence[Replicates], metric: str, alike: Sequence[Replicates]) -> list[tuple[str, str]]:
     """Means and half the widths of intervals, all with equally many decimals.
 
-    So many that the narrowest interval has two digits; of accuracies in percent no more than two decimals, unless it would
-    then read as none.
+    So many that the narrowest interval of `alike` has two digits; of accuracies in percent no more than two decimals, unless
+    it would then read as none.
     """
     scale = _scale(metric)
-    halves = [scale * group.ci95 for group in groups if group.ci95]
-    values = [scale * group.value for group in groups if group.value is not None]
+    halves = [scale * group.ci95 for group in alike if group.ci95]
+    values = [scale * group.value for group in alike if group.value is not None]
     if halves:
         leading = -math.floor(math.log10(min(halves)))  # decimals that show one digit of it
         decimals = max(0, leading, min(leading + 1, 2) if metric == "accuracy" else leading + 1)

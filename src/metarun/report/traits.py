@@ -14,10 +14,12 @@ from metarun.trust.protocol import flattened
 # What a result itself says, by the names in which it can be asked for; the first five are of its method and its tasks.
 TASKS = ("dataset", "way", "shot", "episodes")
 OWN = ("method", *TASKS, "metric", "steps", "tasks", "kind")
-_LAST = ("version", "run", "directory", "result")  # what tells results apart only where nothing else does
+_LAST = ("run", "result")  # what tells results apart only where nothing else does
+_OF_RUNS = ("kind", "run")  # what a row is of unless it says otherwise
 _LONGEST = 40  # characters of a value
 
 Traits = Mapping[str, Any]
+_Further = tuple[tuple[str, Any], ...]
 
 
 def traits_of(record: Record) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def traits_of(record: Record) -> dict[str, Any]:
     for key, value in settings.items():
         found.setdefault(key, value)
     version = (result.get("versions") or {}).get("metarun")
-    return found | {"version": version, "run": record.name, "directory": str(record.directory)}
+    return found | {"version": version, "run": record.name}
 
 
 def value_in_words(value: Any) -> str:
@@ -84,25 +86,25 @@ class Row(NamedTuple):
     """
 
     values: tuple[Any, ...]
-    further: tuple[tuple[str, Any], ...]
+    further: _Further
 
     def order(self) -> tuple[Any, ...]:
         """A key to find and sort rows by."""
-        return tuple(map(order_of, self.values)), tuple((key, order_of(value)) for key, value in self.further)
+        runs_first = [(key, None if (key, value) == _OF_RUNS else value) for key, value in self.further]
+        return tuple(map(order_of, self.values)), tuple((key, order_of(value)) for key, value in runs_first)
 
     def label(self, keys: Sequence[str]) -> str:
         """The row in words; `keys` are those of `values`."""
         head = " ".join(filter(None, map(in_words, keys, self.values))) or "unknown"
-        # A run is what a row is of unless it says otherwise.
-        said = [in_words(key, value) for key, value in self.further if (key, value) != ("kind", "run")]
+        said = [in_words(key, value) for key, value in self.further if (key, value) != _OF_RUNS]
         return head + (f" ({', '.join(filter(None, said))})" if any(said) else "")
 
 
 def told_apart(groups: Sequence[Replicates], rows: Sequence[str], columns: Sequence[str]) -> list[Row]:
     """The row of each of some results in a table, so that no two come to stand in one place.
 
-    Where `rows` and `columns` would put several in one place, rows are divided by further traits in which these differ: as
-    few as are found by taking, in their order, each that tells two apart.
+    Where `rows` and `columns` would put several in one place, their row is divided by the first trait in which they differ,
+    and its parts likewise. Of results that differ in nothing, all but the first are named by their runs.
 
     Args:
       groups: the results, replicates taken together.
@@ -116,13 +118,12 @@ def told_apart(groups: Sequence[Replicates], rows: Sequence[str], columns: Seque
     by_row: dict[Hashable, list[int]] = {}
     for place, each in enumerate(traits):
         by_row.setdefault(_values(each, rows), []).append(place)
+    places = [_values(each, columns) for each in traits]
     found: dict[int, Row] = {}
     for members in by_row.values():
-        further = _dividing([(_values(traits[place], columns), traits[place]) for place in members])
-        for place in members:
-            values = tuple(traits[place].get(key) for key in rows)
-            found[place] = Row(values, tuple((key, traits[place].get(key)) for key in further))
-    return [found[place] for place in range(len(groups))]
+        for member, further in _divided(members, traits, places).items():
+            found[member] = Row(tuple(traits[member].get(key) for key in rows), further)
+    return [found[member] for member in range(len(groups))]
 
 
 def names_known(records: Iterable[Record]) -> list[str]:
@@ -141,24 +142,31 @@ def _values(traits: Traits, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(canonical_json(traits.get(key)) for key in keys)
 
 
-def _dividing(members: Sequence[tuple[Hashable, Traits]]) -> list[str]:
-    """Traits that tell apart what stands in one place, the first of each of `members`."""
-    places: dict[Hashable, list[Traits]] = {}
-    for place, traits in members:
-        places.setdefault(place, []).append(traits)
-    crowds = [crowd for crowd in places.values() if len(crowd) > 1]
-    found: list[str] = []
-    known = {key: None for crowd in crowds for traits in crowd for key in traits if key not in ("kind", *_LAST)}
-    for key in ["kind", *known, *_LAST]:
-        pieces: list[list[Traits]] = []
-        for crowd in crowds:
-            parts: dict[Hashable, list[Traits]] = {}
-            for traits in crowd:
-                parts.setdefault(_values(traits, [key]), []).append(traits)
-            pieces += parts.values()
-        if len(pieces) > len(crowds):
-            found.append(key)
-        crowds = [piece for piece in pieces if len(piece) > 1]
-        if not crowds:
-            break
+def _divided(members: Sequence[int], traits: Sequence[Traits], place: Sequence[Hashable]) -> dict[int, _Further]:
+    """For each of the members of a row, by what it is told from those that would stand in one place with it."""
+    crowds = _crowds(members, place)
+    known = {key: None for crowd in crowds for member in crowd for key in traits[member] if key not in _LAST}
+    for key in ["kind", *known]:
+        if any(len({_values(traits[member], [key]) for member in crowd}) > 1 for crowd in crowds):
+            parts: dict[Hashable, list[int]] = {}
+            for member in members:
+                parts.setdefault(_values(traits[member], [key]), []).append(member)
+            return {
+                member: ((key, traits[member].get(key)), *further)
+                for part in parts.values()
+                for member, further in _divided(part, traits, place).items()
+            }
+    found: dict[int, _Further] = dict.fromkeys(members, ())
+    for crowd in crowds:  # of what is the same in everything, the first is what the row is of
+        names = [traits[member]["run"] for member in crowd]
+        key = "run" if len({*names}) == len(names) else "result"
+        found |= {member: ((key, traits[member][key]),) for member in crowd[1:]}
     return found
+
+
+def _crowds(members: Sequence[int], place: Sequence[Hashable]) -> list[list[int]]:
+    """Those of the members that stand in one place."""
+    found: dict[Hashable, list[int]] = {}
+    for member in members:
+        found.setdefault(place[member], []).append(member)
+    return [crowd for crowd in found.values() if len(crowd) > 1]
