@@ -128,8 +128,9 @@ def draw_curves(records: Sequence[Record], part: str) -> Figure | None:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         if metric not in TITLES:
             axes.set_yscale("log")
+        opacity = max(0.06, min(0.2, 0.5 / len(lines)))  # so that many bands can be looked through
         for label, _, band in lines:
-            _draw_band(axes, band, metric, style[label])
+            _draw_band(axes, band, metric, style[label], opacity)
     handles = [Line2D([], [], **style[label], linewidth=1.6, label=_folded(label, letters)) for label in labels]
     placed = figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=NOTE_SIZE
@@ -139,14 +140,14 @@ def draw_curves(records: Sequence[Record], part: str) -> Figure | None:
     return figure
 
 
-def _draw_band(axes: Axes, band: Band, metric: str, style: Mapping[str, Any]) -> None:
+def _draw_band(axes: Axes, band: Band, metric: str, style: Mapping[str, Any], opacity: float) -> None:
     scale, most = (100, 100) if metric == "accuracy" else (1, np.inf)
     mean = scale * band.mean
     axes.plot(band.steps, mean, linewidth=1.6, **style)
     if band.half is not None:
         half = scale * np.where(np.isfinite(band.half), band.half, 0)
         axes.fill_between(
-            band.steps, mean - half, np.minimum(mean + half, most), color=style["color"], alpha=0.2, linewidth=0
+            band.steps, mean - half, np.minimum(mean + half, most), color=style["color"], alpha=opacity, linewidth=0
         )
 
 

@@ -173,10 +173,9 @@ def _subset(path: str, text: str) -> bytes:
 
     options = subset.Options(flavor="woff", notdef_outline=True, layout_features=["kern"], hinting=False)
     options.drop_tables += ["FFTM"]  # when the font was made, of which a subset knows nothing
-    font = subset.load_font(path, options)
-    subsetter = subset.Subsetter(options)
+    subsetter, stream = subset.Subsetter(options), io.BytesIO()
     subsetter.populate(text=text)
-    subsetter.subset(font)
-    stream = io.BytesIO()
-    subset.save_font(font, stream, options)
+    with subset.load_font(path, options) as font:
+        subsetter.subset(font)
+        subset.save_font(font, stream, options)
     return stream.getvalue()

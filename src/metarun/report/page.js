@@ -134,7 +134,7 @@ const chart = (holder, title, across, series) => {
     if (each.band && each.points.some((point) => point[2])) {
       const edge = (sign, points) => points.map(([a, b, half]) => `${x(a).toFixed(1)} ${y(Math.min(b + sign * (half || 0), each.most ?? Infinity)).toFixed(1)}`);
       const outline = [...edge(1, each.points), ...edge(-1, [...each.points].reverse())];
-      group.append(make("path", { d: `M${outline.join("L")}Z`, fill: each.colour, "fill-opacity": 0.16, stroke: "none" }));
+      group.append(make("path", { d: `M${outline.join("L")}Z`, fill: each.colour, "fill-opacity": Math.max(0.06, Math.min(0.18, 0.5 / series.length)), stroke: "none" }));
     }
     const line = each.points.map((point, k) => `${k ? "L" : "M"}${x(point[0]).toFixed(1)} ${y(point[1]).toFixed(1)}`).join("");
     group.append(make("path", { d: line, "stroke-opacity": each.dots ? 0.5 : 0.85 }));

@@ -47,9 +47,7 @@ def latex(table: Pivot) -> str:
 
 def hypertext(table: Pivot) -> str:
     """A table of HTML with its caption and notes, as paragraphs before and after it."""
-    heads = "".join(
-        f'<th scope="col">{html.escape(table.heading(column))}</th>' for column in range(len(table.columns))
-    )
+    heads = "".join(f'<th scope="col">{_words(table.heading(column))}</th>' for column in range(len(table.columns)))
     lines = [f'<thead><tr><th scope="col">{html.escape(", ".join(table.row_keys))}</th>{heads}</tr></thead>']
     for row, label in enumerate(table.rows):
         cells = [f"<td>{_of_html(table.cells.get((row, column)))}</td>" for column in range(len(table.columns))]
