@@ -17,6 +17,7 @@ from metarun.report.comparison_figures import MOST_LINES, draw_curves, draw_resu
 from metarun.report.figure import pdf, svg
 from metarun.report.pivot import pivot
 from metarun.report.seed_curves import over_seeds
+from metarun.system.reading import LARGEST
 
 
 def records_of(root):
@@ -105,6 +106,24 @@ def test_results_stand_where_they_are_with_their_intervals_and_seeds(tmp_path):
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["anil", "maml", "protonet"]
     assert figure.get_supxlabel() == "a: 1 seed"
     assert [text.get_text() for text in figure.axes[0].texts] == ["a"] and not figure.axes[1].texts
+
+
+def test_numbers_of_any_size_are_drawn_and_written(tmp_path):
+    values = ((LARGEST, -LARGEST), (1e-308, 0.0), (LARGEST, LARGEST))
+    for k, its in enumerate(values):
+        for seed, value in enumerate(its):
+            write_run(
+                tmp_path / f"{k}{seed}",
+                method=f"m{k}",
+                seed=seed,
+                value=value,
+                ci95=abs(value),
+                metric="reward",
+                env="x",
+            )
+    table = pivot(records_of(tmp_path))
+    assert len(table.cells) == 3 and max(len(cell.mean) for cell in table.cells.values()) < 12
+    assert pdf(draw_results(table)) and svg(draw_results(table))
 
 
 @pytest.fixture

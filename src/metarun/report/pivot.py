@@ -219,8 +219,8 @@ def _written(groups: Sequence[Replicates], metric: str, alike: Sequence[Replicat
     it would then read as none.
     """
     scale = _scale(metric)
-    halves = [scale * group.ci95 for group in alike if group.ci95]
-    values = [scale * group.value for group in alike if group.value is not None]
+    halves = [half for group in alike if group.ci95 and math.isfinite(half := scale * group.ci95)]
+    values = [scale * group.value for group in alike if group.value is not None and math.isfinite(group.value)]
     if halves:
         leading = -math.floor(math.log10(min(halves)))  # decimals that show one digit of it
         decimals = max(0, leading, min(leading + 1, 2) if metric == "accuracy" else leading + 1)
