@@ -1,7 +1,6 @@
 """A pivot as text: Markdown, LaTeX for the package booktabs, and HTML."""
 
 import html
-from collections.abc import Sequence
 from itertools import groupby
 
 from metarun.report.markup import of_latex, of_markdown
@@ -111,7 +110,7 @@ def _heads(table: Pivot) -> list[str]:
     for level in range(len(table.column_keys)):
         spans = [
             (column[level], len(list(members)))
-            for column, members in _runs([column[: level + 1] for column in table.columns])
+            for column, members in groupby(column[: level + 1] for column in table.columns)
         ]
         if not any(text for text, _ in spans):
             continue
@@ -128,7 +127,3 @@ def _heads(table: Pivot) -> list[str]:
         last = max(number for number, line in enumerate(lines) if not line.startswith(r"\cmidrule"))
         lines[last] = of_latex(", ".join(table.row_keys)) + " " + lines[last]
     return lines
-
-
-def _runs(columns: Sequence[tuple[str, ...]]):
-    return groupby(columns)

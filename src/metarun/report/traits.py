@@ -11,7 +11,7 @@ from metarun.report.replicates import Replicates
 from metarun.system.files import canonical_json
 from metarun.trust.protocol import flattened
 
-# What a result itself says, by the names in which it can be asked for; the first five are of its method and its tasks.
+# What a result itself says, by the names in which it can be asked for; `TASKS` of the tasks that it is of.
 TASKS = ("dataset", "way", "shot", "episodes")
 OWN = ("method", *TASKS, "metric", "steps", "tasks", "kind")
 _LAST = ("run", "result")  # what tells results apart only where nothing else does
