@@ -14,7 +14,7 @@ copyright = author
 version = release = version_of("metarun")
 
 extensions = ["myst_nb"]
-exclude_patterns = ["_build", "generate"]
+exclude_patterns = ["_build", "generate", "example_package"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # no page computes

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 TUTORIALS = sorted((DOCS / "tutorials").glob("[!i]*.md"))
-PAGES = TOP + sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+# Without the example, which is a project of its own.
+PAGES = TOP + sorted(path for path in DOCS.rglob("*.md") if not {"_build", "example_package"} & {*path.parts})
 _BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -357,11 +357,23 @@ def test_the_first_command_runs(at_work, capsys, monkeypatch):
 @pytest.mark.parametrize("page", [ROOT / "README.md", *TUTORIALS], ids=name_of)
 def test_the_commands_run(page, at_work):
     if page.stem == "extending":
-        (python,), (yaml,) = blocks(page, "python"), blocks(page, "yaml")
+        (python, test), (yaml,) = blocks(page, "python"), blocks(page, "yaml")
         (at_work / "own_method.py").write_text(python)
+        (at_work / "test_own_method.py").write_text(test)
         (at_work / "conf" / "method").mkdir(parents=True)
         (at_work / "conf" / "method" / "tempered.yaml").write_text(yaml)
     run_all(page, at_work)
+    if page.stem == "extending":
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own_method.py"]
+        subprocess.run(command, cwd=at_work, check=True)
+
+
+def test_the_method_of_the_tutorial_is_that_of_the_example_package():
+    (python, _), (yaml,) = (blocks(ROOT / "docs" / "tutorials" / "extending.md", kind) for kind in ("python", "yaml"))
+    example = ROOT / "docs" / "example_package" / "src" / "metarun_example"
+    assert python == (example / "tempered.py").read_text()
+    file = example / "conf" / "few_shot" / "method" / "tempered.yaml"
+    assert yaml.replace("own_method.", "metarun_example.tempered.").replace("2.0", "1.0") == file.read_text()
 
 
 @pytest.mark.slow

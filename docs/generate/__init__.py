@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from generate import architecture, commands, keys, result_json, results, top
+from generate import architecture, commands, factories, keys, result_json, results, top
 
 _MARK = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "architecture": architecture.picture,
     "commands": commands.page,
+    "factories": factories.page,
     "keys of metarun": partial(keys.page, "few_shot"),
     "keys of metarun-rl": partial(keys.page, "rl"),
     "keys of both": partial(keys.page, "common"),

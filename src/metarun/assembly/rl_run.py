@@ -20,6 +20,7 @@ from metarun.compiled.memory import available, parse_limit
 from metarun.compiled.task_map import default_layout
 from metarun.config.schema import RL
 from metarun.errors import positive_int, seed_of
+from metarun.rl.environment import random_agent
 from metarun.rl.experiment import rl_experiment
 from metarun.system.backend import matmul_precision
 from metarun.system.several_processes import join
@@ -42,6 +43,9 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         environment = keys.call("env")
         if (factory := keys.factory("env")).is_added:
             returned.refuse(factory.choice, returned.environment_faults(environment))
+    # Every learner is held against random actions.
+    yardsticks = {"random": random_agent(environment.actions), **environment.yardsticks}
+    environment = environment._replace(yardsticks=yardsticks)
     meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
     # Steps of a trial are small: on a CPU, too, all trials of a device go together.
     layouts = layouts_of(keys["memory"]["chunk"], meta_batch_size, default_layout()._replace(chunk=None))

@@ -14,8 +14,8 @@ keys:
                              (the support set and that one query)
   method.inner_reduction     how the inner loss is summed, where the method has one: mean, sum or class_sum
   memory.KEY                 how tasks are computed on a device, such as memory.stream=true
-  GROUP._target_             of a run of code of your own: its function, as when it was trained. What is called never comes
-                             from the run's directory
+  GROUP._target_             of a run of code of your own that --config-dir does not name: its function, as when it was
+                             trained. What is called never comes from the run's directory
   code                       any: test it though the source of that code has changed
   protocol                   sweep: what the same parameters score under every convention of the literature, one at a
                              time, with the difference to the run's own test; the other keys are those of all rows

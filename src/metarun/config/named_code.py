@@ -47,7 +47,7 @@ def imported(key: str, target: object) -> Callable[..., Any]:
     with_working_directory()
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # what a module of a user's does as it is imported, it may do wrong
+    except (Exception, SystemExit) as error:  # what a module of a user's does as it is imported, it may do wrong
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, (ImportError, AttributeError)) else error
         raise ConfigError(
             key,

@@ -121,7 +121,7 @@ class Environment(NamedTuple):
       episodes: of a trial.
       protocol: facts of the task distribution that move a number.
       optimum: `(task) -> scalar`, the expected total reward of a trial for one who knows the task; None: not known.
-      yardsticks: name -> an agent that was not learnt, to hold a learner against.
+      yardsticks: name -> an agent that was not learnt, to hold a learner against; a run adds "random".
       goal: `(task) -> [2]`, where to go to, of an environment whose observations are positions in the plane; else None.
       body: that moves, of an environment that has one, to be drawn; else None.
       exchangeable: whether all ways to act are worth the same to one who has seen no reward, so that this is chance.
