@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_cli import METARUN, metarun
+from test_plugins import TINY, folder  # noqa: F401 - a fixture
 from test_processes import ARGUMENTS, assert_same_arrays, await_checkpoint
 
 RUN = ["method=protonet", *ARGUMENTS]
@@ -139,6 +140,19 @@ def test_a_sweep_of_six_jobs_one_of_them_queued_again(tmp_path, environment):
     assert local.returncode == 0, local.stderr
     for seed in range(6):
         assert_same_run(tmp_path / "jobs" / str(seed), tmp_path / "local" / str(seed))
+
+
+def test_a_sweep_of_additions_from_outside(folder, environment):  # noqa: F811
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    points = ["-m", "--config-dir=conf", *TINY, "seed=0,1"]
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=3", "hydra.launcher.timeout_min=20"]
+    sweep = begin([*points, *launcher, "hydra.sweep.dir=jobs"], folder, environment)
+    await_sweep(sweep)
+    assert sweep.returncode == 0, (folder / "said").read_text()
+    local = metarun(*points, "hydra.sweep.dir=local", cwd=folder, fresh=True, **environment)
+    assert local.returncode == 0, local.stderr
+    for seed in ("0", "1"):
+        assert_same_run(folder / "jobs" / seed, folder / "local" / seed)
 
 
 def command_of(path):
