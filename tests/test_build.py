@@ -20,6 +20,7 @@ from metarun.assembly.few_shot_run import build
 from metarun.config import experiments
 from metarun.config.composing import conf_dir, groups, register
 from metarun.config.directories import run_dir
+from metarun.config.hydra_versions import BASE
 from metarun.config.schema import COMMANDS
 from metarun.data.class_split import PUBLISHED
 from metarun.data.mini_imagenet import CLASSES
@@ -80,7 +81,7 @@ def catalogue():
 
 def composed(*overrides):
     register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), **BASE):
         return compose("config", list(overrides), return_hydra_config=True)
 
 

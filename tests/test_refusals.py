@@ -67,7 +67,7 @@ def finished(tmp_path_factory):
         patch.chdir(root)
         patch.setattr("sys.argv", ["metarun", *SMALL, "hydra.run.dir=run"])
         for module in ("hydra.core.utils", "hydra._internal.hydra"):
-            patch.setattr(f"{module}.configure_log", lambda *_: None)
+            patch.setattr(f"{module}.configure_log", lambda *_, **__: None)
         with pytest.raises(SystemExit) as stopped:
             cli.main()
     assert not stopped.value.code and (root / "run" / "result.json").exists()

@@ -121,11 +121,6 @@ def _of_plain_error(error: Exception, part: str, arguments: Sequence[str]) -> st
         return f"{named}: expected the name of an option for each group, as `{COMMANDS[part]} --help` lists them."
     if "--resolve flag" in text:
         return "--resolve: expected --cfg job beside it."
-    if "study direction" in text:
-        return (
-            f"hydra.sweeper.direction: the study in hydra.sweeper.storage was begun with another ({text}) "
-            "Leave it as it was, or give hydra.sweeper.study_name another name."
-        )
     return None
 
 

@@ -20,13 +20,13 @@ from rich.console import Console
 from metarun.compiled.memory import available, in_words
 from metarun.config.directories import refuse_odd
 from metarun.config.named_code import CODE, SAME, refuse_other_code
-from metarun.errors import ConfigError, DataError, Diverged, MetarunError, in_a_line, shown
+from metarun.errors import ConfigError, DataError, Diverged, MetarunError, Pruned, in_a_line, shown
 from metarun.system import several_processes
 from metarun.system.files import locked, plain, remove, write_json, writing
 from metarun.system.progress import RunProgress
 from metarun.training import checkpoint, metrics, wording
 from metarun.training.divergence import diverged_before, divergence_of, remove_divergence_of_another
-from metarun.training.result import DIVERGED, RESULT, read_result
+from metarun.training.result import DIVERGED, PRUNED, RESULT, read_result
 from metarun.training.run_state import Ledger, RunState, are_finite, restored, with_validation
 from metarun.training.settings import RunSettings
 from metarun.training.stopping import Interrupted, Stop, leave, stop_on_signals
@@ -35,6 +35,8 @@ from metarun.types import Evaluation, Experiment, Params
 
 # Draws the pictures of a run, see `run`.
 Pictures = Callable[[Path, Params, int | None, Evaluation], Mapping[str, Callable[[], None]]]
+# Of a trial of a search: told of a step and of what validation has found there, it says whether the trial is to end.
+Judge = Callable[[int, float], bool]
 
 
 def run(
@@ -49,6 +51,7 @@ def run(
     console: Console | None = None,
     record: Callable[[], None] | None = None,
     stop: Stop | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Trains, selects by validation, tests, and writes `result.json`; or continues to do so.
 
@@ -72,6 +75,7 @@ def run(
       console: where progress and messages go; standard error by default. Of several processes, one is enough.
       record: writes into the directory how the run was made; called once nothing can refuse it any more.
       stop: what asks it to end, where somebody else sees to the signals and the time limit.
+      judge: of a trial of a search, what each validation is told to and says whether the trial is pruned.
 
     Returns:
       What `result.json` holds: that of the earlier run if the directory's is complete already.
@@ -79,6 +83,7 @@ def run(
     Raises:
       Interrupted: a signal came, or time is up; the user has been told.
       Diverged: the loss or a parameter is not finite; or was not when this run was here before, and is not trained again.
+      Pruned: `judge` has ended it; `pruned.json` says so.
       MetarunError: the parameters do not fit; the directory is in use or cannot be written; its checkpoints are damaged, of
         another architecture or of other settings.
     """
@@ -91,7 +96,7 @@ def run(
     with locked(directory) if first else contextlib.nullcontext(), watched as stop:
         try:
             return _run(
-                experiment, settings, directory, facts, plain(identity), logger, pictures, console, record, stop
+                experiment, settings, directory, facts, plain(identity), logger, pictures, console, record, stop, judge
             )
         except KeyboardInterrupt:
             where = f"at once; the same command continues {directory} from its newest checkpoint."
@@ -132,6 +137,7 @@ def _run(
     console: Console,
     record: Callable[[], None] | None,
     stop: Stop,
+    judge: Judge | None,
 ) -> dict[str, Any]:
     checkpoints, result_path = directory / "checkpoints", directory / RESULT
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -169,6 +175,8 @@ def _run(
         if not settings.resume:
             _remove_run(directory)
         remove_divergence_of_another(directory, identity)
+        with writing(directory):
+            remove(directory / PRUNED)  # it goes on
         checkpoint.remove_leftovers(checkpoints)
         if record is not None:
             record()
@@ -216,6 +224,14 @@ def _run(
                 for each in loggers:
                     each.write(step, values)
                 line_start = dataclasses.replace(ledger)
+
+            # ---- Of a search: end here, where others did better.
+            if judge is not None and val:
+                ends = several_processes.from_first(first and judge(step, found.value))
+                if ends and not (last or stopping):
+                    if first:
+                        write_json(directory / PRUNED, {"step": step, "value": found.value})
+                    raise Pruned(step, found.value)
 
             # ---- Save.
             if stopping or last or _crosses(settings.checkpoint_every, previous, step):
@@ -287,7 +303,7 @@ def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callabl
 
 def _remove_run(directory: Path) -> None:
     with writing(directory):
-        for name in (RESULT, "metrics.jsonl", "checkpoints", DIVERGED):
+        for name in (RESULT, "metrics.jsonl", "checkpoints", DIVERGED, PRUNED):
             remove(directory / name)
 
 
