@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import (
+    ConfigAttributeError,
     ConfigKeyError,
     InterpolationKeyError,
     InterpolationResolutionError,
@@ -55,6 +56,8 @@ def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | No
     if unknown := re.search(r"Could not (?:override|delete from config\.|append to config)[^'\n]*'([^'\n]+)'", text):
         return _of_key(unknown.group(1), text, part, arguments)
     innermost = next((cause for cause in reversed(causes) if isinstance(cause, OmegaConfBaseException)), None)
+    if isinstance(innermost, ConfigAttributeError) and _is_of_groups(innermost):
+        return _of_groups(part, arguments)
     if innermost is not None:
         return _of_value(innermost, part, arguments)
     return " ".join(_own_lines(text))
@@ -115,19 +118,25 @@ def _quoted(key: str, value: str) -> str:
 def _of_plain_error(error: Exception, part: str, arguments: Sequence[str]) -> str | None:
     text = str(error)
     if "Config group override must be" in text or isinstance(error, TypeError) and _is_of_groups(error):
-        keys = {*_groups(part), ""}
-        chosen = [argument for argument in arguments if argument.partition("=")[0].lstrip("+~") in keys]
-        named = " ".join(chosen or [argument for argument in arguments if "=" in argument] or arguments)
-        return f"{named}: expected the name of an option for each group, as `{COMMANDS[part]} --help` lists them."
+        return _of_groups(part, arguments)
     if "--resolve flag" in text:
         return "--resolve: expected --cfg job beside it."
     return None
 
 
+def _of_groups(part: str, arguments: Sequence[str]) -> str:
+    """What is said of a group that is given something else than the name of an option."""
+    keys = {*_groups(part), ""}
+    chosen = [argument for argument in arguments if argument.partition("=")[0].lstrip("+~") in keys]
+    named = " ".join(chosen or [argument for argument in arguments if "=" in argument] or arguments)
+    return f"{named}: expected the name of an option for each group, as `{COMMANDS[part]} --help` lists them."
+
+
 def _is_of_groups(error: Exception) -> bool:
-    """Whether Hydra has raised an error as it put the options of groups together."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__") == "hydra._internal.defaults_list"
+    """Whether an error was raised as Hydra put the options of groups together, by itself or by what it called of OmegaConf."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [module for module in modules if not module.startswith("omegaconf.")]
+    return own[-1:] == ["hydra._internal.defaults_list"]
 
 
 def _no_choice(path: str, text: str, part: str) -> str:
