@@ -31,6 +31,9 @@ _NAMED = {"Integer": _WORDS[int], "Float": _WORDS[float], "Boolean": _WORDS[bool
 # Parts of an override: what comes before the key, the key, and the value.
 _OVERRIDE = re.compile(r"(?P<prefix>[~+]*)(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 
+# The head of a file that says where its keys are.
+_PACKAGE = re.compile(r"# @package (\S+)")
+
 
 def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | None:
     """Says in one message what is wrong with a command; None of an error that is no mistake of a user's.
@@ -241,7 +244,9 @@ def _known_keys(part: str) -> dict[str, list[str]]:
         group = file.parent.name
         node: typing.Any = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
+        package = _PACKAGE.match(file.read_text(encoding="utf-8"))
+        above = package[1] if package and package[1] != "_global_" else group
         for key in node:
             if key != "defaults" and not str(key).startswith("_"):
-                keys.setdefault(f"{group}.{key}", []).append(f"{group}={file.stem}")
+                keys.setdefault(f"{above}.{key}", []).append(f"{group}={file.stem}")
     return keys

@@ -212,7 +212,7 @@ def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
                 directory,
                 facts=run.facts,
                 identity=run.identity,
-                logger=run.logger,
+                loggers=run.loggers,
                 pictures=report.pictures(experiment),
                 console=quiet if number else console,  # they go in step: the first speaks for all
                 record=record,
