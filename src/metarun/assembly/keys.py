@@ -1,7 +1,7 @@
 """A composed configuration, read with care: factories called with their keys, and no key left unread."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -110,29 +110,29 @@ class Keys:
     def members(self, group: str) -> list[str]:
         """What is chosen of a group that may have several choices, each to be named to `factory`: logger.jsonl, logger.mlflow.
 
-        A choice has its keys under its own name. One that has not, as a file of a user's without `# @package`, has them in the
-        group itself; so can one alone.
+        A choice has its keys under its own name. One that has not, as a file without `# @package`, has them in the group itself,
+        where it can be the only one of several that were chosen: Hydra would take the last in silence.
 
         Raises:
-          MetarunError: one has taken the place of another; or there is a key that none of them reads.
+          MetarunError: it is one of several; or there is a key that none of them reads.
         """
         node = self[group]
         if not isinstance(node, Mapping):
-            raise MetarunError(f"{group}={node}: expected the name of an option, or several: [jsonl,tensorboard].")
-        found = [group] * (TARGET in node) + [f"{group}.{name}" for name, inner in node.items() if _calls(inner)]
-        for name in node:
-            if TARGET not in node and not _calls(node[name]):
-                allowed = ", ".join(found) or "no key"
-                raise MetarunError(
-                    f"{group}.{name} is read by nothing: {self._chosen(group)} has the keys of {allowed}."
-                )
-        chosen = self._choices.get(group)
-        if isinstance(chosen, Sequence) and not isinstance(chosen, str) and len({*chosen}) > len(found):
+            raise MetarunError(f"{group}={node}: expected the name of an option, or several: [NAME,NAME].")
+        names = [name for name, inner in node.items() if _calls(inner)]
+        if TARGET not in node:
+            for name in node:
+                if name not in names:
+                    raise MetarunError(
+                        f"{group}.{name} is read by nothing: {group}=[{','.join(names)}] has the keys of "
+                        f"{', '.join(f'{group}.{each}' for each in names)}."
+                    )
+        elif group not in self._choices:  # so it is where several are chosen
             raise MetarunError(
-                f"{self._chosen(group)}: the keys of two of them are in one place. Begin the file of each with "
-                f"# @package {group}.NAME, NAME being its own."
+                f"{group}.{TARGET}={node[TARGET]}: expected {group}.NAME.{TARGET} where several are chosen. Begin the file "
+                f"of that choice with # @package {group}.NAME, NAME being its own."
             )
-        return found
+        return [group] * (TARGET in node) + [f"{group}.{name}" for name in names]
 
     def _prepared(self, factory: Factory, given: Mapping[str, Any], later: Iterable[str]) -> partial:
         """A factory with its own keys, and what it takes of what is given and of the run's scalars."""
@@ -155,9 +155,7 @@ class Keys:
     def _chosen(self, group: str) -> str:
         """A choice in words, such as method=maml; or that of one of the `members` of a group."""
         group, _, name = group.partition(".")
-        chosen: Any = name or self._choices.get(group)
-        several = isinstance(chosen, Sequence) and not isinstance(chosen, str)
-        return f"{group}=[{','.join(map(str, chosen))}]" if several else f"{group}={chosen}"
+        return f"{group}={name or self._choices.get(group)}"
 
     def factory(self, group: str) -> Factory:
         """What the choice of a group, or one of its `members`, names as its `_target_`."""

@@ -129,7 +129,7 @@ def flat(values: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found[key] = choices.get(key)
+            found |= {key: choices[key]} if key in choices else {}
             found |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != TARGET}
         else:
             found[key] = value
