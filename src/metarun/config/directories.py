@@ -28,7 +28,7 @@ OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
 HYDRA = ".hydra"
 # What is written into the directory of a run; of the folders, those that a run cannot do without.
 _FILES, _OWN = (LOCK, "result.json"), (HYDRA, "checkpoints")
-_FOLDERS = (*_OWN, "diverged", "plots", "evaluations", "predictions")
+_FOLDERS = (*_OWN, "diverged", "plots", "evaluations", "predictions", "wandb")
 # In the directory of a sweep: what Hydra writes there before it has a point made.
 MULTIRUN = "multirun.yaml"
 # What a directory holds before any work is done.
