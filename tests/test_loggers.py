@@ -2,6 +2,7 @@
 
 import json
 
+import documented
 import pytest
 from small_run import call, refused
 from test_build import built
@@ -146,6 +147,26 @@ def test_a_logger_that_cannot_be_made_is_refused_before_the_run(overrides, words
     with pytest.raises(MetarunError) as error:
         built(*overrides)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_the_logger_of_the_guide_is_one(tmp_path):
+    page = documented.DOCS / "guides" / "tracking.md"
+    (python,), (yaml,) = (documented.blocks(page, language) for language in ("python", "yaml"))
+    (tmp_path / "conf" / "logger").mkdir(parents=True)
+    (tmp_path / "conf" / "logger" / "printing.yaml").write_text(yaml)
+    (tmp_path / "own_logger.py").write_text(python)
+    options = ("--config-dir", "conf", "logger=[tensorboard,printing]", "hydra.run.dir=run", *SMALL, "steps=4")
+    done = metarun(*options, cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    printed = [f"protonet {line['step']} {line['train/loss']}" for line in lines[1::2]]
+    assert done.returncode == 0 and len(printed) == 2 and list((tmp_path / "run").glob("events.*")), done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("protonet ")][1:] == printed
+
+
+def test_a_logger_among_several_that_there_is_not_is_refused_with_those_that_there_are(tmp_path):
+    done = metarun("logger=[jsonl,tensorbord]", cwd=tmp_path)
+    words = "logger=tensorbord: there is no such logger. Did you mean tensorboard? There are jsonl, mlflow, tensorboard, wandb."
+    assert done.returncode == 2 and words in done.stderr and not list(tmp_path.iterdir()), done.stderr
 
 
 def test_of_several_each_has_its_keys_under_its_own_name(tmp_path):

@@ -21,7 +21,7 @@ from omegaconf.errors import (
 )
 
 from metarun.config import experiments
-from metarun.config.composing import conf_dir
+from metarun.config.composing import conf_dir, groups
 from metarun.config.schema import COMMANDS, COMMON, SCHEMAS
 from metarun.errors import shown, some
 
@@ -146,6 +146,9 @@ def _no_choice(path: str, text: str, part: str) -> str:
     if not group:
         return f"{option}: there is no such configuration; metarun's own is called config."
     options = re.findall(r"^\t(?!provider)(\S+)$", text, re.MULTILINE)
+    if not options:  # of one among several, Hydra does not name them
+        listed = dict(line.split(": ", 1) for line in groups(part).splitlines())
+        options = listed[group].split(", ") if group in listed else []
     near = difflib.get_close_matches(option, options, n=3)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     all_of_them = f" There are {', '.join(options)}." if options else ""
