@@ -47,7 +47,7 @@ def run(
     identity=None,
     said=None,
     pictures=None,
-    logger=metrics.no_logger,
+    loggers=(),
     judge=None,
     **changes,
 ):
@@ -60,7 +60,7 @@ def run(
         facts=FACTS,
         identity=identity or {"seed": 0, "method.inner_lr": 0.4},
         pictures=pictures,
-        logger=logger,
+        loggers=loggers,
         console=console,
         judge=judge,
     )
@@ -514,7 +514,7 @@ def test_what_cannot_be_drawn_or_logged_costs_no_result(uninterrupted, tmp_path)
         return {"a.png": fails, **curve(directory, *rest)}
 
     said = io.StringIO()
-    run(tmp_path / "a", said=said, pictures=pictures, logger=fails)
+    run(tmp_path / "a", said=said, pictures=pictures, loggers=[fails])
     assert said.getvalue().count("metarun: plots/a.png could not be drawn. RuntimeError: no font at all\n") == 1
     assert "without one of its logs. RuntimeError: no font at all" in said.getvalue()
     assert (tmp_path / "a" / "plots" / "learning_curve.png").exists()

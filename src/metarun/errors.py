@@ -148,7 +148,7 @@ def true_or_false(key: str, value: object) -> bool:
     return value
 
 
-def in_a_line(error: Exception) -> str:
+def in_a_line(error: BaseException) -> str:
     """What an error says, in one line; of one that is not ours, with its kind."""
     text = " ".join(str(error).split())
     return text if isinstance(error, MetarunError) else f"{type(error).__name__}: {text}"

@@ -22,7 +22,7 @@ from omegaconf.errors import (
 )
 
 from metarun.config import experiments
-from metarun.config.composing import conf_dir
+from metarun.config.composing import conf_dir, groups
 from metarun.config.schema import COMMANDS, COMMON, SCHEMAS
 from metarun.errors import shown, some
 
@@ -31,6 +31,9 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 _NAMED = {"Integer": _WORDS[int], "Float": _WORDS[float], "Boolean": _WORDS[bool], "bool": _WORDS[bool]}
 # Parts of an override: what comes before the key, the key, and the value.
 _OVERRIDE = re.compile(r"(?P<prefix>[~+]*)(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
+
+# The head of a file that says where its keys are.
+_PACKAGE = re.compile(r"# @package (\S+)")
 
 
 def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | None:
@@ -147,6 +150,9 @@ def _no_choice(path: str, text: str, part: str) -> str:
     if not group:
         return f"{option}: there is no such configuration; metarun's own is called config."
     options = re.findall(r"^\t(?!provider)(\S+)$", text, re.MULTILINE)
+    if not options:  # of one among several, Hydra does not name them
+        listed = dict(line.split(": ", 1) for line in groups(part).splitlines())
+        options = listed[group].split(", ") if group in listed else []
     near = difflib.get_close_matches(option, options, n=3)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     all_of_them = f" There are {', '.join(options)}." if options else ""
@@ -245,7 +251,9 @@ def _known_keys(part: str) -> dict[str, list[str]]:
         group = file.parent.name
         node: typing.Any = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
+        package = _PACKAGE.match(file.read_text(encoding="utf-8"))
+        above = package[1] if package and package[1] != "_global_" else group
         for key in node:
             if key != "defaults" and not str(key).startswith("_"):
-                keys.setdefault(f"{group}.{key}", []).append(f"{group}={file.stem}")
+                keys.setdefault(f"{above}.{key}", []).append(f"{group}={file.stem}")
     return keys

@@ -260,7 +260,7 @@ def _train_group(made: Sequence[Point]) -> list[float | None | Exception]:
                 point.directory,
                 facts=point.run.facts,
                 identity=point.run.identity,
-                logger=point.run.logger,
+                loggers=point.run.loggers,
                 pictures=point.report.pictures(experiment),
                 console=quiet if number else aside,  # they go in step: the first speaks for all
                 record=point.record,

@@ -160,7 +160,7 @@ def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
         directory,
         facts=run.facts,
         identity=run.identity,
-        logger=run.logger,
+        loggers=run.loggers,
         pictures=report.pictures(run.experiment),
         console=aside,
         record=record,

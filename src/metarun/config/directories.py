@@ -29,7 +29,7 @@ OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
 HYDRA = ".hydra"
 # What is written into the directory of a run; of the folders, those that a run cannot do without.
 _FILES, _OWN = (LOCK, "result.json"), (HYDRA, "checkpoints")
-_FOLDERS = (*_OWN, "diverged", "plots", "evaluations", "predictions")
+_FOLDERS = (*_OWN, "diverged", "plots", "evaluations", "predictions", "wandb")
 # In the directory of a sweep: what Hydra writes there before it has a point made.
 MULTIRUN = "multirun.yaml"
 # In the directory of a search that names no storage: what has been tried.
