@@ -16,6 +16,7 @@ from metarun.assembly.run_parts import (
     circumstances,
     identity,
     layouts_of,
+    loggers_of,
     selection_of,
     set_by_user,
     settings_of,
@@ -74,14 +75,14 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     variants = _variants(keys, data)
     _refuse_misshapen(keys, dataset, variants)
     _check_training(keys, choices, dataset, next(iter(variants.values())))
-    logger = keys.partial("logger")
+    loggers = loggers_of(keys, choices)
     experiment, settings, facts = _experiment(keys, choices, dataset, variants, keys["precision"])
     keys.refuse_unread(set_by_user(keys, FEW_SHOT))
     trained_on = {"dataset.sha256": dataset.protocol.get("sha256")}
     trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
     if "range" in dataset.protocol:
         trained_on[BLACK_AND_WHITE] = dataset.protocol["range"]
-    return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), logger)
+    return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), loggers)
 
 
 def build_evaluation(

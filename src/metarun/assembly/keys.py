@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.assembly.offered import OFFERED, SCALARS
 from metarun.config.named_code import CODE, TARGET, code_of, imported, is_own, names_code, place_in_additions
+from metarun.config.schema import CIRCUMSTANCES
 from metarun.errors import MetarunError, in_a_line
 
 
@@ -64,17 +65,30 @@ class Factory(NamedTuple):
                     f"+{self.group}.{name}=VALUE or a default; metarun offers {', '.join([*sorted(self.objects), *SCALARS])}."
                 )
 
-    def called(self, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-        """Returns what the function makes of its own keys and of what it takes of what is given.
+    def bound(self, own: Mapping[str, Any], given: Mapping[str, Any], later: Iterable[str] = ()) -> Callable[..., Any]:
+        """The function with its own keys, and what it takes of what is given.
+
+        Args:
+          own: its own keys.
+          given: by name, of which it takes what it asks for.
+          later: names of what it will be given when it is called, as keywords, of which it takes what it asks for.
 
         Raises:
-          MetarunError: it does not know a key, or lacks something; an addition fails, or returns something of another type.
+          MetarunError: it does not know a key, or asks for something that it is not given. When it is called: an addition
+            fails, or returns something of another type.
         """
         call = self.keyed(own)
         handed = {name: value for name, value in given.items() if self.takes(name)}
-        self.refuse_lacking({**call.keywords, **handed})
+        self.refuse_lacking({**call.keywords, **handed, **dict.fromkeys(later)})
+
+        def made(**known: Any) -> Any:
+            return self._made(partial(call, **handed, **{name: known[name] for name in known if self.takes(name)}))
+
+        return made
+
+    def _made(self, call: Callable[[], Any]) -> Any:
         try:
-            made = call(**handed)
+            made = call()
         except Exception as error:
             if isinstance(error, MetarunError) or not self.is_added:
                 raise
@@ -99,7 +113,7 @@ def factory_of(function: Callable[..., Any], choice: str, group: str, part: str)
     Raises:
       MetarunError: it does not say what it takes.
     """
-    offered = OFFERED[part][group]
+    offered = OFFERED[part][group.partition(".")[0]]
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:  # of what is built in
@@ -138,22 +152,77 @@ class Keys:
         Raises:
           MetarunError: it asks for something that it is not given.
         """
-        factory = self.factory(group)
-        own = self._own(group)
-        scalars = [name for name in SCALARS if name in self.values and name not in {**own, **given}]
-        return factory.called(own, given | {name: self[name] for name in scalars if factory.takes(name)})
+        return self._prepared(self.factory(group), given, ())()
 
-    def partial(self, group: str) -> partial:
-        """The group's factory with its own keys filled in."""
-        return self.factory(group).keyed(self._own(group))
+    def deferred(self, group: str, later: Iterable[str], **given: Any) -> Callable[..., Any]:
+        """A group's factory with what `call` hands it, to be called once the rest is known.
+
+        Args:
+          group: such as "logger.tensorboard", one of `members`.
+          later: names of what it will be given, as keywords, of which it takes what it asks for.
+          **given: as in `call`.
+
+        Raises:
+          MetarunError: it asks for something that it is not given, or does not know a key of its own; or what `check` of the
+            factory says, a function that is called with its keys.
+        """
+        factory = self.factory(group)
+        prepared = self._prepared(factory, given, later)
+        if check := getattr(factory.function, "check", None):
+            check(**self._own(group))
+        return prepared
+
+    def members(self, group: str) -> list[str]:
+        """What is chosen of a group that may have several choices, each to be named to `factory`: logger.jsonl, logger.mlflow.
+
+        A choice has its keys under its own name. One that has not, as a file without `# @package`, has them in the group itself,
+        where it can be the only one of several that were chosen: Hydra would take the last in silence.
+
+        Raises:
+          MetarunError: it is one of several; or there is a key that none of them reads.
+        """
+        node = self[group]
+        if not isinstance(node, Mapping):
+            raise MetarunError(f"{group}={node}: expected the name of an option, or several: [NAME,NAME].")
+        names = [name for name, inner in node.items() if _calls(inner)]
+        if TARGET not in node:
+            for name in node:
+                if name not in names:
+                    raise MetarunError(
+                        f"{group}.{name} is read by nothing: {group}=[{','.join(names)}] has the keys of "
+                        f"{', '.join(f'{group}.{each}' for each in names)}."
+                    )
+        elif group not in self._choices:  # so it is where several are chosen
+            raise MetarunError(
+                f"{group}.{TARGET}={node[TARGET]}: expected {group}.NAME.{TARGET} where several are chosen. Begin the file "
+                f"of that choice with # @package {group}.NAME, NAME being its own."
+            )
+        return [group] * (TARGET in node) + [f"{group}.{name}" for name in names]
+
+    def _prepared(self, factory: Factory, given: Mapping[str, Any], later: Iterable[str]) -> Callable[..., Any]:
+        """A factory with its own keys, and what it takes of what is given and of the run's scalars."""
+        own = self._own(factory.group)
+        scalars = [name for name in SCALARS if name in self.values and name not in {**own, **given}]
+        of_run = {name: self[name] for name in scalars if factory.takes(name)}
+        return factory.bound(own, {**given, **of_run}, later)
+
+    def _node(self, group: str) -> Any:
+        """The keys of a group, or of one of its `members`."""
+        group, _, name = group.partition(".")
+        return self[group][name] if name else self[group]
 
     def _own(self, group: str) -> dict[str, Any]:
-        """The keys of a group's choice."""
-        return {key: value for key, value in self[group].items() if key != TARGET}
+        """The keys of a group's choice, without those of others that are in it."""
+        return {key: value for key, value in self._node(group).items() if key != TARGET and not _calls(value)}
+
+    def _chosen(self, group: str) -> str:
+        """A choice in words, such as method=maml; or that of one of the `members` of a group."""
+        group, _, name = group.partition(".")
+        return f"{group}={name or self._choices.get(group)}"
 
     def factory(self, group: str) -> Factory:
-        """What the group's choice names as its `_target_`."""
-        node, choice = self[group], f"{group}={self._choices.get(group)}"
+        """What the choice of a group, or one of its `members`, names as its `_target_`."""
+        node, choice = self._node(group), self._chosen(group)
         if not isinstance(node, Mapping) or TARGET not in node:
             raise MetarunError(f"{choice}: this choice names no _target_.")
         function = imported(f"{group}.{TARGET}", node[TARGET])
@@ -163,10 +232,10 @@ class Keys:
         """Hashes of the source that is not metarun's own and that a run is made of, see `named_code.code_of`.
 
         Args:
-          groups: whose; None: all.
+          groups: whose; None: all that move a number.
         """
         found = {}
-        for group in OFFERED[self._part] if groups is None else groups:
+        for group in [each for each in OFFERED[self._part] if each not in CIRCUMSTANCES] if groups is None else groups:
             function = self.factory(group).function
             named = [value for key, value in self.values[group].items() if names_code(function, key, value)]
             modules = [function.__module__, *(value.partition(":")[0] for value in named)]
@@ -180,3 +249,7 @@ class Keys:
             if key not in self.read:
                 chosen = ", ".join(f"{group}={self._choices.get(group)}" for group in list(OFFERED[self._part])[:3])
                 raise MetarunError(f"{key}={self.values[key]} is read by nothing in a run of {chosen}: leave it out.")
+
+
+def _calls(node: object) -> bool:
+    return isinstance(node, Mapping) and TARGET in node

@@ -50,6 +50,7 @@ _LOGGER = Group(
     {
         "directory": "that of the run",
         "resume_step": "the step at which the run begins or continues",
+        "settings": "key -> value, the run's configuration, flat: method, method.inner_lr, way, seed, ...",
     },
 )
 # By the command; the groups of a run, the most telling first.

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from metarun.commands.console import set_up, told, version
 from metarun.config import directories, search_path
 from metarun.config.composing import register
+from metarun.config.hydra_versions import BASE
 from metarun.config.schema import COMMANDS
 from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
@@ -45,7 +46,7 @@ def train_rl(config: DictConfig) -> float | None:
 
 def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn:
     """Ends in what `entry` does with the configuration that the command line composes from a part of `conf/`."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become messages
     register()
     directories.register()
 
@@ -66,7 +67,7 @@ def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn
             if argument.lstrip("+~").startswith("hydra.output_subdir"):
                 raise MetarunError(f"{argument}: leave it out. metarun writes .hydra itself, once a run is accepted.")
         try:
-            hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(run)()
+            hydra.main(**BASE, config_path=str(conf_dir(part)), config_name="config")(run)()
         except _Ended as ended:
             cause: Any = ended.__cause__
             raise cause from cause.__cause__
@@ -139,33 +140,40 @@ def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
 
     from rich.console import Console
 
-    from metarun.commands.sweep import Point
+    from metarun.commands.sweep import Point, consoles
     from metarun.system import several_processes
     from metarun.training import runner
 
     console, aside = Console(), Console(stderr=True)
-    node = HydraConfig.get()
+    node, judge = HydraConfig.get(), None
     if node.mode == RunMode.RUN and not node.run.dir:
         raise ConfigError("hydra.run.dir", node.run.dir, "a directory; . is this one")
     directory = Path(node.runtime.output_dir)
     record = directories.recorder(directory, config)
     if not several_processes.is_first():
         console = aside = Console(quiet=True)
-    if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":
-        _check_search(run, str(getattr(node.sweeper.direction, "name", node.sweeper.direction)))
+    if node.mode == RunMode.MULTIRUN:
+        if several_processes.is_first():
+            console, aside = consoles(node.runtime.choices["hydra/launcher"])
+        if node.runtime.choices["hydra/sweeper"] == "optuna":
+            from metarun.commands.search import TRIAL, judge_of
+
+            _check_search(run, str(node.sweeper.direction))
+            judge = judge_of(node.sweeper, Path(node.sweep.dir), node.job.env_set[TRIAL])
     console.print(report.heading(run.facts, directory), highlight=False, soft_wrap=True)
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/launcher"] == "together":
-        return Point(run, directory, report, record)
+        return Point(run, directory, report, record, judge)
     result = runner.run(
         run.experiment,
         run.settings,
         directory,
         facts=run.facts,
         identity=run.identity,
-        logger=run.logger,
+        loggers=run.loggers,
         pictures=report.pictures(run.experiment),
         console=aside,
         record=record,
+        judge=judge,
     )
     console.print(report.summary(result))
     console.print(f"result.json and plots/ in {directory}", markup=False, highlight=False, soft_wrap=True)

@@ -77,7 +77,7 @@ def made(
       ContractError: it fails, or returns another type than its group's.
     """
     try:
-        return factory_of(factory, name_of(factory), group, part).called(settings, given)
+        return factory_of(factory, name_of(factory), group, part).bound(settings, given)()
     except MetarunError as error:
         raise ContractError(name_of(factory), {"factory": str(error)}) from error
 
