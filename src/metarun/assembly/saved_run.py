@@ -275,8 +275,8 @@ def _use_installed(
             what = f"this installation has no such {group}" if here is None else f"this installation has {here} for it"
             raise MetarunError(
                 f"{group}={choices.get(group)} is {saved} in {file}: {what}. What is called never comes from the directory "
-                f"of a run. If you know this code and trust it, name the folder of its YAML by --config-dir, or the function "
-                f"by {key}={saved}."
+                f"of a run. If you know this code and trust it, name it again: {key}={saved}, or the folder of its YAML by "
+                "--config-dir."
             )
         if saved != here:
             say(f"{group}={choices[group]} was {saved} when the run was made, and is {here} here.")
