@@ -5,9 +5,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from metarun.commands.mistakes import explained
 from metarun.config import experiments
 from metarun.config.composing import composed, conf_dir, register
+from metarun.config.mistakes import explained
 from metarun.config.schema import FEW_SHOT, RL
 
 FOLDER = conf_dir(FEW_SHOT) / "experiment"

@@ -54,6 +54,10 @@ class Diverged(MetarunError):
         return type(self), (self.step, str(self))
 
 
+class Stopped(MetarunError):
+    """A run that a signal or its time limit has ended, all saved: the same call continues it."""
+
+
 class DataError(MetarunError):
     """A data set that is absent, broken, or too small; the message names the file and the ways out."""
 

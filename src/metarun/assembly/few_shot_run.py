@@ -19,8 +19,9 @@ from metarun.assembly.run_parts import (
     set_by_user,
     settings_of,
 )
+from metarun.assembly.starting import Start, identity_of, start_of
 from metarun.compiled.memory import available, parse_limit
-from metarun.config.schema import FEW_SHOT
+from metarun.config.schema import FEW_SHOT, INIT_FROM
 from metarun.data.class_bank import SplitBank
 from metarun.data.decoding import OF_FILE, Range, checked_range
 from metarun.data.fitting import fit_data_set, input_shape
@@ -54,12 +55,13 @@ class DataFacts(NamedTuple):
     input_shape: tuple[int, ...]
 
 
-def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
+def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str, Any] | None = None) -> Run:
     """Makes the objects of a few-shot run.
 
     Args:
       config: the composed configuration, without Hydra's own node.
       choices: option chosen in each group, e.g. {"method": "maml"}.
+      begun: the identity of the run's checkpoint, where it has one already.
 
     Raises:
       ConfigError: for a value that cannot be used.
@@ -73,12 +75,14 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     variants = _variants(keys, data)
     _check_training(keys, choices, dataset, next(iter(variants.values())))
     logger = keys.partial("logger")
-    experiment, settings, facts = _experiment(keys, choices, dataset, variants, keys["precision"])
+    start = start_of(keys[INIT_FROM], begun)
+    experiment, settings, facts = _experiment(keys, choices, dataset, variants, keys["precision"], start)
     keys.refuse_unread(set_by_user(keys, FEW_SHOT))
     trained_on = {"dataset.sha256": dataset.protocol.get("sha256")}
     trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
     if "range" in dataset.protocol:
         trained_on[BLACK_AND_WHITE] = dataset.protocol["range"]
+    trained_on |= identity_of(start)
     return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), logger)
 
 
@@ -88,7 +92,7 @@ def build_evaluation(
     *,
     changed: Iterable[str],
     learner: DictConfig,
-    data: DataFacts,
+    begun: Mapping[str, Any],
 ) -> tuple[Experiment, RunSettings, Mapping[str, Any]]:
     """Makes the objects that a trained learner is tested by, on data that are brought to the shape of its own.
 
@@ -97,7 +101,7 @@ def build_evaluation(
       choices: as in `build`.
       changed: keys at the top of `config` that differ from the run's, each of which has to matter.
       learner: the configuration that decides what the learner computes: that of its training.
-      data: what it was trained on.
+      begun: the identity of its checkpoint, which says what it was trained on.
 
     Returns:
       experiment, settings and facts as in `Run`.
@@ -106,7 +110,7 @@ def build_evaluation(
       ConfigError, DataError, MetarunError: as `build`; or the data are of another kind than the run's, or the learner
         has an output for each class of its training tasks, and `way` is another number.
     """
-    keys = Keys.of(config, choices, FEW_SHOT)
+    keys, data = Keys.of(config, choices, FEW_SHOT), recorded(begun)
     dataset = keys.call("dataset", test_only=True)
     if dataset.objective != data.objective:
         allowed = f"data for {data.objective}, which the run was trained for"
@@ -119,7 +123,8 @@ def build_evaluation(
         raise ConfigError("way", dataset.num_outputs, allowed)
     learner_keys = Keys.of(learner, choices, FEW_SHOT)
     variants = _variants(learner_keys, data._replace(num_outputs=dataset.num_outputs))
-    parts = _experiment(keys, choices, dataset, variants, learner_keys["precision"])
+    start = start_of(learner_keys[INIT_FROM], begun)
+    parts = _experiment(keys, choices, dataset, variants, learner_keys["precision"], start)
     keys.refuse_unread({*changed} - {"method"})  # whose keys the learner has read
     return parts
 
@@ -217,7 +222,12 @@ def _facts_of(dataset: DataSet) -> DataFacts:
 
 
 def _experiment(
-    keys: Keys, choices: Mapping[str, str], dataset: DataSet, variants: Mapping[str, Method], precision: str
+    keys: Keys,
+    choices: Mapping[str, str],
+    dataset: DataSet,
+    variants: Mapping[str, Method],
+    precision: str,
+    start: Start | None,
 ) -> tuple[Experiment, RunSettings, dict[str, Any]]:
     """Experiment, settings and facts as in `Run`."""
     settings = settings_of(keys, trains=next(iter(variants.values())).trains_on != "nothing")
@@ -240,7 +250,9 @@ def _experiment(
             "query_shot": eval_query_shot,
             **selection_of(settings),
             "ensemble": settings.ensemble,
+            **(start.protocol if start else {}),
         },
+        start=start.params if start else None,
         precision=precision,
         bytes_available=bytes_available,
         stream=_streams(keys["memory"]["stream"], dataset, bytes_available, choices),

@@ -5,8 +5,9 @@ import os
 import sys
 import time
 
+from metarun.api.jax_set_up import set_up
 from metarun.commands import train, usage
-from metarun.commands.console import FAILED, Parser, of_settings, pairs, parsed, set_up, told
+from metarun.commands.console import FAILED, Parser, of_settings, pairs, parsed, told
 from metarun.config.composing import composed, conf_dir
 from metarun.config.named_code import CODE, TARGET
 from metarun.config.schema import FEW_SHOT, RL

@@ -10,8 +10,7 @@ from typing import NoReturn
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.commands import mistakes
-from metarun.config import directories
+from metarun.config import directories, mistakes
 from metarun.config.schema import FEW_SHOT
 from metarun.errors import MetarunError
 from metarun.system.machine import versions
@@ -109,11 +108,3 @@ def said(message: object, code: int) -> int:
     """Prints a message of metarun's and returns `code`."""
     print(f"metarun: {message}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return code
-
-
-def set_up() -> None:
-    """Sets JAX up, before anything imports it."""
-    from metarun.data.cache import cache_dir
-    from metarun.system import backend
-
-    backend.set_up(cache_dir() / "compiled")

@@ -196,8 +196,8 @@ def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
       ConfigError: they differ in more than numbers.
       Interrupted, MetarunError: as `lockstep.train`.
     """
+    from metarun.api.training import carried_out
     from metarun.compiled import lockstep
-    from metarun.training import runner
     from metarun.training.stopping import Stop, stop_on_signals
 
     console, quiet = Console(stderr=True), Console(quiet=True)
@@ -206,16 +206,13 @@ def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
 
         def drive(number: int, experiment: Any) -> float | None:
             run, directory, report, record = made[number]
-            result = runner.run(
-                experiment,
-                run.settings,
+            result = carried_out(
+                run,
                 directory,
-                facts=run.facts,
-                identity=run.identity,
-                logger=run.logger,
-                pictures=report.pictures(experiment),
-                console=quiet if number else console,  # they go in step: the first speaks for all
+                report,
                 record=record,
+                console=quiet if number else console,  # they go in step: the first speaks for all
+                experiment=experiment,
                 stop=stop.followers[number],
             )
             return result["val"]

@@ -70,17 +70,26 @@ def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig
     """Returns the configuration of a command line, without Hydra's own node, and the option chosen in each group.
 
     Raises:
+      HydraException, OmegaConfBaseException, ValueError: as `with_hydra`.
+    """
+    config = with_hydra(overrides, part)
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return own, dict(config.hydra.runtime.choices)
+
+
+def with_hydra(overrides: Sequence[str], part: str) -> DictConfig:
+    """Returns the configuration of a command line with Hydra's own node.
+
+    Raises:
       HydraException, OmegaConfBaseException, ValueError: it cannot be composed; the error has the `part` whose keys it means.
     """
     register()
     try:
         with hydra.initialize_config_dir(str(conf_dir(part)), version_base="1.3"):
-            config = hydra.compose("config", list(overrides), return_hydra_config=True)
+            return hydra.compose("config", list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         error.part = part  # type: ignore[union-attr]
         raise
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return own, dict(config.hydra.runtime.choices)
 
 
 def groups(part: str) -> str:
