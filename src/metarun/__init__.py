@@ -1,6 +1,6 @@
 """Meta-learning experiments from the command line and from Python: trained, evaluated and checked, in JAX.
 
-`train`, `train_rl` and `load` are the Python interface, and `Run` and `Learner` what they return. They are imported when
+`train`, `train_rl`, `load` and `export` are the Python interface, `Run` and `Learner` what they return. They are imported when
 they are first used: importing `metarun` does not import JAX.
 """
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from metarun import errors as errors
 
 if TYPE_CHECKING:
+    from metarun.api.export import export as export
     from metarun.api.learner import Learner as Learner
     from metarun.api.run import Run as Run
     from metarun.api.run import load as load
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 _AT = {
     "Learner": "learner",
     "Run": "run",
+    "export": "export",
     "load": "run",
     "train": "training",
     "train_rl": "training",
 }
-__all__ = ["Learner", "Run", "errors", "load", "train", "train_rl"]
+__all__ = ["Learner", "Run", "errors", "export", "load", "train", "train_rl"]
 
 
 def __getattr__(name: str) -> Any:

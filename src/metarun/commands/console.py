@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import directories, mistakes
 from metarun.config.schema import FEW_SHOT
-from metarun.errors import MetarunError
+from metarun.errors import MetarunError, positive_int
 from metarun.system.machine import versions
 
 # Exit codes: the system refused something; a setting, a file or the data cannot be used.
@@ -70,6 +70,11 @@ def pairs(settings: list[str]) -> dict[str, str]:
         if "=" not in setting:
             raise MetarunError(f"{setting}: expected KEY=VALUE, such as run={setting}.")
     return dict(setting.split("=", 1) for setting in settings)
+
+
+def whole(key: str, text: str) -> int:
+    """The number of 1 or more that a key was given as text; raises `ConfigError` for another."""
+    return positive_int(key, int(text) if text.isdecimal() and len(text) < 20 else text)
 
 
 def told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:

@@ -57,6 +57,19 @@ Prints both values and their difference, second less first, with its 95% interva
 evaluations/ in the directory of the first. A convention that only one of the two methods knows is no difference.
 """
 
+EXPORT = """\
+keys:
+  run                directory of the run, finished or interrupted
+  output             the folder to write to
+  way, shot          classes of a task and examples of each (default: as the run); not every method can have another way
+  query_statistics   whose statistics normalise the queries, as in metarun-predict
+  GROUP._target_     of a run of code of your own: its function, as when it was trained; code=any takes changed source
+
+Writes load.py, a short program; export.json, which says what goes in and comes out; params.npz, the parameters;
+adapt.stablehlo and predict.stablehlo, the functions; and flatbuffers.zip, by which JAX reads them. What is written has
+been tried: its answers are metarun's own within one millionth, or nothing is written.
+"""
+
 REPLAY = """\
 keys:
   run        directory of a run that has ended because a number was not finite
