@@ -132,8 +132,8 @@ def _reader() -> bytes:
         for file in sorted(Path(flatbuffers.__file__).parent.glob("*.py")):
             archive.writestr(zipfile.ZipInfo(f"flatbuffers/{file.name}"), file.read_bytes())
         # It is under the licence that JAX is under, and goes with a copy of it.
-        licence = next(file for file in files("jax") or () if file.name == "LICENSE")
-        archive.writestr(zipfile.ZipInfo("flatbuffers/LICENSE"), licence.read_text())
+        for licence in [file for file in files("jax") or () if file.name == "LICENSE"]:
+            archive.writestr(zipfile.ZipInfo("flatbuffers/LICENSE"), licence.read_text())
     return stream.getvalue()
 
 

@@ -6,6 +6,7 @@ probabilities = learner.predict(learner.adapt(x, y), queries)  # y: [n] from 0, 
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -16,7 +17,8 @@ import numpy as np
 class Learner:
     def __init__(self, folder=Path(__file__).parent):
         self.about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        sys.path.append(str(folder / "flatbuffers.zip"))  # which JAX reads with, where it is not installed
+        if not find_spec("flatbuffers"):  # which JAX reads with, and does not install
+            sys.path.append(str(folder / "flatbuffers.zip"))
         read = lambda name: jax.export.deserialize(bytearray((folder / f"{name}.stablehlo").read_bytes()))
         self._adapt, self._predict = (jax.jit(read(name).call) for name in ("adapt", "predict"))
         with np.load(folder / "params.npz", allow_pickle=False) as stored:

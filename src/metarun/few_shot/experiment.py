@@ -61,14 +61,15 @@ def few_shot_experiment(
         raise ValueError("the method trains on classes, and the data set has none")
     task_shape = jax.eval_shape(train.sample, train.data, jax.random.key(0))
 
+    def drawn() -> Params:
+        return jax.jit(method.init)(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task_shape))
+
     def init() -> TrainState:
-        task = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task_shape)
-        params = jax.jit(method.init)(init_key, task)
-        params = params if start is None else start(params)
+        params = drawn() if start is None else start(drawn())
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     if start is not None:
-        jax.eval_shape(init)  # which raises what does not fit
+        start(jax.eval_shape(drawn))  # raises what does not fit
 
     def sizes() -> dict[str, int]:
         params = jax.eval_shape(method.init, init_key, task_shape)

@@ -59,7 +59,7 @@ def rl_experiment(
         return TrainState(jnp.zeros((), jnp.int32), params, learner.init_opt(params))
 
     if start is not None:
-        jax.eval_shape(init)  # which raises what does not fit
+        start(jax.eval_shape(learner.init, init_key))  # raises what does not fit
 
     def drawn(root_key, step):
         """The tasks of an outer step, with their keys; the keys of what is played; the key of the method."""
