@@ -86,7 +86,7 @@ class Run:
 
     @property
     def choices(self) -> Mapping[str, str]:
-        """The option chosen in each group, such as `{"method": "maml"}`."""
+        """The option chosen in each group, such as "maml" of "method"."""
         return self._saved.choices
 
     @property
@@ -101,8 +101,9 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """The columns of `metrics.jsonl`, `[num_lines]` each: `step` int64, others float64, NaN where a line has none.
+        """The columns of `metrics.jsonl` by their names, `[num_lines]` each.
 
+        `step` is int64, the others float64, NaN where a line has no value.
         `pandas.DataFrame(run.metrics)` and `polars.DataFrame(run.metrics)` are tables of it.
 
         Raises:
@@ -121,7 +122,7 @@ class Run:
 
     @cached_property
     def params(self) -> Params | Ensemble:
-        """The parameters that the run has selected: a nested dict of JAX arrays, or an `Ensemble` of several such."""
+        """The parameters that the run has selected, a nested dict of JAX arrays, or an `Ensemble` of several such."""
         if self._saved.part == RL:
             experiment = rl_run.build(self._saved.config, self.choices, begun=self._identity).experiment
             shapes = jax.eval_shape(experiment.init).params
@@ -131,7 +132,7 @@ class Run:
 
     @cached_property
     def data(self) -> DataFacts:
-        """What the learner was trained on: `objective`, `input_shape`, `num_outputs`.
+        """What the learner was trained on; has `objective`, `input_shape` and `num_outputs`.
 
         Raises:
           MetarunError: the run is one of reinforcement learning.
@@ -145,7 +146,7 @@ class Run:
 
     @property
     def method(self) -> Method:
-        """The pure functions beneath, of one task, as they test: for `jax.jit`, `jax.vmap` and `jax.grad` of your own."""
+        """The pure functions beneath, of one task, as they test, for `jax.jit`, `jax.vmap` and `jax.grad` of your own."""
         return build_learner(self._saved.config, self.choices, self.data)
 
     def functions(self, way: int | None = None, query_statistics: str = "auto") -> Functions:
