@@ -230,6 +230,7 @@ def test_metrics_are_the_columns_of_metrics_jsonl(directories, runs):
     np.testing.assert_array_equal(metrics["val/b"], [np.nan, 3, 1.25])
 
 
+@pytest.mark.slow  # for these libraries come with the extra `dev` alone
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_metrics_are_a_table(library, directories, runs):
     frames = pytest.importorskip(library)
