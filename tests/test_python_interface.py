@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from small_run import begun, call, draw, draw_classes
 from test_cli import metarun as command
 
 import metarun
+from metarun.api import training
 from metarun.api.calls import as_overrides
 from metarun.commands import cli
 from metarun.config.schema import RL
@@ -194,6 +196,28 @@ def test_a_run_that_was_stopped_is_continued_by_the_same_call(tmp_path, monkeypa
     whole, cut = (metarun.train(*settings, directory=name) for name in ("whole", "cut"))
     for mine, theirs in zip(jax.tree.leaves(cut.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_ctrl_c_is_a_keyboard_interrupt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["method=protonet", *TINY, "steps=400", "steps_per_dispatch=1", "eval_every=0", "meta_batch_size=2"]
+    monkeypatch.setattr(training, "report_of", lambda part: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        metarun.train(*settings, directory="cut")
+    assert not [*tmp_path.iterdir()]  # nothing had begun
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    saving = checkpoint.save
+
+    def asked_to_stop(*given):
+        saving(*given)
+        if given[1] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "save", asked_to_stop)
+    with pytest.raises(KeyboardInterrupt, match="Stopped by SIGINT at step 2 of 400; the same command continues cut"):
+        metarun.train(*settings, "checkpoint_every=1", directory="cut")
+    assert metarun.load("cut").saved.checkpoint.step == 2
 
 
 def test_a_mistake_raises_and_leaves_nothing(tmp_path, monkeypatch):

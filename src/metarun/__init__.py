@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from metarun import errors as errors
 
+__all__ = ["Learner", "Run", "errors", "export", "load", "train", "train_rl"]
+
 if TYPE_CHECKING:
     from metarun.api.export import export as export
     from metarun.api.learner import Learner as Learner
@@ -15,25 +17,22 @@ if TYPE_CHECKING:
     from metarun.api.run import load as load
     from metarun.api.training import train as train
     from metarun.api.training import train_rl as train_rl
+else:
+    _AT = {
+        "Learner": "learner",
+        "Run": "run",
+        "export": "export",
+        "load": "run",
+        "train": "training",
+        "train_rl": "training",
+    }
 
-_AT = {
-    "Learner": "learner",
-    "Run": "run",
-    "export": "export",
-    "load": "run",
-    "train": "training",
-    "train_rl": "training",
-}
-__all__ = ["Learner", "Run", "errors", "export", "load", "train", "train_rl"]
+    def __getattr__(name: str) -> Any:
+        if name not in _AT:
+            raise AttributeError(f"module 'metarun' has no attribute {name!r}")
+        from importlib import import_module
 
+        return getattr(import_module(f"metarun.api.{_AT[name]}"), name)
 
-def __getattr__(name: str) -> Any:
-    if name not in _AT:
-        raise AttributeError(f"module 'metarun' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"metarun.api.{_AT[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_AT]
+    def __dir__() -> list[str]:
+        return [*globals(), *_AT]

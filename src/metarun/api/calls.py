@@ -10,7 +10,7 @@ import numpy as np
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config import directories, mistakes
+from metarun.config import mistakes
 from metarun.errors import ConfigError, MetarunError, Stopped
 from metarun.training.stopping import Interrupted
 
@@ -61,7 +61,7 @@ def _in_words(key: str, value: Any) -> str:
 
 @contextlib.contextmanager
 def explained(part: str, overrides: Sequence[str]) -> Iterator[None]:
-    """Has every mistake and condition within come as a `MetarunError`, and what was made for nothing taken away.
+    """Has every mistake and condition within come as a `MetarunError`.
 
     Args:
       part: of `conf/`, whose keys are meant.
@@ -72,11 +72,9 @@ def explained(part: str, overrides: Sequence[str]) -> Iterator[None]:
       Stopped: a signal or the time limit has ended a run.
       KeyboardInterrupt: Ctrl-C has.
     """
-    refused = False
     try:
         yield
     except MetarunError:
-        refused = True
         raise
     except Interrupted as stopped:
         if stopped.code == 130:
@@ -86,7 +84,4 @@ def explained(part: str, overrides: Sequence[str]) -> Iterator[None]:
         message = mistakes.explained(error, getattr(error, "part", part), overrides)
         if message is None:
             raise
-        refused = True
         raise MetarunError(message) from error
-    finally:
-        directories.remove_unused(refused=refused)

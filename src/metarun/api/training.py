@@ -1,6 +1,7 @@
 """A run is trained and tested: from Python, and for the commands."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -118,7 +119,7 @@ def carried_out(
 def _trained(part: str, overrides: list[str], directory: str | Path | None, progress: bool) -> Run:
     set_up_within()
     directories.register()
-    with explained(part, overrides):
+    with explained(part, overrides), _unused_removed():
         given = [] if directory is None else as_overrides((), {"hydra.run.dir": Path(directory).expanduser()})
         config, hydra, place = _composed(part, [*overrides, *given])
         run = built(part, config, dict(hydra.hydra.runtime.choices), place)
@@ -126,6 +127,17 @@ def _trained(part: str, overrides: list[str], directory: str | Path | None, prog
         console = Console(stderr=True) if progress else Console(quiet=True)
         carried_out(run, place, report_of(part), record=record, console=console)
         return Run(saved_run.read(str(place), warned, overrides=overrides))
+
+
+@contextlib.contextmanager
+def _unused_removed() -> Iterator[None]:
+    """Takes away the directories that were made within, where no work was done there."""
+    refused = True
+    try:
+        yield
+        refused = False
+    finally:
+        directories.remove_unused(refused=refused)
 
 
 def _composed(part: str, overrides: list[str]) -> tuple[DictConfig, DictConfig, Path]:
