@@ -37,6 +37,8 @@ _LARGEST_SIDE = 100_000  # of an input that a checkpoint may state
 
 # In a run's identity: `dataset.range`, or the numbers that `set` has come to.
 BLACK_AND_WHITE = "dataset.black_and_white"
+# In a run's identity: shift and factor of its inputs, see `types.DataSet`.
+STANDARDIZED = "dataset.standardized"
 
 
 class DataFacts(NamedTuple):
@@ -68,7 +70,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     """
     keys = Keys.of(config, choices, FEW_SHOT)
     join(**keys["distributed"])
-    dataset = keys.call("dataset", test_only=False)
+    dataset = _data_set(keys, test_only=False)
     data = _facts_of(dataset)
     variants = _variants(keys, data)
     _check_training(keys, choices, dataset, next(iter(variants.values())))
@@ -79,7 +81,17 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
     if "range" in dataset.protocol:
         trained_on[BLACK_AND_WHITE] = dataset.protocol["range"]
+    if dataset.standardized is not None:
+        trained_on[STANDARDIZED] = [list(part) for part in dataset.standardized]
     return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), logger)
+
+
+def _data_set(keys: Keys, *, test_only: bool) -> DataSet:
+    """The data set; of one for regression, what it takes of numbers of classes counts as not read."""
+    dataset = keys.call("dataset", test_only=test_only)
+    if dataset.objective == "regression":
+        keys.read -= {"way", "train_way"}
+    return dataset
 
 
 def build_evaluation(
@@ -107,7 +119,7 @@ def build_evaluation(
         has an output for each class of its training tasks, and `way` is another number.
     """
     keys = Keys.of(config, choices, FEW_SHOT)
-    dataset = keys.call("dataset", test_only=True)
+    dataset = _data_set(keys, test_only=True)
     if dataset.objective != data.objective:
         allowed = f"data for {data.objective}, which the run was trained for"
         raise ConfigError("dataset", choices["dataset"], f"{allowed}; these are for {dataset.objective}")
@@ -155,7 +167,9 @@ def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFact
 def shapes_of(method: Method, data: DataFacts) -> Any:
     """The meta-parameters of a method, as shapes."""
     x: Any = jax.ShapeDtypeStruct((data.num_outputs, *data.input_shape), jnp.float32)
-    y: Any = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32) if data.objective == "classification" else x
+    y: Any = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)
+    if data.objective == "regression":
+        y = jax.ShapeDtypeStruct((data.num_outputs, data.num_outputs), jnp.float32)
     return jax.eval_shape(method.init, jax.random.key(0), Task(Split(x, y), Split(x, y)))
 
 
@@ -269,7 +283,7 @@ def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
     keys = Keys.of(config, choices, FEW_SHOT)
     load = getattr(keys.factory("dataset").function, "load", None)
     if load is None:
-        raise ConfigError("dataset", choices["dataset"], "one with classes of images")
+        raise ConfigError("dataset", choices["dataset"], "one with classes of images, or of arrays")
     known = inspect.signature(load).parameters
     return load(**{key: value for key, value in keys["dataset"].items() if key in known})
 
