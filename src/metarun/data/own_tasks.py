@@ -13,6 +13,7 @@ from metarun.data import class_bank
 from metarun.data.array_files import NAMES, NUMBERS, numbers, places_of, read, text_of
 from metarun.data.arrays import Group, grouped, one_split, prepared, splits_of_rows
 from metarun.data.class_bank import SplitBank
+from metarun.data.class_split import SPLITS
 from metarun.data.contents import content_hashes
 from metarun.data.episodes import as_inputs, distinct, drawn_examples, large_enough, source_of, split_at
 from metarun.data.standardizing import KINDS, as_lists, standard_of
@@ -20,7 +21,7 @@ from metarun.errors import ConfigError, DataError, one_of, positive_int, some
 from metarun.types import Array, DataSet, TaskSource
 
 TARGETS = "targets.npy"
-OBJECTIVES = ("regression", "classification")
+KINDS_OF_TARGETS = ("numbers", "classes")
 
 
 class _Index(NamedTuple):
@@ -52,7 +53,7 @@ def tasks(
     source: str | None = None,
     split: str | None = None,
     split_seed: int = 0,
-    objective: str | None = None,
+    targets: str | None = None,
     standardize: str = "feature",
     standardize_y: str = "none",
     test_only: bool = False,
@@ -73,7 +74,7 @@ def tasks(
       source: as for `arrays.arrays`, with an array `task: [n]` of whole numbers or names besides. `y` is `[n]` or
         `[n, size]` numbers, or `[n]` classes. `split: [n]`, if it is there, is the same for all rows of a task.
       split, split_seed: as for `arrays.arrays`, of tasks instead of classes.
-      objective: "regression" or "classification"; None: regression if `y` are floats.
+      targets: what `y` are, "numbers" (regression) or "classes"; None: numbers if they are floats.
       standardize: of `x`, as for `arrays.arrays`.
       standardize_y: of the targets of a regression likewise, by those of meta-training's tasks. The error is then in
         squares of their standard deviation.
@@ -82,41 +83,41 @@ def tasks(
     Raises:
       ConfigError, DataError, MetarunError: as for `arrays.arrays`; or no task is large enough.
     """
-    loaded, facts, targets = _loaded(source, split, split_seed, objective, standardize, standardize_y)
-    regression = targets is not None
+    loaded, facts, y = _loaded(source, split, split_seed, targets, standardize, standardize_y)
+    regression = y is not None
     evaluated = ("query_shot", query_shot) if eval_query_shot is None else ("eval_query_shot", eval_query_shot)
     in_train = ("train_shot", train_shot) if train_shot is not None else ("shot", shot)
     ways = {"train": ("train_way", train_way) if train_way is not None else ("way", way)}
     made: dict[str, TaskSource] = {}
     used: dict[str, list[int]] = {}
-    for name in ("test",) if test_only else ("train", "val", "test"):
+    for name in SPLITS:
         (shot_key, shots), (query_key, queries) = (
             in_train if name == "train" else ("shot", shot),
             ("query_shot", query_shot) if name == "train" else evaluated,
         )
         shots, queries = positive_int(shot_key, shots), positive_int(query_key, queries)
         kept = large_enough(loaded, name, shots + queries, (shot_key, query_key))
+        needed = name == "test" or not test_only
         if regression:
-            index = _index(loaded, kept, [1] * len(kept), targets)
-            made[name] = _of_rows(index, shots, queries)
+            made |= {name: _of_rows(_index(loaded, kept, [1] * len(kept), y), shots, queries)} if needed else {}
         else:
             way_key, its_way = ways.get(name, ("way", way))
             if (its_way := positive_int(way_key, its_way)) < 2:
                 raise ConfigError(way_key, its_way, "2 or more classes")
-            kept, sizes = _with_classes(name, kept, facts["tasks"], way_key, its_way)
-            made[name] = _of_classes(_index(loaded, kept, sizes, None), its_way, shots, queries)
+            kept, sizes = _with_classes(name, kept, facts["tasks"], its_way, way_key if needed else None)
+            made |= {name: _of_classes(_index(loaded, kept, sizes, None), its_way, shots, queries)} if needed else {}
         used[name] = kept
-    sources: dict[str, Any] = dict.fromkeys(("train", "val", "test"), made["test"]) | made
+    sources: dict[str, Any] = dict.fromkeys(SPLITS, made["test"]) | made
     of_task = facts["tasks"]
     number = {name: len({of_task[unit] for unit in units}) for name, units in used.items()}
     shape = list(loaded.bank.images.shape[1:])
     return DataSet(
         **sources,
         objective=facts["objective"],
-        num_outputs=int(way) if targets is None else targets.shape[1],
+        num_outputs=int(way) if y is None else y.shape[1],
         protocol={**loaded.protocol, "tasks": number, "input_shape": shape},
         train_way=None if regression else (int(way) if train_way is None else train_way),
-        contents={name: _contents(loaded, units, targets) for name, units in used.items()},
+        contents={name: _contents(loaded, units, y) for name, units in used.items()},
         standardized=loaded.standardized,
     )
 
@@ -126,12 +127,12 @@ def load(
     source: str | None = None,
     split: str | None = None,
     split_seed: int = 0,
-    objective: str | None = None,
+    targets: str | None = None,
     standardize: str = "feature",
     standardize_y: str = "none",
 ) -> SplitBank:
     """The tasks, or the classes of all tasks, as the classes of a bank; arguments as for `tasks`."""
-    return _loaded(source, split, split_seed, objective, standardize, standardize_y)[0]
+    return _loaded(source, split, split_seed, targets, standardize, standardize_y)[0]
 
 
 tasks.load = load  # type: ignore[attr-defined]
@@ -141,14 +142,14 @@ def _loaded(
     source: str | None,
     split: str | None,
     split_seed: int,
-    objective: str | None,
+    targets: str | None,
     standardize: str,
     standardize_y: str,
 ) -> tuple[SplitBank, Mapping[str, Any], np.ndarray | None]:
     """The bank, whose classes are tasks or classes of tasks; the facts beside it; and the targets of a regression."""
     places = places_of("dataset.source", source)
-    if objective is not None:
-        one_of("dataset.objective", objective, OBJECTIVES)
+    if targets is not None:
+        one_of("dataset.targets", targets, KINDS_OF_TARGETS)
     one_of("dataset.standardize_y", standardize_y, KINDS)
 
     def groups(scratch: Path) -> list[Group]:
@@ -156,7 +157,7 @@ def _loaded(
         for part, place in places.items():
             its = read(place, {"task": NAMES, "x": NUMBERS, "y": NUMBERS + NAMES, "split": NAMES}, ["split"], scratch)
             x, task = numbers(place, "x", its["x"]), text_of(place, "task", its["task"])
-            of_split, y = splits_of_rows(place, its, part), _targets(place, its["y"], objective)
+            of_split, y = splits_of_rows(place, its, part), _targets(place, its["y"], targets)
             for name, rows in grouped(task):
                 where = one_split(place, "task", name, of_split[rows])
                 if y.ndim == 2:
@@ -165,7 +166,7 @@ def _loaded(
                     for label, among in grouped(y[rows]):
                         found.append(Group(f"{name}/{label}", name, where, x, rows[among]))
         if len({group.y is None for group in found}) > 1:
-            raise DataError(f"y is of floats in one file of {source} and of classes in another: set dataset.objective.")
+            raise DataError(f"y is of floats in one file of {source} and of classes in another: set dataset.targets.")
         return found
 
     def further(folder: Path, found: Sequence[Group], train: Sequence[Group]) -> Mapping[str, Any]:
@@ -175,8 +176,8 @@ def _loaded(
                 raise ConfigError("dataset.standardize_y", standardize_y, "none: y are classes")
             return {"tasks": of_task, "objective": "classification"}
         standard = standard_of(standardize_y, lambda: (group.y for group in train if group.y is not None))
-        targets = np.concatenate([group.y for group in found if group.y is not None])
-        np.save(folder / TARGETS, targets.astype(np.float32) if standard is None else standard.applied(targets))
+        y = np.concatenate([group.y for group in found if group.y is not None])
+        np.save(folder / TARGETS, y.astype(np.float32) if standard is None else standard.applied(y))
         return {"tasks": of_task, "objective": "regression", "standardized_y": as_lists(standard)}
 
     folder, checksum, facts = prepared(
@@ -188,7 +189,7 @@ def _loaded(
         standardize,
         "task",
         further,
-        {"objective": objective, "standardize_y": standardize_y},
+        {"targets": targets, "standardize_y": standardize_y},
     )
     bank, names, _, hashes = class_bank.load(folder)
     regression = facts["objective"] == "regression"
@@ -206,19 +207,19 @@ def _loaded(
     return loaded, facts, np.load(folder / TARGETS) if regression else None
 
 
-def _targets(place: Path, y: np.ndarray, objective: str | None) -> np.ndarray:
+def _targets(place: Path, y: np.ndarray, kind: str | None) -> np.ndarray:
     """Targets of a regression, `[n, size]`, or classes, `[n]`."""
-    kind = y.dtype.kind
-    if (objective or ("regression" if kind == "f" else "classification")) == "regression":
-        if kind not in NUMBERS:
-            raise ConfigError("dataset.objective", objective, f"classification or null: y of {place} is text")
+    floats = y.dtype.kind == "f"
+    if kind == "numbers" or (kind is None and floats):
+        if y.dtype.kind not in NUMBERS:
+            raise ConfigError("dataset.targets", kind, f"classes or null: y of {place} is text")
         y = numbers(place, "y", y)
         if y.ndim != 2:
             raise DataError(f"y of {place} has shape {list(y.shape)}: expected [n] or [n, size].")
         return y
-    if kind == "f":
-        allowed = f"regression or null: y of {place} has floats, which name no class; y.astype(int) would"
-        raise ConfigError("dataset.objective", objective, allowed)
+    if floats:
+        allowed = f"numbers or null: y of {place} has floats, which name no class; y.astype(int) would"
+        raise ConfigError("dataset.targets", kind, allowed)
     return text_of(place, "y", y)
 
 
@@ -231,14 +232,18 @@ def _index(loaded: SplitBank, units: Sequence[int], sizes: Sequence[int], target
 
 
 def _with_classes(
-    split: str, units: Sequence[int], of_task: Sequence[str], way_key: str, way: int
+    split: str, units: Sequence[int], of_task: Sequence[str], way: int, way_key: str | None
 ) -> tuple[list[int], list[int]]:
-    """The classes of tasks that have `way` of them, task by task, and how many each has; other tasks are named."""
+    """The classes of tasks that have `way` of them, task by task, and how many each has; other tasks are named.
+
+    Raises:
+      ConfigError: there are none, and `way_key` says what the key is.
+    """
     its: dict[str, list[int]] = {}
     for unit in units:
         its.setdefault(of_task[unit], []).append(unit)
     kept = {task: classes for task, classes in its.items() if len(classes) >= way}
-    if not kept:
+    if not kept and way_key:
         most = max(map(len, its.values()))
         raise ConfigError(way_key, way, f"at most {most}, the classes of the task of {split} with most of them")
     if small := [task for task in its if task not in kept]:
