@@ -63,7 +63,9 @@ def places_of(key: str, value: object) -> dict[str, Path]:
         path = Path(os.path.expanduser(value))
         if _holds_arrays(path):
             return {"": path}
-        found = {split: place for split in SPLITS for place in (path / f"{split}.npz", path / split) if os.path.exists(place)}
+        found = {
+            split: place for split in SPLITS for place in (path / f"{split}.npz", path / split) if os.path.exists(place)
+        }
         if {"train", "test"} <= set(found) and all(map(_holds_arrays, found.values())):
             return found
     raise ConfigError(key, value, FORMS)

@@ -31,6 +31,35 @@ def convolve_signal(x: Array, kernel: Array, stride: int) -> Array:
     return seen @ kernel.reshape(-1, kernel.shape[2])
 
 
+class _Block(nn.Module):
+    """Convolution, normalisation and ReLU, with the names of parameters that `block.Block` has."""
+
+    filters: int
+    kernel: int
+    stride: int
+    norm: str
+    compute_dtype: jnp.dtype | None
+
+    @nn.compact
+    def __call__(self, x: Array, reference: int | None) -> Array:
+        """`[n, length, c]` -> `[n, ceil(length / stride), filters]`."""
+        dtype = x.dtype  # of parameters and statistics
+        shape = (self.kernel, x.shape[-1], self.filters)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, dtype)
+        shift = self.param("norm_shift", nn.initializers.zeros, (self.filters,), dtype)
+        x, kernel = (a.astype(self.compute_dtype or dtype) for a in (x, kernel))
+        x = convolve_signal(x, kernel, self.stride)
+        if self.norm == "none":
+            return nn.relu(x.astype(dtype) + shift[None, None])
+        scale = self.param("norm_scale", nn.initializers.ones, (self.filters,), dtype)
+        if self.norm == "batch":
+            factor, offset = set_norm(x, scale, shift, reference)
+            return nn.relu(x.astype(dtype) * factor[None, None] + offset[None, None])
+        x = x.astype(dtype)
+        x = (x - x.mean((1, 2), keepdims=True)) / jnp.sqrt(x.var((1, 2), keepdims=True) + 1e-5)
+        return nn.relu(x * scale[None, None] + shift[None, None])
+
+
 class _Conv1d(nn.Module):
     num_outputs: int | None
     filters: int
@@ -43,8 +72,9 @@ class _Conv1d(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, reference: int | None = None) -> Array:
+        shared = self.filters, self.kernel, self.stride, self.norm, self.compute_dtype
         for i in range(self.blocks):
-            x = self._block(x, reference, f"conv{i}")
+            x = _Block(*shared, name=f"conv{i}")(x, reference)
         if self.mean_pool:
             x = x.mean(1)
         if self.num_outputs is None:
@@ -52,23 +82,6 @@ class _Conv1d(nn.Module):
         x = x.reshape(x.shape[0], -1)
         kernel_init = nn.initializers.glorot_uniform()
         return nn.Dense(self.num_outputs, param_dtype=x.dtype, kernel_init=kernel_init, name="head")(x)
-
-    def _block(self, x: Array, reference: int | None, name: str) -> Array:
-        dtype = x.dtype  # of parameters and statistics
-        shape = (self.kernel, x.shape[-1], self.filters)
-        kernel = self.param(f"{name}_kernel", nn.initializers.glorot_uniform(), shape, dtype)
-        shift = self.param(f"{name}_norm_shift", nn.initializers.zeros, (self.filters,), dtype)
-        x, kernel = (a.astype(self.compute_dtype or dtype) for a in (x, kernel))
-        x = convolve_signal(x, kernel, self.stride)
-        if self.norm == "none":
-            return nn.relu(x.astype(dtype) + shift[None, None])
-        scale = self.param(f"{name}_norm_scale", nn.initializers.ones, (self.filters,), dtype)
-        if self.norm == "batch":
-            factor, offset = set_norm(x, scale, shift, reference)
-            return nn.relu(x.astype(dtype) * factor[None, None] + offset[None, None])
-        x = x.astype(dtype)
-        x = (x - x.mean((1, 2), keepdims=True)) / jnp.sqrt(x.var((1, 2), keepdims=True) + 1e-5)
-        return nn.relu(x * scale[None, None] + shift[None, None])
 
 
 def conv1d(
