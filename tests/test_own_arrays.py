@@ -4,7 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from small_run import begun, call
 from test_cli import metarun, refused
+
+from metarun.commands import cli
+from metarun.data.arrays import arrays
 
 SMALL = [
     "steps=4",
@@ -87,3 +91,68 @@ def test_regression_on_tasks_of_ones_own(files):
     refused(metarun(*data, *SMALL, *small, "way=3", cwd=files), "way=3 is read by nothing")
     refused(metarun(*data, *SMALL, "shot=2", "method=protonet", "model=mlp", cwd=files), "method=protonet")
     refused(metarun(*data, *SMALL, *small, "shot=50", cwd=files), "No task of train has")
+
+
+@pytest.fixture
+def predict(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    return lambda *arguments: call(cli.predict_main, capsys, monkeypatch, *arguments)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """A run whose learner has seen nothing yet, and rows of three new classes, far from each other."""
+    folder = tmp_path_factory.mktemp("asked")
+    given = rows()
+    np.savez(folder / "data.npz", x=100 + 50 * given["x"], y=given["y"])
+    data = ["dataset=arrays", f"dataset.source={folder / 'data.npz'}", "query_shot=1", "eval_query_shot=2", "way=2"]
+    begun(folder / "run", *data, "method=nearest_neighbor")
+    random = np.random.default_rng(3)
+    names = np.array(["ox", "ant", "bee"])[[0, 1, 2, 0, 1, 2, 2]]
+    centres = {"ox": np.full(6, -300.0), "ant": np.full(6, 500.0), "bee": np.r_[np.full(3, -900.0), np.full(3, 900.0)]}
+    np.savez(folder / "support.npz", x=np.stack([centres[n] for n in names]) + random.normal(size=(7, 6)), y=names)
+    np.savez(folder / "query.npz", x=np.stack([centres[n] for n in ("bee", "ant", "ox")]))
+    return folder
+
+
+def test_rows_of_ones_own_are_answered(asked, predict, tmp_path):
+    (asked / "data.npz").rename(asked / "gone.npz")  # the run's own data are not needed
+    settings = [f"run={asked / 'run'}", f"support={asked / 'support.npz'}", f"query={asked / 'query.npz'}"]
+    code, out, err = predict(*settings, f"output={tmp_path}")
+    (asked / "gone.npz").rename(asked / "data.npz")
+    assert code == 0, err
+    header, *lines = (line.split(",") for line in (tmp_path / "probabilities.csv").read_text().splitlines())
+    assert header == ["file", "predicted", "ant", "bee", "ox"]
+    assert [line[:2] for line in lines] == [["0", "bee"], ["1", "ant"], ["2", "ox"]]
+    # Distances are those of rows standardised by the run's training classes.
+    loaded = arrays.load(source=str(asked / "data.npz"))
+    train = np.load(asked / "data.npz")
+    seen = train["x"][np.isin(train["y"], loaded.classes["train"])]
+    support, query = (np.load(asked / f"{name}.npz")["x"] for name in ("support", "query"))
+    squares = np.square((query[:, None] - support[None]) / seen.std(0)).sum(2)
+    y = np.load(asked / "support.npz")["y"]
+    logits = np.stack([-squares[:, y == name].min(1) for name in header[2:]], 1)
+    wanted = np.exp(logits - logits.max(1, keepdims=True))
+    found = np.array([line[2:] for line in lines], float)
+    np.testing.assert_allclose(found, wanted / wanted.sum(1, keepdims=True), atol=1e-4)
+
+
+def test_what_cannot_be_asked_is_refused(asked, predict, tmp_path):
+    run, support, query = (
+        f"{k}={asked / v}" for k, v in (("run", "run"), ("support", "support.npz"), ("query", "query.npz"))
+    )
+    np.savez(tmp_path / "wide.npz", x=np.zeros((2, 7)))
+    np.savez(tmp_path / "nan.npz", x=np.full((2, 6), np.nan))
+    np.savez(tmp_path / "objects.npz", x=np.zeros((2, 6)), y=np.array(["a", None], object))
+    np.savez(tmp_path / "one.npz", x=np.zeros((2, 6)), y=np.array(["a", "a"]))
+    for settings, words in [
+        ([support, f"query={tmp_path / 'wide.npz'}"], ["rows of shape [7]: expected [6]"]),
+        ([support, f"query={tmp_path / 'nan.npz'}"], ["NaN"]),
+        ([f"support={tmp_path / 'objects.npz'}", query], ["a pickle"]),
+        ([f"support={tmp_path / 'one.npz'}", query], ["one class only, a"]),
+        ([support, f"query={tmp_path}"], ["query=", "a file FILE.npz"]),
+        ([support, query, "invert=true"], ["invert=true", "for pictures"]),
+        ([f"support={asked}", f"query={asked}"], ["a run on images in classes", "support=FILE.npz"]),
+    ]:
+        code, _, err = predict(run, *settings)
+        assert code != 0 and "Traceback" not in err and all(word in err for word in words), err

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from omegaconf import DictConfig
 
 from metarun.assembly.keys import Keys
@@ -24,6 +25,7 @@ from metarun.config.schema import FEW_SHOT
 from metarun.data.class_bank import SplitBank
 from metarun.data.decoding import OF_FILE, Range, checked_range
 from metarun.data.fitting import fit_data_set, input_shape
+from metarun.data.standardizing import Standard
 from metarun.errors import ConfigError, DataError, MetarunError, positive_int, seed_of
 from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.losses import OBJECTIVES
@@ -223,6 +225,26 @@ def recorded_range(identity: Mapping[str, Any]) -> Range:
       ConfigError: the identity, which is data, has something else there.
     """
     return checked_range("range", identity.get(BLACK_AND_WHITE), (OF_FILE,))
+
+
+def recorded_standard(identity: Mapping[str, Any]) -> Standard | None:
+    """What the inputs that a run was trained on were standardised by; None: by nothing.
+
+    Raises:
+      MetarunError: the identity, which is data, has something else there.
+    """
+    parts = identity.get(STANDARDIZED)
+    if parts is None:
+        return None
+    sizes = (1, *recorded(identity).input_shape[-1:])
+    good = (
+        isinstance(parts, list)
+        and len(parts) == 2
+        and all(isinstance(part, list) and len(part) in sizes and all(map(is_number, part)) for part in parts)
+    )
+    if not good:
+        raise MetarunError("The run's checkpoint says of its data what no data can be.")
+    return Standard(*(np.array(part, np.float64) for part in parts))
 
 
 def _facts_of(dataset: DataSet) -> DataFacts:

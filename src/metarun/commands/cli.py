@@ -212,9 +212,12 @@ def _predict(settings: list[str]) -> None:
 
     from rich.console import Console
 
-    from metarun.commands.prediction import predict
+    from metarun.commands import array_prediction, prediction
 
-    predict(Console(), **own, code=code)
+    if array_prediction.of_arrays(own):
+        array_prediction.predict(Console(), **own, code=code)
+    else:
+        prediction.predict(Console(), **own, code=code)
 
 
 def _is_of_code(key: str) -> bool:

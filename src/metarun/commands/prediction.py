@@ -47,6 +47,20 @@ APART = "support"
 BLOCK = 100  # queries that are answered at once, where the answers do not depend on it
 
 
+class Shown(NamedTuple):
+    """The classes that a learner is shown.
+
+    Attributes:
+      root: where they are.
+      names: of the classes.
+      what: they are there, in words.
+    """
+
+    root: Path
+    names: list[str]
+    what: str
+
+
 class Pictures(NamedTuple):
     """Pictures of a folder.
 
@@ -118,7 +132,9 @@ def predict(
     shown = _read_support(folders["support"], (height, width, channels), span, say, links)
     asked = _read_query(folders["query"], (height, width, channels), span, say, links)
     trained_with = saved.config.method.get("query_statistics")
-    method, params = _learner(_with_statistics(saved, query_statistics), trained_on, shown)
+    method, params = learner_for(
+        with_statistics(saved, query_statistics), trained_on, Shown(shown.root, shown.names, "folders with pictures")
+    )
 
     method_name, data_name = saved.choices["method"], saved.choices["dataset"]
     say(f"{method_name} trained on {data_name}, {parameters_of(selected_steps(saved.checkpoint))}.")
@@ -145,7 +161,9 @@ def predict(
     found = Predictions(shown.names, support_x, shown.labels, asked.names, query_x, softmax(outputs))
     console.print(predictions.table(found))
     folder = (
-        Path(output).expanduser() if output else saved.directory / FOLDER / folders["query"].resolve().name / _id(found)
+        Path(output).expanduser()
+        if output
+        else saved.directory / FOLDER / folders["query"].resolve().name / id_of(found)
     )
     predictions.write_csv(found, folder / CSV)
     predictions.picture(found, folder / PICTURE)
@@ -180,7 +198,7 @@ def softmax(outputs: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
-def _id(found: Predictions) -> str:
+def id_of(found: Predictions) -> str:
     """Returns eight hexadecimal digits that are equal for equal questions with equal answers."""
     content = hashlib.sha256()
     for part in found:
@@ -195,10 +213,11 @@ def _folder(key: str, value: str | None) -> Path:
 
 def _check_images(data: DataFacts, run: saved_run.SavedRun) -> None:
     if data.objective != "classification" or len(data.input_shape) != 3 or data.input_shape[2] not in MODES:
-        raise ConfigError("run", run.directory, f"a run on images in classes; it is on {run.choices['dataset']}")
+        allowed = f"a run on images in classes; it is on {run.choices['dataset']}"
+        raise ConfigError("run", run.directory, f"{allowed}. One on arrays is asked by support=FILE.npz query=FILE.npz")
 
 
-def _with_statistics(run: saved_run.SavedRun, asked: str) -> saved_run.SavedRun:
+def with_statistics(run: saved_run.SavedRun, asked: str) -> saved_run.SavedRun:
     """The run with the statistics that are asked for, of whatever method has them."""
     trained_with = run.config.method.get("query_statistics")
     if trained_with is None and asked != "auto":
@@ -221,12 +240,16 @@ def _alone_in_test(run: saved_run.SavedRun) -> str:
     return f" So its test answered {together:.2%} of the queries rightly together, and {alone:.2%} one at a time."
 
 
-def _learner(run: saved_run.SavedRun, data: DataFacts, support: Pictures) -> tuple[Method, Params | Ensemble]:
-    """The method for the classes of `support`, and its selected parameters."""
+def learner_for(run: saved_run.SavedRun, data: DataFacts, support: Shown) -> tuple[Method, Params | Ensemble]:
+    """The method for the classes of `support`, and its selected parameters.
+
+    Raises:
+      DataError: it answers for another number of classes.
+    """
     way = len(support.names)
     if not takes_way(run.config, run.choices, data, way):
         raise DataError(
-            f"{support.root} has {way} folders with pictures: expected {data.num_outputs}, for method="
+            f"{support.root} has {way} {support.what}: expected {data.num_outputs}, for method="
             f"{run.choices['method']} was trained with an output for each class of a task."
         )
     data = data._replace(num_outputs=way)

@@ -61,17 +61,18 @@ def places_of(key: str, value: object) -> dict[str, Path]:
     """
     if isinstance(value, str):
         path = Path(os.path.expanduser(value))
-        if _holds_arrays(path):
+        if holds_arrays(path):
             return {"": path}
         found = {
             split: place for split in SPLITS for place in (path / f"{split}.npz", path / split) if os.path.exists(place)
         }
-        if {"train", "test"} <= set(found) and all(map(_holds_arrays, found.values())):
+        if {"train", "test"} <= set(found) and all(map(holds_arrays, found.values())):
             return found
     raise ConfigError(key, value, FORMS)
 
 
-def _holds_arrays(path: Path) -> bool:
+def holds_arrays(path: Path) -> bool:
+    """Whether it is a .npz file, or a folder with x.npy."""
     # Unlike those of Path, these functions raise nothing where a name is too long.
     if os.path.isdir(path):
         return os.path.isfile(path / "x.npy")
