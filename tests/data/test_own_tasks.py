@@ -8,6 +8,7 @@ import pytest
 
 from metarun.data.own_tasks import tasks
 from metarun.errors import ConfigError, DataError
+from metarun.trust.leaks import verdicts
 
 SETTINGS = {"way": 2, "shot": 2, "query_shot": 3}
 
@@ -151,6 +152,22 @@ def test_tasks_with_too_few_classes_are_left_out_and_named(tmp_path, capsys):
         tasks(**{**SETTINGS, "way": 4}, source=source)
     with pytest.raises(ConfigError, match="train_way=1: expected 2 or more"):
         tasks(**SETTINGS, train_way=1, source=source)
+
+
+def test_a_task_of_training_in_the_test_is_found(tmp_path):
+    given = lines([8] * 10)
+    given["x"] = np.round(given["x"], 1)  # tasks may well ask at the same places
+    given["y"] = (given["task"] + 1) * given["x"][:, 0]
+    first = tasks(**SETTINGS, source=saved(tmp_path, **given))
+    found = {"support_y": None, "query_y": None, "repeated": np.zeros(1)}
+    assert verdicts(found, None, first.contents)["test_apart_from_train"]["passed"]
+    loaded = tasks.load(source=str(tmp_path / "own.npz"))
+    test, train = (int(loaded.names[loaded.classes[split][0]]) for split in ("test", "train"))
+    for name in ("x", "y"):
+        given[name][given["task"] == test] = given[name][given["task"] == train]
+    leaked = verdicts(found, None, tasks(**SETTINGS, source=saved(tmp_path, **given)).contents)
+    assert leaked["test_apart_from_train"]["passed"] is False and leaked["test_apart_from_train"]["value"] == 0.5
+    assert leaked["labels_by_class"]["passed"] is None
 
 
 GIVEN = lines([6] * 5)

@@ -19,8 +19,8 @@ _VERDICTS = {True: ("passed", "green"), False: ("FAILED", "bold red"), None: ("n
 OF_DATA = {
     "labels_by_position": "{value:.1f} standard errors above chance",
     "labels_by_class": "correlation {value:.2f}, standard error {standard_error:.2f}",
-    "support_apart_from_query": "{value:.2%} of queries are support examples",
-    "test_apart_from_train": "{value:.1%} of classes, {images:.1%} of examples in training",
+    "support_apart_from_query": "{value:.2%} of queries are support inputs",
+    "test_apart_from_train": "{value:.1%} of classes, {images:.1%} of inputs in training",
 }
 
 
