@@ -294,9 +294,8 @@ def test_an_ensemble_answers_with_the_mean_of_its_outputs(directories, runs, tmp
     (x, y), queries = shown(), shown(4, seed=1)[0]
     learner = run.adapt(x, y)
     one = runs["maml"].adapt(x, y).outputs(queries)
-    alone = metarun.api.learner.Learner(
-        run.functions(3), second, metarun.api.learner.support_of(x, y, run.data, None)[0], NAMES
-    )
+    support, _ = metarun.api.learner.support_of(x, y, run.data, None)
+    alone = metarun.api.learner.Learner(run.functions(3), second, support, NAMES)
     np.testing.assert_allclose(learner.outputs(queries), (one + alone.outputs(queries)) / 2, rtol=1e-6)
     assert np.abs(one - learner.outputs(queries)).max() > 1e-3
 

@@ -22,6 +22,7 @@ from jax import export as jax_export
 from metarun.api import loader
 from metarun.api.learner import Functions
 from metarun.api.run import Run
+from metarun.data.standardizing import as_lists
 from metarun.errors import MetarunError, in_a_line, positive_int
 from metarun.system.files import json_bytes, plain, write_bytes
 from metarun.system.machine import versions
@@ -96,6 +97,7 @@ def _described(
         "x": "uint8 from 0 black to 255 white, or floats in [0, 1]" if pictures else "real numbers",
         "x_shape": [None, *data.input_shape],
         "pictures": pictures,
+        "standardized": as_lists(functions.standard),
         "y": "whole numbers from 0; column k of the answers is class k" if classification else "numbers",
         "y_shape": [None] if classification else [None, data.num_outputs],
         "y_dtype": "int32" if classification else "float32",

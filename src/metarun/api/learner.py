@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metarun.assembly.few_shot_run import DataFacts
+from metarun.data.standardizing import Standard
 from metarun.errors import ConfigError, MetarunError, some
 from metarun.training.ensemble import Ensemble, ensemble_of, members_of
 from metarun.types import Method, Params, Split
@@ -24,6 +25,7 @@ class Functions(NamedTuple):
       adapt: `(params, support, key) -> adapted`, compiled; of a single member, where an ensemble was selected.
       predict: `(adapted, x: [n, *feature]) -> outputs: [n, num_outputs]`, compiled.
       data: what the inputs and outputs are.
+      standard: what the inputs of the run were standardised by; None: by nothing.
       together: whether the answer to a query may depend on the others.
     """
 
@@ -31,13 +33,26 @@ class Functions(NamedTuple):
     adapt: Callable[..., Any]
     predict: Callable[..., Any]
     data: DataFacts
+    standard: Standard | None
     together: bool
 
     @classmethod
-    def of(cls, method: Method, data: DataFacts) -> "Functions":
+    def of(cls, method: Method, data: DataFacts, standard: Standard | None) -> "Functions":
         """Those of a method, to be compiled once."""
         together = method.protocol.get("query_statistics") == "query"
-        return cls(method, jax.jit(method.adapt), jax.jit(method.predict), data, together)
+        return cls(method, jax.jit(method.adapt), jax.jit(method.predict), data, standard, together)
+
+    def inputs(self, name: str, x: ArrayLike) -> Any:
+        """Returns examples as the functions take them, `[n, *feature]` float32.
+
+        Args:
+          name: of the argument, for a message.
+          x: as in `Run.adapt`.
+
+        Raises:
+          ConfigError: other shapes or values.
+        """
+        return inputs(name, x, self.data, self.standard)
 
 
 class Learner:
@@ -81,7 +96,7 @@ class Learner:
           ConfigError: `x` has another shape, or values that the run's inputs do not have.
           MetarunError: an output is not finite.
         """
-        queries = inputs("x", x, self.functions.data)
+        queries = self.functions.inputs("x", x)
         # Blocks of equal size but for one, so that two programs at most are compiled.
         count = 1 if self.functions.together else -(-len(queries) // BLOCK)
         blocks = np.array_split(queries, count)
@@ -101,17 +116,8 @@ def softmax(outputs: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
-def inputs(name: str, x: ArrayLike, data: DataFacts) -> Any:
-    """Returns examples as the network takes them, `[n, *feature]` float32.
-
-    Args:
-      name: of the argument, for a message.
-      x: `[n, *feature]`. Pictures are uint8, from black 0 to white 255, or floats in [0, 1]; other inputs any real numbers.
-      data: what the run was trained on.
-
-    Raises:
-      ConfigError: other shapes or values.
-    """
+def inputs(name: str, x: ArrayLike, data: DataFacts, standard: Standard | None) -> Any:
+    """Returns examples as a network takes them, see `Functions.inputs`."""
     array = np.asarray(x)
     kind = str(array.dtype)
     wanted = f"[n, {', '.join(map(str, data.input_shape))}]"
@@ -127,7 +133,7 @@ def inputs(name: str, x: ArrayLike, data: DataFacts) -> Any:
     if not (real or not pictures and np.issubdtype(array.dtype, np.integer)):
         allowed = "uint8, or floats in [0, 1]" if pictures else "floats or whole numbers"
         raise ConfigError(name, f"an array of {kind}", allowed)
-    array = array.astype(np.float32)
+    array = array.astype(np.float32) if standard is None else standard.applied(array)
     if not np.isfinite(array).all():
         raise ConfigError(name, f"an array of {kind}", "finite numbers; it has NaN or infinity")
     if pictures and (array.min() < -_OUTSIDE or array.max() > 1 + _OUTSIDE):
@@ -136,17 +142,18 @@ def inputs(name: str, x: ArrayLike, data: DataFacts) -> Any:
     return array
 
 
-def support_of(x: ArrayLike, y: ArrayLike, data: DataFacts, classes: Sequence[Any] | None) -> tuple[Split, list[Any]]:
+def support_of(shown: Any, y: ArrayLike, data: DataFacts, classes: Sequence[Any] | None) -> tuple[Split, list[Any]]:
     """Returns a support set as a method takes it, class after class, and its classes in order.
 
     Args:
-      x, y, classes: as in `Run.adapt`.
+      shown: its inputs, from `Functions.inputs`.
+      y, classes: as in `Run.adapt`.
       data: what the run was trained on.
 
     Raises:
       ConfigError: other shapes or values.
     """
-    shown, given = inputs("x", x, data), np.asarray(y)
+    given = np.asarray(y)
     if given.ndim == 0 or len(given) != len(shown):
         count = len(given) if given.ndim else "one value"
         raise ConfigError("y", f"{count} for {len(shown)} examples", "one for each row of x")

@@ -35,5 +35,7 @@ class Learner:
         return jax.nn.softmax(outputs) if self.about["classification"] else outputs
 
     def _inputs(self, x):
-        x = np.asarray(x)
+        x, standard = np.asarray(x), self.about["standardized"]
+        if standard:
+            x = (x.astype(np.float64) - np.array(standard[0])) * np.array(standard[1])
         return x.astype(np.float32) / 255 if x.dtype == np.uint8 and self.about["pictures"] else x.astype(np.float32)

@@ -14,10 +14,18 @@ from omegaconf import OmegaConf
 from metarun.api.calls import as_overrides, explained
 from metarun.api.evaluation import asked, tested
 from metarun.api.jax_set_up import set_up_within
-from metarun.api.learner import Functions, Learner, support_of
+from metarun.api.learner import Functions, Learner, inputs, support_of
 from metarun.assembly import rl_run, saved_run
-from metarun.assembly.few_shot_run import DataFacts, build_learner, recorded, shapes_of, takes_way
+from metarun.assembly.few_shot_run import (
+    DataFacts,
+    build_learner,
+    recorded,
+    recorded_standard,
+    shapes_of,
+    takes_way,
+)
 from metarun.config.schema import COMMANDS, FEW_SHOT, RL
+from metarun.data.standardizing import Standard
 from metarun.errors import ConfigError, MetarunError, one_of
 from metarun.few_shot.learner import STATISTICS
 from metarun.training.ensemble import Ensemble
@@ -171,7 +179,9 @@ class Run:
             data, config = self.data._replace(num_outputs=way), self._saved.config
             if statistics != (self._trained_statistics or ""):
                 config = saved_run.with_keys(self._saved, [f"method.query_statistics={statistics}"])
-            self._functions[way, statistics] = Functions.of(build_learner(config, self.choices, data), data)
+            self._functions[way, statistics] = Functions.of(
+                build_learner(config, self.choices, data), data, self._standard
+            )
         return self._functions[way, statistics]
 
     def adapt(
@@ -189,7 +199,8 @@ class Run:
 
         Args:
           x: `[n, *feature]`, a NumPy or JAX array of the shape of the run's inputs (`run.data.input_shape`). Pictures are
-            `[n, height, width, channel]`, uint8 from black 0 to white 255, or floats in [0, 1]; other inputs any real numbers.
+            `[n, height, width, channel]`, uint8 from black 0 to white 255, or floats in [0, 1]; other inputs any real numbers,
+            which are standardised as those of the run were.
           y: `[n]`, a class for each row, as whole numbers or names; of a regression `[n, num_outputs]`, numbers. Classes may
             have different numbers of rows.
           classes: their order; None: sorted.
@@ -200,7 +211,7 @@ class Run:
           metarun.errors.MetarunError: shapes or values are others; the method cannot have so many classes; or the run is
             one of reinforcement learning.
         """
-        support, known = support_of(x, y, self.data, classes)
+        support, known = support_of(inputs("x", x, self.data, self._standard), y, self.data, classes)
         way = len(known) if self.data.objective == "classification" else self.data.num_outputs
         return Learner(self.functions(way, query_statistics), self.params, support, known)
 
@@ -223,6 +234,10 @@ class Run:
     @property
     def _identity(self) -> Mapping[str, Any]:
         return self._saved.checkpoint.metadata["identity"]
+
+    @property
+    def _standard(self) -> Standard | None:
+        return recorded_standard(self._identity)
 
     @property
     def _trained_statistics(self) -> str | None:

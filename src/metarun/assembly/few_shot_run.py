@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from omegaconf import DictConfig
 
 from metarun.assembly.keys import Keys
@@ -25,6 +26,7 @@ from metarun.config.schema import FEW_SHOT, INIT_FROM
 from metarun.data.class_bank import SplitBank
 from metarun.data.decoding import OF_FILE, Range, checked_range
 from metarun.data.fitting import fit_data_set, input_shape
+from metarun.data.standardizing import Standard
 from metarun.errors import ConfigError, DataError, MetarunError, positive_int, seed_of
 from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.losses import OBJECTIVES
@@ -38,6 +40,8 @@ _LARGEST_SIDE = 100_000  # of an input that a checkpoint may state
 
 # In a run's identity: `dataset.range`, or the numbers that `set` has come to.
 BLACK_AND_WHITE = "dataset.black_and_white"
+# In a run's identity: shift and factor of its inputs, see `types.DataSet`.
+STANDARDIZED = "dataset.standardized"
 
 
 class DataFacts(NamedTuple):
@@ -70,7 +74,7 @@ def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str,
     """
     keys = Keys.of(config, choices, FEW_SHOT)
     join(**keys["distributed"])
-    dataset = keys.call("dataset", test_only=False)
+    dataset = _data_set(keys, test_only=False)
     data = _facts_of(dataset)
     variants = _variants(keys, data)
     _check_training(keys, choices, dataset, next(iter(variants.values())))
@@ -82,8 +86,18 @@ def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str,
     trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
     if "range" in dataset.protocol:
         trained_on[BLACK_AND_WHITE] = dataset.protocol["range"]
+    if dataset.standardized is not None:
+        trained_on[STANDARDIZED] = [list(part) for part in dataset.standardized]
     trained_on |= identity_of(start)
     return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), logger)
+
+
+def _data_set(keys: Keys, *, test_only: bool) -> DataSet:
+    """The data set; of one for regression, what it takes of numbers of classes counts as not read."""
+    dataset = keys.call("dataset", test_only=test_only)
+    if dataset.objective == "regression":
+        keys.read -= {"way", "train_way"}
+    return dataset
 
 
 def build_evaluation(
@@ -111,7 +125,7 @@ def build_evaluation(
         has an output for each class of its training tasks, and `way` is another number.
     """
     keys, data = Keys.of(config, choices, FEW_SHOT), recorded(begun)
-    dataset = keys.call("dataset", test_only=True)
+    dataset = _data_set(keys, test_only=True)
     if dataset.objective != data.objective:
         allowed = f"data for {data.objective}, which the run was trained for"
         raise ConfigError("dataset", choices["dataset"], f"{allowed}; these are for {dataset.objective}")
@@ -160,7 +174,9 @@ def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFact
 def shapes_of(method: Method, data: DataFacts) -> Any:
     """The meta-parameters of a method, as shapes."""
     x: Any = jax.ShapeDtypeStruct((data.num_outputs, *data.input_shape), jnp.float32)
-    y: Any = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32) if data.objective == "classification" else x
+    y: Any = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)
+    if data.objective == "regression":
+        y = jax.ShapeDtypeStruct((data.num_outputs, data.num_outputs), jnp.float32)
     return jax.eval_shape(method.init, jax.random.key(0), Task(Split(x, y), Split(x, y)))
 
 
@@ -214,6 +230,26 @@ def recorded_range(identity: Mapping[str, Any]) -> Range:
       ConfigError: the identity, which is data, has something else there.
     """
     return checked_range("range", identity.get(BLACK_AND_WHITE), (OF_FILE,))
+
+
+def recorded_standard(identity: Mapping[str, Any]) -> Standard | None:
+    """What the inputs that a run was trained on were standardised by; None: by nothing.
+
+    Raises:
+      MetarunError: the identity, which is data, has something else there.
+    """
+    parts = identity.get(STANDARDIZED)
+    if parts is None:
+        return None
+    sizes = (1, *recorded(identity).input_shape[-1:])
+    good = (
+        isinstance(parts, list)
+        and len(parts) == 2
+        and all(isinstance(part, list) and len(part) in sizes and all(map(is_number, part)) for part in parts)
+    )
+    if not good:
+        raise MetarunError("The run's checkpoint says of its data what no data can be.")
+    return Standard(*(np.array(part, np.float64) for part in parts))
 
 
 def _facts_of(dataset: DataSet) -> DataFacts:
@@ -281,7 +317,7 @@ def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
     keys = Keys.of(config, choices, FEW_SHOT)
     load = getattr(keys.factory("dataset").function, "load", None)
     if load is None:
-        raise ConfigError("dataset", choices["dataset"], "one with classes of images")
+        raise ConfigError("dataset", choices["dataset"], "one with classes of images, or of arrays")
     known = inspect.signature(load).parameters
     return load(**{key: value for key, value in keys["dataset"].items() if key in known})
 

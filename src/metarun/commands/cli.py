@@ -220,9 +220,12 @@ def _predict(settings: list[str]) -> None:
 
     from rich.console import Console
 
-    from metarun.commands.prediction import predict
+    from metarun.commands import array_prediction, prediction
 
-    predict(Console(), **own, code=code)
+    if array_prediction.of_arrays(own):
+        array_prediction.predict(Console(), **own, code=code)
+    else:
+        prediction.predict(Console(), **own, code=code)
 
 
 def _export(settings: list[str]) -> None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from metarun.api.learner import inputs
 from metarun.api.run import Run
 from metarun.assembly import saved_run
 from metarun.assembly.few_shot_run import DataFacts, recorded_range
@@ -134,18 +133,20 @@ def predict(
         say(f"Each picture is answered by itself, with the statistics {of} (query_statistics={statistics}).")
 
     learner = trained.adapt(shown.images, shown.labels, query_statistics=query_statistics)
-    support_x, query_x = (inputs("x", pictures.images, functions.data) for pictures in (shown, asked))
+    support_x, query_x = (functions.inputs("x", pictures.images) for pictures in (shown, asked))
     found = Predictions(shown.names, support_x, shown.labels, asked.names, query_x, learner.predict(query_x))
     console.print(predictions.table(found))
     folder = (
-        Path(output).expanduser() if output else saved.directory / FOLDER / folders["query"].resolve().name / _id(found)
+        Path(output).expanduser()
+        if output
+        else saved.directory / FOLDER / folders["query"].resolve().name / id_of(found)
     )
     predictions.write_csv(found, folder / CSV)
     predictions.picture(found, folder / PICTURE)
     say(f"{CSV} and {PICTURE} in {folder}")
 
 
-def _id(found: Predictions) -> str:
+def id_of(found: Predictions) -> str:
     """Returns eight hexadecimal digits that are equal for equal questions with equal answers."""
     content = hashlib.sha256()
     for part in found:
@@ -160,7 +161,8 @@ def _folder(key: str, value: str | None) -> Path:
 
 def _check_images(data: DataFacts, run: saved_run.SavedRun) -> None:
     if data.objective != "classification" or len(data.input_shape) != 3 or data.input_shape[2] not in MODES:
-        raise ConfigError("run", run.directory, f"a run on images in classes; it is on {run.choices['dataset']}")
+        allowed = f"a run on images in classes; it is on {run.choices['dataset']}"
+        raise ConfigError("run", run.directory, f"{allowed}. One on arrays is asked by support=FILE.npz query=FILE.npz")
 
 
 def _alone_in_test(run: saved_run.SavedRun) -> str:

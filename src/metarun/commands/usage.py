@@ -30,8 +30,9 @@ The result is printed, and written into DIR/evaluations. What is not given is as
 PREDICT = """\
 keys:
   run        directory of the run, finished or interrupted; its data are not needed
-  support    a folder with a folder of pictures for each class; their numbers may differ
-  query      a folder of pictures, in folders or not
+  support    a folder with a folder of pictures for each class; their numbers may differ. Of a run on arrays, FILE.npz or
+             a folder of .npy files, with x and y
+  query      a folder of pictures, in folders or not; of arrays, FILE.npz or a folder, with x
   invert     whether light and dark change places: true, false, or auto (the default), which does so with pictures that
              are dark on light where the run's data are light on dark
   links      which links to folders are followed: inside (the default; others are refused by name), or follow (all)
