@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -23,9 +24,10 @@ from test_cli import metarun, refused
 from metarun.commands.sweep import PointOutcome, distribution_of, rows
 from metarun.data.decoding import PictureError
 from metarun.errors import ConfigError
-from metarun.report import tables
+from metarun.report import pivot_tables, tables
 from metarun.report.collection import collect, differing_keys
 from metarun.report.page import _encoded, page
+from metarun.report.pivot import pivot
 from metarun.report.replicates import replicates_of
 from metarun.training.result import faults_of
 from metarun.trust.measured import table
@@ -594,15 +596,91 @@ def test_it_fits_a_laptop_and_a_phone(browser, large, width, height, scheme):
     overflow = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert overflow <= 0 and said == []
     titles = tab.locator("#charts h3").all_inner_texts()
-    assert {"Validation accuracy, %", "Training accuracy, %"} <= {*titles}
+    settings = {f"omniglot, {way}-way {shot}-shot" for way in (5, 20) for shot in (1, 5)}
+    for part in ("Validation", "Training"):
+        own = {title.partition(" (")[0] for title in titles if title.startswith(part)}
+        assert own == {f"{part} accuracy, %: {setting}" for setting in settings}
     assert any("against inner steps" in title for title in titles) and tab.locator("#charts path").count() > 10
     assert tab.locator(".gallery img").count() > 10
+
+
+def test_curves_are_of_one_setting_each_and_over_seeds(browser, tmp_path):
+    for seed in range(3):
+        for method, shot in (("maml", 1), ("maml", 5), ("protonet", 1)):
+            write_run(tmp_path / f"{method}{shot}{seed}", method=method, shot=shot, seed=seed, value=0.8 + 0.01 * seed)
+    (write_run(tmp_path / "unfinished", method="anil") / "result.json").unlink()
+    records, _ = collect([str(tmp_path)])
+    (tmp_path / "report.html").write_text(page(records, []), encoding="utf-8")
+    tab, said = opened(browser, tmp_path / "report.html")
+
+    def lines():
+        """`{title: [[name, number of paths], ...]}` of the charts: a line and, over seeds, a band."""
+        return tab.evaluate(
+            "Object.fromEntries([...document.querySelectorAll('#charts figure')].map((each) => [each.querySelector('h3').textContent,"
+            "[...each.querySelectorAll('svg g')].map((g) => [g.querySelector('title').textContent.split(':')[0],"
+            "g.querySelectorAll('path').length])]))"
+        )
+
+    found = lines()
+    assert found["Validation accuracy, %: omniglot, 5-way 1-shot"] == [
+        ["maml", 2],
+        ["protonet", 2],
+        ["anil, not finished", 1],
+    ]
+    assert found["Training accuracy, %: omniglot, 5-way 5-shot"] == [["maml", 2]]
+    each_run(tab)
+    assert lines()["Validation accuracy, %: omniglot, 5-way 5-shot"] == [[f"maml, seed {seed}", 1] for seed in range(3)]
+    assert said == []
+
+
+def test_a_group_has_the_curve_over_its_seeds(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / str(seed), seed=seed, value=0.8 + 0.02 * seed)
+    records, _ = collect([str(tmp_path)])
+    text = re.search(r'id="data">(.*?)</script>', page(records, []))[1]
+    (group,) = json.loads(text)["groups"]
+    curves = np.array([[value for _, value in record.curve["val/accuracy"]] for record in records])
+    steps, mean, half = np.array(group["curve"]["val"]).T
+    assert steps.tolist() == [step for step, _ in records[0].curve["val/accuracy"]]
+    np.testing.assert_allclose(mean, curves.mean(0), rtol=1e-3)
+    np.testing.assert_allclose(half, scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(curves), rtol=1e-2)
+    assert group["label"] == "maml"
+
+
+def test_pictures_are_in_natural_order_and_those_of_further_seeds_folded_away(tmp_path):
+    for number in (1, 2, 10):
+        write_run(tmp_path / f"run{number}", method=f"m{number}")
+    write_run(tmp_path / "run11", method="m10", seed=1)
+    text = page(*collect([str(tmp_path)]))
+    assert re.findall(r"<figcaption>(\w+), gallery|<summary>(.*?)</summary>", text) == [
+        ("run1", ""),
+        ("run2", ""),
+        ("run10", ""),
+        ("", "1 more of other seeds than that of run10"),
+        ("run11", ""),
+    ]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pictures_stand_below_each_other_in_the_page(browser, tmp_path, width):
+    for number in (1, 2, 10):
+        write_run(tmp_path / f"run{number}", method=f"m{number}")
+    (tmp_path / "report.html").write_text(page(*collect([str(tmp_path)])), encoding="utf-8")
+    tab, _ = opened(browser, tmp_path / "report.html", width)
+    boxes = [figure.bounding_box() for figure in tab.locator(".gallery > figure").all()]
+    assert len({box["x"] for box in boxes}) == 1 and len(boxes) == 3
+    assert all(above["y"] + above["height"] <= below["y"] for above, below in itertools.pairwise(boxes))
+    overflow = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow <= 0
 
 
 @pytest.mark.slow
 def test_the_tables_are_downloaded(browser, large, records, tmp_path):
     tab, _ = opened(browser, large)
-    for button, form in (("#md", tables.markdown), ("#csv", tables.comma_separated), ("#tex", tables.latex)):
+    compared = pivot(records)
+    forms = {"#md": tables.markdown, "#csv": tables.comma_separated, "#tex": tables.latex}
+    forms |= {"#pmd": lambda _: pivot_tables.markdown(compared), "#ptex": lambda _: pivot_tables.latex(compared)}
+    for button, form in forms.items():
         with tab.expect_download() as download:
             tab.click(button)
         download.value.save_as(tmp_path / "table")

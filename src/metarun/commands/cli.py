@@ -118,6 +118,13 @@ def report_main() -> None:
     parser.add_argument("--output", default="report.html", metavar="FILE", help="the page (default: report.html)")
     for name in ("markdown", "csv", "latex"):
         parser.add_argument(f"--{name}", metavar="FILE", help=f"the table besides, as {name}")
+    for name in ("markdown", "latex"):
+        parser.add_argument(f"--pivot-{name}", metavar="FILE", help=f"methods by settings, for a paper, as {name}")
+    parser.add_argument("--figures", metavar="DIR", help="figures of results and learning curves, as PDF and SVG")
+    for name, default in (("rows", "method"), ("columns", "dataset,way,shot,episodes, as far as they are known")):
+        parser.add_argument(
+            f"--{name}", metavar="KEYS", help=f"what the pivot and the figures have as {name} (default: {default})"
+        )
     arguments = parsed(parser)
     sys.exit(told(lambda: _report(arguments)))
 
@@ -169,23 +176,47 @@ def _compare(settings: list[str]) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from metarun.report import tables
+    from metarun.report import pivot_tables, tables
     from metarun.report.collection import collect
     from metarun.report.page import page
+    from metarun.report.pivot import pivot
     from metarun.system.files import write_bytes
 
     forms = {"markdown": tables.markdown, "csv": tables.comma_separated, "latex": tables.latex}
-    given = {name: getattr(arguments, name) for name in ("output", *forms) if getattr(arguments, name) is not None}
+    pivots = {"pivot_markdown": pivot_tables.markdown, "pivot_latex": pivot_tables.latex}
+    given = {name: value for name in ("output", *forms, *pivots) if (value := getattr(arguments, name)) is not None}
     paths = {name: Path(value).expanduser() for name, value in given.items()}
     for name, path in paths.items():  # before the first of them is written
         if not path.name or path.is_dir():
-            raise ConfigError(f"--{name}", path, "the name of a file, and this is a directory")
+            raise ConfigError(f"--{name.replace('_', '-')}", path, "the name of a file, and this is a directory")
+    figures = None if arguments.figures is None else Path(arguments.figures).expanduser()
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise ConfigError("--figures", figures, "a directory, and this is a file")
+    compared = figures is not None or not pivots.keys().isdisjoint(paths)
+    for name in ("rows", "columns"):
+        if getattr(arguments, name) is not None and not compared:
+            raise ConfigError(
+                f"--{name}", getattr(arguments, name), "--pivot-markdown, --pivot-latex or --figures besides"
+            )
     records, faults = collect(arguments.directories)
     for fault in faults:
         print(f"metarun: {fault}", file=sys.stderr)
+    table = pivot(records, arguments.rows, arguments.columns) if compared else None
+    contents: dict[Path, bytes] = {}  # all of them, before the first is written
     for name, path in paths.items():
-        text = page(records, faults) if name == "output" else forms[name](records)
-        write_bytes(path, text.encode("utf-8", "backslashreplace"))  # of a directory in bytes that are no UTF-8
+        if name in pivots:
+            assert table is not None
+            text = pivots[name](table)
+        else:
+            text = page(records, faults) if name == "output" else forms[name](records)
+        contents[path] = text.encode("utf-8", "backslashreplace")  # of a directory in bytes that are no UTF-8
+    if figures is not None and table is not None:
+        from metarun.report import comparison_figures, figure
+
+        for stem, drawn in comparison_figures.figures(records, table).items():
+            contents |= {figures / f"{stem}.pdf": figure.pdf(drawn), figures / f"{stem}.svg": figure.svg(drawn)}
+    for path, data in contents.items():
+        write_bytes(path, data)
         print(f"{len(records)} results in {path}")
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from metarun.config.directories import SWEEP_OTHERS, contradictions
 from metarun.config.schema import CIRCUMSTANCES, PACE
 from metarun.errors import ConfigError, DataError, shown, some
+from metarun.report.natural import natural
 from metarun.system.files import canonical_json
 from metarun.system.reading import is_text, json_of, yaml_of
 from metarun.training import checkpoint
@@ -86,7 +87,7 @@ def collect(directories: Sequence[str]) -> tuple[list[Record], list[str]]:
         if not root.is_dir():
             raise ConfigError("DIR", given, "a directory of runs, such as outputs")
         others = _of_other_commands(root, faults)
-        for config in sorted(root.rglob(".hydra/config.yaml")):
+        for config in sorted(root.rglob(".hydra/config.yaml"), key=lambda path: [*map(natural, path.parts)]):
             directory = config.parent.parent
             if directory.resolve() in runs or others & {directory, *directory.parents} - {root, *root.parents}:
                 continue
@@ -126,7 +127,7 @@ def _records(root: Path, directory: Path, faults: list[str]) -> Iterator[Record]
     curve, step = _curve(directory, faults)
     unfinished = None if own else _unfinished(directory, config, curve, step, faults)
     yield Record(name, directory, command, own, False, curve, pictures, settings, unfinished)
-    for file in sorted(directory.glob(f"{EVALUATIONS}/*.json")):
+    for file in sorted(directory.glob(f"{EVALUATIONS}/*.json"), key=lambda path: natural(path.name)):
         if file.name.startswith("compared-with-"):
             continue
         if file.name.startswith("sweep-"):

@@ -1,13 +1,15 @@
 """What the pictures share: colours that colour-blind readers can tell apart, quiet axes, and a save that leaves no half
-a file. Figures are plain objects; matplotlib's global state (pyplot, rcParams) is never touched."""
+a file. Figures are plain objects; matplotlib's global state (pyplot, rcParams) is not changed, but for the moment in which
+a PDF or an SVG is written."""
 
+import base64
 import io
 import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -21,6 +23,7 @@ BLUE = "#0072B2"
 VERMILION = "#D55E00"
 GREY = "#767676"
 FAINT = "#E3E3E3"
+PALETTE = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", GREY)
 
 TITLE_SIZE = 11
 LABEL_SIZE = 10
@@ -101,11 +104,16 @@ class Lettering:
                 break
         self._lacking = lacking
 
-    def short(self, name: str) -> str:
-        """A name as it is drawn, without what matplotlib would take for mathematics, cut at its front where it is long."""
+    def short(self, name: str, length: int | None = NAME_LENGTH) -> str:
+        """A name as it is drawn, without what matplotlib would take for mathematics, cut at its front where it is long.
+
+        Args:
+          name: one of those that were announced.
+          length: the most characters; None: as many as there are.
+        """
         pieces = [c.encode("unicode_escape").decode() if c in self._lacking else c for c in _composed(name)]
-        if sum(map(len, pieces)) > NAME_LENGTH:
-            room, kept = NAME_LENGTH - 1, []
+        if length is not None and sum(map(len, pieces)) > length:
+            room, kept = length - 1, []
             for piece in reversed(pieces):
                 if (room := room - len(piece)) < 0:
                     break
@@ -142,3 +150,40 @@ def save(figure: Figure, output: Path) -> None:
     # Without the name of the software, equal figures are equal files.
     figure.savefig(image, format="png", dpi=160, metadata={"Software": None})
     write_bytes(output, image.getvalue())
+
+
+def pdf(figure: Figure) -> bytes:
+    """`figure` as a PDF, its text as text in fonts that are part of the file (TrueType, as journals ask for)."""
+    stream = io.BytesIO()
+    with rc_context({"pdf.fonttype": 42}):
+        # Without the moment and the name of the software, equal figures are equal files.
+        figure.savefig(stream, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return stream.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    """`figure` as an SVG, its text as text in matplotlib's own font, the characters of which that it needs are in the file."""
+    stream = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "metarun"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    properties = FontProperties(family=["sans-serif"])
+    font = base64.b64encode(_subset(font_manager.findfont(properties), text)).decode()
+    family = font_manager.get_font(font_manager.findfont(properties)).family_name
+    face = f"@font-face {{ font-family: '{family}'; src: url(data:font/woff;base64,{font}) format('woff'); }}"
+    # The first style sheet of the file is matplotlib's own.
+    return text.replace('<style type="text/css">', f'<style type="text/css">{face}\n', 1).encode("utf-8")
+
+
+def _subset(path: str, text: str) -> bytes:
+    """The characters of `text` out of a font, as WOFF."""
+    from fontTools import subset  # what only an SVG needs
+
+    options = subset.Options(flavor="woff", notdef_outline=True, layout_features=["kern"], hinting=False)
+    options.drop_tables += ["FFTM"]  # when the font was made, of which a subset knows nothing
+    subsetter, stream = subset.Subsetter(options), io.BytesIO()
+    subsetter.populate(text=text)
+    with subset.load_font(path, options) as font:
+        subsetter.subset(font)
+        subset.save_font(font, stream, options)
+    return stream.getvalue()

@@ -93,7 +93,7 @@ const fill = () => {
   const list = sorted(chosen());
   $("body").replaceChildren(...list.map((run) => make("tr", {}, ...COLUMNS.map((column) => cell(run, column)))));
   $("count").textContent = `${list.length} of ${rows().length}`;
-  for (const head of document.querySelectorAll("thead th")) {
+  for (const head of document.querySelectorAll("#heads th")) {
     const own = head.dataset.column === sorting.column;
     head.setAttribute("aria-sort", own ? (sorting.ascending ? "ascending" : "descending") : "none");
   }
@@ -118,7 +118,8 @@ const chart = (holder, title, across, series) => {
     return [low - pad, high + pad];
   };
   const [x0, x1] = range(points.map((point) => point[0]));
-  const [y0, y1] = range(points.flatMap((point) => [point[1] - (point[2] || 0), point[1] + (point[2] || 0)]));
+  const ends = (each) => each.points.flatMap(([, value, half]) => [value - (half || 0), Math.min(value + (half || 0), each.most ?? Infinity)]);
+  const [y0, y1] = range(series.flatMap(ends));
   const x = (value) => box.left + ((value - x0) / (x1 - x0)) * (box.width - box.left - box.right);
   const y = (value) => box.height - box.bottom - ((value - y0) / (y1 - y0)) * (box.height - box.top - box.bottom);
   const svg = make("svg", { viewBox: `0 0 ${box.width} ${box.height}`, role: "img", "aria-label": title });
@@ -130,6 +131,11 @@ const chart = (holder, title, across, series) => {
   svg.append(make("text", { x: (box.left + box.width) / 2, y: box.height - 3, "text-anchor": "middle" }, across));
   series.forEach((each) => {
     const group = make("g", { stroke: each.colour, fill: "none", "stroke-width": 1.5 }, make("title", {}, each.name));
+    if (each.band && each.points.some((point) => point[2])) {
+      const edge = (sign, points) => points.map(([a, b, half]) => `${x(a).toFixed(1)} ${y(Math.min(b + sign * (half || 0), each.most ?? Infinity)).toFixed(1)}`);
+      const outline = [...edge(1, each.points), ...edge(-1, [...each.points].reverse())];
+      group.append(make("path", { d: `M${outline.join("L")}Z`, fill: each.colour, "fill-opacity": Math.max(0.06, Math.min(0.18, 0.5 / series.length)), stroke: "none" }));
+    }
     const line = each.points.map((point, k) => `${k ? "L" : "M"}${x(point[0]).toFixed(1)} ${y(point[1]).toFixed(1)}`).join("");
     group.append(make("path", { d: line, "stroke-opacity": each.dots ? 0.5 : 0.85 }));
     if (each.dots) for (const [a, b, half] of each.points) {
@@ -147,45 +153,70 @@ const chart = (holder, title, across, series) => {
   holder.append(make("figure", {}, make("h3", {}, title), svg, make("div", { class: "key" }, ...key)));
 };
 const coloured = (names) => new Map([...new Set(names)].map((name, k) => [name, COLOURS[k % COLOURS.length]]));
-const grouped = (list, at) => {
+// The lines of one chart, in colours that can be told apart: of too many, those of the best results.
+const MOST = COLOURS.length;
+const best = (metric, lines) => {
+  if (lines.length <= MOST) return lines;
+  const sign = metric === "accuracy" || metric === "reward" ? -1 : 1; // of errors the least
+  const value = (line) => line.value ?? sign * Infinity;
+  return [...lines].sort((a, b) => sign * (value(a) - value(b)) || 0).slice(0, MOST);
+};
+const draw_lines = (holder, title, across, metric, lines, colours) => {
+  const kept = best(metric, lines);
+  const own = kept.every((line) => colours.has(line.legend)) ? colours : coloured(kept.map((line) => line.legend));
+  const said = kept.length < lines.length ? ` (the best ${kept.length} of ${lines.length})` : "";
+  chart(holder, title + said, across, kept.map((line) => ({ ...line, colour: own.get(line.legend) })));
+};
+// All charts of a kind: `lines_of(row)` gives what a row has to be drawn, in the chart that is named `chart`.
+const draw_charts = (holder, rows, colours, lines_of) => {
+  const charts = new Map();
+  for (const line of rows.flatMap(lines_of)) {
+    if (!charts.has(line.chart)) charts.set(line.chart, []);
+    charts.get(line.chart).push(line);
+  }
+  for (const [title, lines] of charts) draw_lines(holder, title, lines[0].across, lines[0].metric, lines, colours);
+};
+const against = (list, key, title, across) => {
   const groups = new Map();
   for (const run of list) {
-    const where = at(run);
+    const where = run[key];
     if (where === null || where === undefined || run.value === null || !run.finished) continue;
-    const name = `${run.method}, ${run.setting_but(at.key)}`;
-    const group = `${name}\n${run.alike[at.key]}`;
-    if (!groups.has(group)) groups.set(group, []);
-    groups.get(group).push([where, scaled(run, run.value), scaled(run, run.ci95 || 0)]);
+    const group = `${run.method}\n${run.setting_but(key)}\n${run.alike[key]}`;
+    if (!groups.has(group)) groups.set(group, { chart: `${title}: ${run.setting_but(key)}`, across, metric: run.metric,
+      name: `${run.method}, ${run.setting_but(key)}`, legend: run.method, value: run.value, dots: true, points: [] });
+    groups.get(group).points.push([where, scaled(run, run.value), scaled(run, run.ci95 || 0)]);
   }
-  const several = [...groups].map(([group, points]) => [group.split("\n")[0], points])
-    .filter(([, points]) => new Set(points.map((point) => point[0])).size > 1);
-  const colours = coloured(several.map(([name]) => name));
-  return several.map(([name, points]) => ({ name, legend: name, colour: colours.get(name), dots: true, points: points.sort((a, b) => a[0] - b[0]) }));
+  const several = [...groups.values()].filter((line) => new Set(line.points.map((point) => point[0])).size > 1);
+  for (const line of several) line.points.sort((a, b) => a[0] - b[0]);
+  return several;
 };
+const CHARTS = 24; // settings
 const draw = (list) => {
   const holder = $("charts");
   holder.replaceChildren();
-  const drawn = list.flatMap((row) => row.members).slice(0, 60);
-  const colours = coloured(list.map((run) => run.method));
-  for (const metric of new Set(drawn.map((run) => run.metric || "accuracy"))) {
+  const settings = [...new Set(list.map((row) => row.setting))];
+  const drawn = list.filter((row) => settings.indexOf(row.setting) < CHARTS);
+  const names = [...new Set(list.map((row) => row.legend))];
+  const colours = names.length <= MOST ? coloured(names) : new Map();
+  for (const setting of settings.slice(0, CHARTS)) {
+    const rows = drawn.filter((row) => row.setting === setting);
     for (const part of ["val", "train"]) {
-      const series = drawn.filter((run) => (run.metric || "accuracy") === metric && run.curve[part]?.length > 1).map((run) => ({
-        name: run.name, legend: run.method || "unknown", colour: colours.get(run.method),
-        points: run.curve[part].map(([step, value]) => [step, metric === "accuracy" ? 100 * value : value]) }));
-      chart(holder, `${part === "val" ? "Validation" : "Training"} ${metric}${metric === "accuracy" ? ", %" : ""}`, "outer step", series);
+      draw_charts(holder, rows, colours, (row) => (row.curve[part]?.length > 1 ? [{
+        chart: `${part === "val" ? "Validation" : "Training"} ${row.metric}${row.metric === "accuracy" ? ", %" : ""}: ${setting || "unknown"}`,
+        across: "outer step", metric: row.metric, name: `${row.legend}: ${row.name}`, legend: row.legend, value: row.value, band: true,
+        most: row.metric === "accuracy" ? 100 : null,
+        points: row.curve[part].map(([step, value, half]) => [step, scaled(row, value), scaled(row, half || 0)]) }] : []));
     }
+    draw_charts(holder, rows, colours, (row) => (row.within.length > 1 ? [{
+      chart: `Reward by ${row.within_over}: ${setting}`, across: row.within_over, metric: row.metric, name: `${row.legend}: ${row.name}`,
+      legend: row.legend, value: row.value, band: true,
+      points: row.within.map(([value, half], k) => [k + row.within_from, value, half || 0]) }] : []));
   }
-  for (const [key, title] of [["inner_steps", "against inner steps"], ["way", "against way"], ["shot", "against shot"]]) {
-    const at = (run) => run[key];
-    at.key = key;
-    chart(holder, `Result ${title}`, title.replace("against ", ""), grouped(list, at));
+  for (const [key, title] of [["inner_steps", "inner steps"], ["way", "way"], ["shot", "shot"]]) {
+    const lines = against(list, key, `Result against ${title}`, title);
+    draw_charts(holder, lines, coloured(lines.map((line) => line.legend)), (line) => [line]);
   }
-  const curved = drawn.filter((run) => run.within.length > 1);
-  for (const over of new Set(curved.map((run) => run.within_over))) {
-    const within = curved.filter((run) => run.within_over === over).map((run) => ({ name: run.name, legend: run.method,
-      colour: colours.get(run.method), points: run.within.map((value, k) => [k + run.within_from, value]) }));
-    chart(holder, `Reward by ${over}`, over, within);
-  }
+  if (settings.length > CHARTS) holder.append(make("p", {}, `Of ${settings.length} settings, the first ${CHARTS}: the filter leaves others.`));
   if (!holder.children.length) holder.append(make("p", {}, "Nothing to draw of these."));
 };
 
@@ -193,14 +224,17 @@ const draw = (list) => {
 for (const run of runs) {
   run.kind = run.evaluation ? "evaluation" : "run";
   run.searched = [run.method, run.setting, run.state, run.name, run.command, run.checks, run.protocol, ...run.marks].join(" ").toLowerCase();
-  run.setting_but = (key) => (key === "way" ? run.setting.replace(/\d+-way /, "") : key === "shot" ? run.setting.replace(/\d+-shot/, "") : run.setting);
+  run.setting_but = (key) => (key === "way" ? run.setting.replace(/\d+-way /, "") : key === "shot" ? run.setting.replace(/,? ?\d+-shot/, "") : run.setting);
 }
 for (const run of runs) run.members = [run];
+// Lines of charts are named by the method and what else tells a row from others of its setting.
+const named = (run, label) => (run.finished ? label : `${label}, ${run.state}`);
 // A row of replicates is the first of them, with what is of all of them in its place.
-const groups = data.groups.map(({ members, ...of_all }) => {
+const groups = data.groups.map(({ members, label, ...of_all }) => {
   const own = members.map((number) => runs[number]);
+  for (const run of own) run.legend = named(run, own.length > 1 ? `${label}, seed ${run.seed}` : label);
   if (own.length === 1) return own[0];
-  return { ...own[0], ...of_all, members: own, name: `${own[0].name} and ${own.length - 1} more`,
+  return { ...own[0], ...of_all, legend: label, members: own, name: `${own[0].name} and ${own.length - 1} more`,
     device: [...new Set(own.map((run) => run.device))].join("; "),
     seconds: own.some((run) => run.seconds === null) ? null : own.reduce((sum, run) => sum + run.seconds, 0) };
 });
@@ -221,9 +255,10 @@ $("heads").append(...COLUMNS.map((column) => {
 $("filter").addEventListener("input", fill);
 $("filter").addEventListener("submit", (event) => event.preventDefault());
 $("filter").addEventListener("reset", () => setTimeout(fill));
-for (const [name, type] of [["md", "text/markdown"], ["csv", "text/csv"], ["tex", "application/x-tex"]]) {
-  $(name).addEventListener("click", () => {
-    const link = make("a", { href: URL.createObjectURL(new Blob([data.tables[name]], { type })), download: `report.${name}` });
+for (const [name, type] of [["md", "text/markdown"], ["csv", "text/csv"], ["tex", "application/x-tex"],
+  ["pmd", "text/markdown"], ["ptex", "application/x-tex"]]) {
+  $(name)?.addEventListener("click", () => {
+    const link = make("a", { href: URL.createObjectURL(new Blob([data.tables[name]], { type })), download: name.startsWith("p") ? `pivot.${name.slice(1)}` : `report.${name}` });
     link.click();
     URL.revokeObjectURL(link.href);
   });

@@ -10,12 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metarun.data.decoding import PictureError, in_words, opened
 from metarun.data.pictures import MAX_BYTES
 from metarun.errors import some
-from metarun.report import tables
+from metarun.report import pivot_tables, tables
 from metarun.report.collection import Record, differing_keys, setting_of
+from metarun.report.pivot import Pivot, pivot
 from metarun.report.replicates import Replicates, replicates_of
+from metarun.report.seed_curves import Band, curve_of, curve_over_seeds, over_seeds
+from metarun.report.traits import TASKS, told_apart
 from metarun.system.files import plain
 from metarun.system.reading import is_number
 from metarun.trust.protocol import flattened
@@ -23,7 +28,8 @@ from metarun.trust.protocol import flattened
 PICTURE_BYTES = 5_000_000  # of all pictures together, so that a page of many runs stays light
 # What a chart has across -> its key in a protocol.
 _VARIED = {"inner_steps": "method.eval_inner_steps", "way": "way", "shot": "shot"}
-_POINTS = 120  # of a curve: more than a chart has room for
+_WIDE_ROWS = 24  # with pictures, up to which these are drawn wide
+_PARTS = ("val", "train")  # of a run that have curves
 _WITHIN = {"inner step": 0}  # where a curve within a trial begins; an episode is the first
 
 
@@ -39,11 +45,13 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
     script = (here / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     place = {id(record): number for number, record in enumerate(records)}
-    data = {
+    groups = replicates_of(records)
+    labels = [row.label(["method"]) for row in told_apart(groups, ["method"], [*TASKS, "metric"])]
+    data: dict[str, Any] = {
         "runs": [_plain(record, keys) for record in records],
         "groups": [
-            {"members": [place[id(each)] for each in group.records], **_of_all(group)}
-            for group in replicates_of(records)
+            {"members": [place[id(each)] for each in group.records], "label": label, **_of_all(group)}
+            for group, label in zip(groups, labels, strict=True)
         ],
         "tables": {
             "md": tables.markdown(records),
@@ -51,6 +59,9 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
             "tex": tables.latex(records),
         },
     }
+    compared = pivot(records) if any(record.result for record in records) else None
+    if compared:
+        data["tables"] |= {"pmd": pivot_tables.markdown(compared), "ptex": pivot_tables.latex(compared)}
     runs = sum(not record.evaluation for record in records)
     count = f"{runs} run{'s' * (runs != 1)}"
     if len(records) > runs:
@@ -60,8 +71,9 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
         CSS=(here / "page.css").read_text(encoding="utf-8"),
         COUNT=count,
         WARNINGS="".join(f'<p class="warning">{html.escape(fault)}</p>' for fault in faults),
+        PIVOT=_pivot(compared) if compared and len(compared.cells) > 1 else "",
         DIFFERENCES=_differences(keys),
-        GALLERY=_gallery(records),
+        GALLERY=_gallery(groups),
         DATA=_script(data),
         SCRIPT=script,
     )
@@ -94,8 +106,8 @@ def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
         "marks": [f"{key.removeprefix('method.')}={protocol[key]}" for key in keys if key in protocol],
         "inner_steps": steps if is_number(steps := protocol.get("method.eval_inner_steps")) else None,
         "alike": {name: _alike(protocol, key) for name, key in _VARIED.items()},
-        "curve": {part: _thinned(_curve_of(record, part)) for part in ("val", "train")},
-        "within": [value for value in within.get("learner", []) if value is not None][:500],
+        "curve": {part: curve_of(record, part) for part in _PARTS},
+        "within": [[value] for value in _within(record)],
         "within_over": within.get("over"),
         "within_from": _WITHIN.get(within.get("over", ""), 1),
     }
@@ -105,13 +117,31 @@ def _of_all(group: Replicates) -> dict[str, Any]:
     """What a row of replicates says of all of them, in the place of what each says of itself; of a single one nothing."""
     if len(group.records) == 1:
         return {}
+    within = [list(enumerate(_within(record))) for record in group.records if _within(record)]
+    curves = {part: curve_over_seeds(group, part) for part in _PARTS}
     return {
         "value": group.value,
         "ci95": group.ci95,
         "sd": group.sd,
         "seeds": tables.seeds_of(group.records),
         "checks": tables.checks_of(group.records),
+        "curve": {part: _points(band) for part, band in curves.items()},
+        "within": [point[1:] for point in _points(over_seeds(within))] if within else [],
     }
+
+
+def _points(band: Band | None) -> list[list[float]]:
+    """`[[step, mean, half the width of the interval], ...]`, as many digits as a chart has room for."""
+    if band is None:
+        return []
+    half = np.zeros(len(band.mean)) if band.half is None else band.half
+    rows = zip(band.steps, band.mean, half, strict=True)
+    return [[float(f"{value:.5g}") if place else float(value) for place, value in enumerate(row)] for row in rows]
+
+
+def _within(record: Record) -> list[float]:
+    """The rewards of a learner within a trial."""
+    return [value for value in record.ended.get("curves", {}).get("learner", []) if value is not None][:500]
 
 
 def _alike(protocol: Mapping[str, Any], key: str) -> str:
@@ -120,20 +150,9 @@ def _alike(protocol: Mapping[str, Any], key: str) -> str:
     return hashlib.sha256(repr(rest).encode()).hexdigest()[:8]
 
 
-def _curve_of(record: Record, part: str) -> Sequence[tuple[int, float]]:
-    metric = record.result["metric"] if record.result else None
-    names = [f"{part}/query/{metric}", f"{part}/{metric}"]
-    if metric is None:  # which a run that has not ended does not say
-        names = [f"{part}/{between}{name}" for name in ("accuracy", "reward") for between in ("query/", "")]
-    return next((record.curve[name] for name in names if name in record.curve), [])
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:
-    """At most `_POINTS` of them, the last always, as means of equal numbers."""
-    size = -(-len(points) // _POINTS) or 1
-    blocks = [points[at : at + size] for at in range(0, len(points), size)]
-    # Each by its own share: a sum of large numbers would be none.
-    return [[block[-1][0], float(f"{sum(value / len(block) for _, value in block):.4g}")] for block in blocks]
+def _pivot(table: Pivot) -> str:
+    buttons = '<button type="button" id="pmd">Markdown</button> <button type="button" id="ptex">LaTeX</button>'
+    return f"<h2>Compared</h2>{pivot_tables.hypertext(table)}<p>This table as {buttons}</p>"
 
 
 def _differences(keys: Mapping[str, Sequence[Any]]) -> str:
@@ -149,28 +168,38 @@ def _differences(keys: Mapping[str, Sequence[Any]]) -> str:
     )
 
 
-def _gallery(records: Sequence[Record]) -> str:
-    pictures = [(record, path) for record in records for path in record.pictures]
-    if not pictures:
+def _gallery(groups: Sequence[Replicates]) -> str:
+    """The pictures of tasks, each in a row of its own; of replicates those of the first, and the others folded away."""
+    rows = [its for group in groups if (its := [record for record in group.records if record.pictures])]
+    if not rows:
         return ""
-    width = 900 if len(pictures) <= 12 else 560 if len(pictures) <= 60 else 320
-    spent, figures, left_out, broken = 0, [], 0, []
-    for record, path in pictures:
-        name = f"{record.name}, {path.stem}"
-        try:
-            image = _encoded(path, record.directory, width)
-        except PictureError as error:
-            broken.append(f"{name} ({error})")
-            continue
-        if spent + len(image) > PICTURE_BYTES:
-            left_out += 1
-            continue
-        spent += len(image)
-        name = html.escape(name)
-        source = f"data:image/webp;base64,{image}"
-        figures.append(
-            f'<figure><img loading="lazy" alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'
-        )
+    width = 900 if len(rows) <= _WIDE_ROWS else 640
+    drawn: dict[int, list[str]] = {id(record): [] for its in rows for record in its}
+    spent, left_out, broken = 0, 0, []
+    # Those that are folded away take what room the others leave.
+    for record in [its[0] for its in rows] + [record for its in rows for record in its[1:]]:
+        for path in record.pictures:
+            name = f"{record.name}, {path.stem}"
+            try:
+                image = _encoded(path, record.directory, width)
+            except PictureError as error:
+                broken.append(f"{name} ({error})")
+                continue
+            if spent + len(image) > PICTURE_BYTES:
+                left_out += 1
+                continue
+            spent += len(image)
+            name = html.escape(name)
+            source = f"data:image/webp;base64,{image}"
+            drawn[id(record)].append(
+                f'<figure><img loading="lazy" alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'
+            )
+    figures = []
+    for its in rows:
+        figures += drawn[id(its[0])]
+        if others := [each for record in its[1:] for each in drawn[id(record)]]:
+            said = f"{len(others)} more of other seeds than that of {html.escape(its[0].name)}"
+            figures.append(f"<details><summary>{said}</summary>{''.join(others)}</details>")
     said = f"<p>{left_out} more are left out, to keep the page light.</p>" if left_out else ""
     if broken:
         said += f'<p class="warning">Left out, as no PNG that can be shown: {html.escape(some(broken))}.</p>'

@@ -12,15 +12,13 @@ from typing import Any
 
 from metarun.config.schema import FEW_SHOT, RL
 from metarun.report.collection import Record, setting_of
+from metarun.report.markup import of_latex, of_markdown
 from metarun.report.replicates import Replicates, replicates_of
 from metarun.trust.measured import measured
 
 COLUMNS = ("method", "setting", "result", "over seeds", "published", "seed", "tasks", "checks", "protocol", "run")
 # Of CSV besides, plain: of the run; then the row of the other tables that it is in, from 1, with the number of that.
 _PLAIN = ("metric", "value", "ci95", "row", "mean", "mean_ci95")
-# Of LaTeX, whose other characters need no care.
-_LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
-_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 
 
 def row(group: Replicates) -> dict[str, str]:
@@ -90,7 +88,7 @@ def checks_of(records: Sequence[Record]) -> str:
 def markdown(records: Sequence[Record]) -> str:
     """A table of GitHub's Markdown, replicates in one row."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *_rows(records)]
-    return "".join("| " + " | ".join(_of_markdown(cell) for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(of_markdown(cell) for cell in line) + " |\n" for line in lines)
 
 
 def comma_separated(records: Sequence[Record]) -> str:
@@ -112,7 +110,7 @@ def comma_separated(records: Sequence[Record]) -> str:
 
 def latex(records: Sequence[Record]) -> str:
     r"""A `tabular` for the package booktabs, replicates in one row."""
-    body = [" & ".join(_of_latex(cell) for cell in line) + r" \\" for line in (COLUMNS, *_rows(records))]
+    body = [" & ".join(of_latex(cell) for cell in line) + r" \\" for line in (COLUMNS, *_rows(records))]
     rules = [r"\begin{tabular}{" + "l" * len(COLUMNS) + "}", r"\toprule", body[0], r"\midrule"]
     return "\n".join([*rules, *body[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -137,11 +135,3 @@ def _value(value: float | None, ci95: float | None, accuracy: bool) -> str:
     scale, unit = (100, "%") if accuracy else (1, "")
     digits = ".2f" if accuracy else ".4g"
     return f"{scale * value:{digits}}{unit}" + ("" if ci95 is None else f" ± {scale * ci95:.2g}{unit}")
-
-
-def _of_markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-def _of_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
