@@ -120,6 +120,17 @@ def test_classes_of_a_draw_are_of_one_task(tmp_path):
     assert len(data.contents["train"]) == 6 * 3
 
 
+@pytest.mark.parametrize("given", [lines([6] * 5), grouped()], ids=["regression", "classification"])
+def test_what_is_streamed_is_what_is_sampled(tmp_path, given):
+    source = tasks(**SETTINGS, source=saved(tmp_path, **given)).train
+    stream = source.stream
+    rows, rest = jax.jit(stream.choose)(stream.index, jax.random.key(3))
+    streamed = stream.cut(jax.numpy.asarray(stream.items[np.asarray(rows)]), rest)
+    sampled = jax.jit(source.sample)(source.data, jax.random.key(3))
+    for one, other in zip(jax.tree.leaves(streamed), jax.tree.leaves(sampled), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_numbers_can_be_classes_and_whole_numbers_targets(tmp_path):
     given = grouped()
     given["y"] = given["x"][:, 1]
