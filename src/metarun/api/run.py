@@ -53,7 +53,10 @@ def load(directory: str | Path, *code: str) -> "Run":
     """
     set_up_within()
     with explained(FEW_SHOT, code):
-        return Run(saved_run.read(str(directory), warned, overrides=as_overrides(code, {})))
+        saved = saved_run.read(str(directory), warned, overrides=as_overrides(code, {}))
+    # Wherever the program goes from here.
+    found = saved.checkpoint._replace(path=saved.checkpoint.path.absolute())
+    return Run(saved._replace(directory=saved.directory.absolute(), checkpoint=found))
 
 
 def warned(text: str) -> None:

@@ -143,13 +143,13 @@ def _unused_removed() -> Iterator[None]:
 def _composed(part: str, overrides: list[str]) -> tuple[DictConfig, DictConfig, Path]:
     """The configuration of a run, Hydra's own node, and the directory; as they are where Hydra runs the command."""
     whole = with_hydra(overrides, part)
-    place = Path(str(whole.hydra.run.dir or ""))
+    place = Path(str(whole.hydra.run.dir or "")).absolute()  # wherever the program goes from here
     if not whole.hydra.run.dir:
         raise ConfigError("hydra.run.dir", whole.hydra.run.dir, "a directory; . is this one")
     directories.note(place)
     hydra = OmegaConf.masked_copy(whole, "hydra")
     with read_write(hydra):
-        hydra.hydra.run.dir = str(place)
+        hydra.hydra.run.dir = str(whole.hydra.run.dir)
         hydra.hydra.runtime.cwd = str(Path.cwd())
-        hydra.hydra.runtime.output_dir = str(place.absolute())
+        hydra.hydra.runtime.output_dir = str(place)
     return OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), hydra, place
