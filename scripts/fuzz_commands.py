@@ -76,6 +76,7 @@ RUNS = {
 }
 # Data that need neither a download nor minutes.
 AT_HAND = {"dataset": ["glyphs", "sinusoid", "image_folder", "omniglot", "mini_imagenet"]}
+AT_HAND["logger"] = ["jsonl", "tensorboard"]  # and that no tracker is told of a fuzzed run
 AT_HAND["env"] = ["bernoulli_bandit", "gaussian_bandit", "tabular_mdp", "point_navigation", "two_step"]
 
 WRONG = {int: ["many", "1.5", "[1,2]", "{a: 1}"], float: ["fast", "[0.1]", "{a: 1}"], bool: ["maybe", "[true]", "2.5"]}

@@ -58,7 +58,7 @@ def call(entry, capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", [entry.__name__, *map(str, arguments)])
     # Hydra's logging would disable the loggers that there are, and close the stderr that Abseil was imported with: pytest's.
     for module in ("hydra.core.utils", "hydra._internal.hydra"):
-        monkeypatch.setattr(f"{module}.configure_log", lambda *_: None)
+        monkeypatch.setattr(f"{module}.configure_log", lambda *_, **__: None)
     with pytest.raises(SystemExit) as stopped:
         entry()
     said = capsys.readouterr()

@@ -1,6 +1,7 @@
 """The configuration: every choice composes and builds, every experiment runs, and no key is dead."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import re
@@ -20,6 +21,7 @@ from metarun.assembly.few_shot_run import build
 from metarun.config import experiments
 from metarun.config.composing import conf_dir, groups, register
 from metarun.config.directories import run_dir
+from metarun.config.hydra_versions import BASE
 from metarun.config.schema import COMMANDS
 from metarun.data.class_split import PUBLISHED
 from metarun.data.mini_imagenet import CLASSES
@@ -80,7 +82,7 @@ def catalogue():
 
 def composed(*overrides):
     register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), **BASE):
         return compose("config", list(overrides), return_hydra_config=True)
 
 
@@ -115,12 +117,15 @@ def test_conf_dir_is_the_checkout():
 
 # Baselines that learn nothing before they see a task.
 WITHOUT_META_PARAMS = ("from_scratch", "nearest_neighbor")
+TRACKERS = ("mlflow", "wandb")  # loggers that need packages of their own
 CHOICES = [(g, c) for g in ("method", "model", "dataset", "optimizer", "logger") for c in choices_of(g)]
 
 
 @pytest.mark.parametrize("group, choice", CHOICES)
 def test_every_choice_builds_an_experiment_that_starts(group, choice, request):
     overrides = [f"{group}={choice}", *overrides_for(choice, request)]
+    if choice in TRACKERS and importlib.util.find_spec(choice) is None:
+        pytest.skip(f"{choice} is not installed")
     if choice == "sinusoid":
         overrides.append("model=mlp")
     if choice == "conv1d":
@@ -213,7 +218,9 @@ def test_every_file_of_experiments_begins_with_a_command(file):
 
 def test_help_lists_the_choices_and_counts_the_experiments():
     lines = dict(line.split(": ", 1) for line in groups("few_shot").splitlines())
-    assert lines["logger"] == "jsonl, tensorboard" and lines["method"].split(", ") == choices_of("method")
+    assert lines["logger"] == "jsonl, mlflow, tensorboard, wandb" and lines["method"].split(", ") == choices_of(
+        "method"
+    )
     assert lines["experiment"].startswith(f"{len(EXPERIMENTS)} published cells")
     assert set(lines) == {"dataset", "logger", "method", "model", "optimizer", "experiment"}
 
@@ -256,6 +263,7 @@ def test_every_key_has_a_comment(file):
         (["+model.depth=4"], "model.depth"),
         (["+method.remat=true"], "method.remat"),
         (["+logger.color=1"], "logger.color"),
+        (["+logger.tensorboard.color=1"], "logger.tensorboard.color"),
     ],
 )
 def test_a_key_that_nothing_reads_fails(overrides, word):

@@ -101,6 +101,29 @@ def test_the_plan_is_printed_and_kept(finished):
     assert line.endswith(f"{plan['compile_seconds']:.1f} s")
 
 
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("metarun method=pro", {"method=protonet", "method=proto_maml"}),
+        ("metarun method=protonet outer", {"outer_lr="}),
+        ("metarun-rl env=two", {"env=two_step"}),
+        ("metarun hydra/sweeper=op", {"hydra/sweeper=optuna"}),
+    ],
+)
+def test_a_shell_completes_choices_and_keys(tmp_path, line, words):
+    command, _, typed = line.partition(" ")
+    done = metarun("-sc", "query=bash", cwd=tmp_path, command=command, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert done.returncode == 0 and set(done.stdout.split()) == words, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["way=0"], ["wya=5"], ["-m", "way=0", "seed=0,1"], ["-m", "way=0,-1"]])
+def test_no_line_of_hydra_stands_before_a_message(tmp_path, arguments):
+    done = metarun(*arguments, cwd=tmp_path, HYDRA_FULL_ERROR="0")
+    refused(done)
+    assert [line for line in done.stderr.splitlines() if not line.startswith("sweep: ")][0].startswith("metarun: ")
+
+
 def test_help_names_groups_and_keys(tmp_path):
     done = metarun("--help", cwd=tmp_path, fresh=True)
     assert done.returncode == 0

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from metarun.config import experiments
 from metarun.config.composing import composed, conf_dir, register
+from metarun.config.hydra_versions import BASE
 from metarun.config.mistakes import explained
 from metarun.config.schema import FEW_SHOT, RL
 
@@ -35,7 +36,7 @@ def folder(tmp_path):
 def from_outside(folder, *overrides):
     """What a command composes that names the folder above with --config-dir."""
     register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), **BASE):
         return compose("config", [f"hydra.searchpath=[file://{folder.parent}]", *overrides])
 
 

@@ -15,8 +15,8 @@ from metarun.commands import cli
 from metarun.report.collection import collect
 from metarun.system.files import canonical_json, write_json
 
-FEW_SHOT = ("dataset", "model", "method", "optimizer", "logger")
-RL = ("env", "method", "optimizer", "logger")
+FEW_SHOT = ("dataset", "model", "method", "optimizer")
+RL = ("env", "method", "optimizer")
 SMALL = (
     "method=protonet",
     "model.filters=2",
@@ -97,6 +97,14 @@ def test_no_command_calls_what_a_saved_rl_run_names(command, rl_run, tmp_path, c
         entry, arguments = commands(rl_run, copy, tmp_path)[command]
         refused(call(entry, capsys, monkeypatch, *arguments), "os.system", f"{group}._target_")
         assert not called
+
+
+@pytest.mark.parametrize("node", [{"_target_": "os.system"}, {"a": {"_target_": "os.system", "command": "touch x"}}])
+def test_the_loggers_that_a_saved_run_names_are_not_looked_at(node, run, rl_run, tmp_path, called, capsys, monkeypatch):
+    for each in (run, rl_run):
+        copy = changed(each, tmp_path / each.parent.name, lambda config: config.update(logger=node))
+        code, out, err = call(cli.eval_main, capsys, monkeypatch, f"run={copy}")
+        assert code == 0 and "Testing on 2 tasks" in out and not called, err
 
 
 def test_the_report_calls_nothing_either(run, tmp_path, called, capsys, monkeypatch):

@@ -5,7 +5,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from test_cli import metarun, refused
+from test_cli import metarun
 from test_experiment import blobs, experiment
 from test_processes import assert_same_arrays, await_checkpoint
 from test_replay import learner
@@ -56,11 +56,35 @@ def test_stopped_and_continued_they_are_too(apart, tmp_path):
         assert_same_arrays(tmp_path / "sweep" / str(point), apart / str(point))
 
 
-@pytest.mark.parametrize("points", [["shot=1,5"], ["model.hidden=[8],[4]"], ["method=maml,reptile"]])
-def test_points_that_differ_in_more_are_refused(tmp_path, points):
-    done = metarun("-m", *SMALL, *points, "hydra/launcher=together", "hydra.sweep.dir=sweep", cwd=tmp_path)
-    refused(done, "hydra/launcher=together: expected another launcher")
-    assert not list(tmp_path.glob("sweep/*/metrics.jsonl"))
+def test_points_that_differ_in_more_are_trained_in_groups_and_that_is_said(tmp_path):
+    quick = [*SMALL[:-5], "steps=4", "steps_per_dispatch=2", "eval_every=2", "val_tasks=4", "eval_tasks=4"]
+    points = ["model.hidden=[8],[4]", "seed=0,1", "outer_lr=0.002"]
+    done = metarun("-m", *quick, *points, "hydra/launcher=together", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 points in 2 groups, one after the other: 0 1; 2 3" in done.stderr
+    assert done.stderr.count("2 runs together") == 2 and "gains nothing" not in done.stderr
+    assert done.stdout.count("query order") == 4  # the checks of each
+    alone = metarun(*quick, "model.hidden=[4]", "seed=1", "hydra.run.dir=alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    assert_same_arrays(tmp_path / "sweep" / "3", tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("points, parts", [("shot=1,5", 2), ("method=maml,reptile", 2), ("memory.stream=true", 1)])
+def test_it_is_said_that_together_gains_nothing(tmp_path, points, parts):
+    seeds = ["seed=0,1"] * (parts == 1)
+    done = metarun("-m", *SMALL, points, *seeds, "hydra/launcher=together", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "hydra/launcher=together gains nothing: no two of 2 points have one program" in done.stderr
+
+
+def test_groups_are_those_that_differ_in_numbers_alone():
+    trials = [experiment(learner(), blobs(), seed=seed) for seed in range(2)]
+    larger = experiment(learner(), blobs(), meta_batch_size=5)
+    streamed = trials[0]._replace(program=None)
+    assert lockstep.groups([trials[0], larger, trials[1], streamed]) == [[0, 2], [1], [3]]
+    with pytest.raises(lockstep.Apart, match="streamed"):
+        lockstep.train([trials[0], streamed], lambda number, trial: None)
 
 
 def test_those_behind_catch_up_and_those_that_leave_are_not_waited_for():

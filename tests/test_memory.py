@@ -224,11 +224,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from metarun.assembly.few_shot_run import build
 from metarun.config.composing import conf_dir, register
+from metarun.config.hydra_versions import BASE
 
 register()
 counts = []
 for overrides in sys.argv[2].split(";"):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), **BASE):
         config = compose("config", ["experiment=finn2017/maml_sinusoid", *overrides.split()], return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     experiment = build(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), choices).experiment

@@ -67,7 +67,7 @@ def finished(tmp_path_factory):
         patch.chdir(root)
         patch.setattr("sys.argv", ["metarun", *SMALL, "hydra.run.dir=run"])
         for module in ("hydra.core.utils", "hydra._internal.hydra"):
-            patch.setattr(f"{module}.configure_log", lambda *_: None)
+            patch.setattr(f"{module}.configure_log", lambda *_, **__: None)
         with pytest.raises(SystemExit) as stopped:
             cli.main()
     assert not stopped.value.code and (root / "run" / "result.json").exists()
@@ -162,7 +162,7 @@ def test_a_missing_file_is_named_and_nothing_is_said_of_where_runs_go(tmp_path, 
         (["-m", "wya=2,3"], "Did you mean way"),
         (["way=2,3", "hydra/launcher=nope", "-m"], "hydra/launcher=nope: there is no such launcher"),
         (["-m", "way=2,3", "logger=[[[1]]]"], "logger=[[[1]]]: expected the name of an option"),
-        (["-m", "way=2,3", "hydra/launcher=together"], "hydra/launcher=together"),
+        (["-m", "way=0,1", "hydra/launcher=together"], "way=0"),
         (["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=abc", "outer_lr=1,2"], "expected a whole number"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import shutil
@@ -22,11 +23,12 @@ from rich.console import Console
 from small_disk import fill, needs_root, small_disk
 from toy_experiment import FACTS, PLAN, toy_experiment
 
-from metarun.errors import ConfigError, Diverged, MetarunError
+from metarun.errors import ConfigError, Diverged, MetarunError, Pruned
 from metarun.report.curves import learning_curve
 from metarun.system import files
 from metarun.training import checkpoint, metrics, runner
 from metarun.training.ensemble import members_of
+from metarun.training.result import read_pruned
 from metarun.training.run_state import RunState, load_selected
 from metarun.training.settings import RunSettings
 from metarun.training.stopping import REQUEUE, Interrupted
@@ -45,7 +47,8 @@ def run(
     identity=None,
     said=None,
     pictures=None,
-    logger=metrics.no_logger,
+    loggers=(),
+    judge=None,
     **changes,
 ):
     settings = RunSettings(**{**vars(settings), **changes})
@@ -57,8 +60,9 @@ def run(
         facts=FACTS,
         identity=identity or {"seed": 0, "method.inner_lr": 0.4},
         pictures=pictures,
-        logger=logger,
+        loggers=loggers,
         console=console,
+        judge=judge,
     )
 
 
@@ -225,6 +229,23 @@ def test_an_ensemble_is_of_the_best_validations_and_survives_interruptions(tmp_p
     # Once with none validated, once with one, and once with two of them.
     assert run_to_its_end(tmp_path / "cut", [4, 18, 38]) == (validated, tested)
     assert result_of(tmp_path / "cut") == result
+
+
+def test_a_judge_ends_a_run_after_a_validation_and_without_it_the_run_goes_on(uninterrupted, tmp_path):
+    told = []
+
+    def judge(step, value):
+        told.append(step)
+        return step == 30
+
+    with pytest.raises(Pruned, match="Pruned at step 30: its validation, ") as pruned:
+        run(tmp_path, judge=judge)
+    assert told == [10, 20, 30] and not (tmp_path / "result.json").exists()
+    assert read_pruned(tmp_path) == {"step": 30, "value": pruned.value.value}
+    assert str(pickle.loads(pickle.dumps(pruned.value))) == str(pruned.value)
+    assert run(tmp_path, judge=lambda step, value: step == 60)["steps"] == 60  # what is at its end is not ended
+    assert not (tmp_path / "pruned.json").exists()
+    assert_same_run(tmp_path, uninterrupted)
 
 
 def test_an_ensemble_needs_as_many_validations():
@@ -493,7 +514,7 @@ def test_what_cannot_be_drawn_or_logged_costs_no_result(uninterrupted, tmp_path)
         return {"a.png": fails, **curve(directory, *rest)}
 
     said = io.StringIO()
-    run(tmp_path / "a", said=said, pictures=pictures, logger=fails)
+    run(tmp_path / "a", said=said, pictures=pictures, loggers=[fails])
     assert said.getvalue().count("metarun: plots/a.png could not be drawn. RuntimeError: no font at all\n") == 1
     assert "without one of its logs. RuntimeError: no font at all" in said.getvalue()
     assert (tmp_path / "a" / "plots" / "learning_curve.png").exists()

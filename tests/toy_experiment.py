@@ -105,7 +105,7 @@ def main(directory, *overrides):
     experiment = toy_experiment(seconds_per_dispatch=delay)
     settings = RunSettings(**values)
     try:
-        result = run(experiment, settings, Path(directory), facts=FACTS, identity={"seed": 0}, logger=tensorboard)
+        result = run(experiment, settings, Path(directory), facts=FACTS, identity={"seed": 0}, loggers=[tensorboard])
     except MetarunError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from None

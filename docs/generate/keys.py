@@ -12,6 +12,7 @@ from generate.markdown import cell, code, table
 
 CONF = Path(__file__).parents[2] / "conf"
 _LINE = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z_][\w/ ]*):(?P<rest>.*)")
+_PACKAGE = re.compile(r"# @package (\S+)")  # at the head of a file: where its keys are
 # What Hydra reads, and is no key of metarun.
 _NOT_KEYS = {"defaults", "hydra", "_target_"}
 _GROUPS = {
@@ -61,12 +62,14 @@ def read(path: Path, group: str | None = None) -> File:
     """
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
-    is_global = bool(lines) and lines[0] == "# @package _global_"
-    lines = lines[is_global:]
+    package = _PACKAGE.match(text)
+    lines = lines[bool(package) :]
+    is_global = package is not None and package[1] == "_global_"
+    above = package[1] if package else group
     heading = [line[2:] for line in takewhile(lambda line: line.startswith("# "), lines)]
     keys = [key for key in _keys(lines) if key.default or key.comment]
     if group and not is_global:
-        keys = [key._replace(name=f"{group}.{key.name}") for key in keys]
+        keys = [key._replace(name=f"{above}.{key.name}") for key in keys]
     defaults = (yaml.safe_load(text) or {}).get("defaults", []) if group else []
     return File(" ".join(heading), keys, [base for base in defaults if isinstance(base, str) and base != "_self_"])
 

@@ -54,6 +54,22 @@ class Diverged(MetarunError):
         return type(self), (self.step, str(self))
 
 
+class Pruned(MetarunError):
+    """A trial of a search that its pruner has ended: it did worse than others at the same step.
+
+    Args:
+      step: the outer step of the validation after which it ended.
+      value: what that validation has found.
+    """
+
+    def __init__(self, step: int, value: float):
+        self.step, self.value = step, value
+        super().__init__(f"Pruned at step {step}: its validation, {value:.4g}, is worse than that of other trials.")
+
+    def __reduce__(self):
+        return type(self), (self.step, self.value)
+
+
 class Stopped(MetarunError):
     """A run that a signal or its time limit has ended, all saved: the same call continues it."""
 
@@ -136,7 +152,7 @@ def true_or_false(key: str, value: object) -> bool:
     return value
 
 
-def in_a_line(error: Exception) -> str:
+def in_a_line(error: BaseException) -> str:
     """What an error says, in one line; of one that is not ours, with its kind."""
     text = " ".join(str(error).split())
     return text if isinstance(error, MetarunError) else f"{type(error).__name__}: {text}"

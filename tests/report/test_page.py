@@ -102,6 +102,7 @@ def test_what_is_unfinished_says_what_it_is_and_how_far(tmp_path):
     env = run("d", settings={"env": {"episodes": 2}, "steps": 10}, metrics=False)
     (env / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {method: rl2, env: maze}}}")
     (run("e", settings={"steps": "many", "way": []}) / ".hydra" / "hydra.yaml").write_text("hydra: [runtime]")
+    (run("f") / "pruned.json").write_text('{"step": 500, "value": 0.5}')
     records, faults = collect([str(tmp_path)])
     assert faults == [] and [tuple(record.unfinished) for record in records] == [
         ("protonet", "omniglot, 20-way 1-shot", "not finished: step 3000 of 6000"),
@@ -109,6 +110,7 @@ def test_what_is_unfinished_says_what_it_is_and_how_far(tmp_path):
         ("maml", "omniglot, 5-way 1-shot", "diverged at step 12"),
         ("rl2", "maze, 2 episodes", "not finished: step 0 of 10"),
         ("", "", "not finished: step 3000"),
+        ("maml", "omniglot, 5-way 1-shot", "pruned at step 500"),
     ]
     text = tables.markdown(records)
     assert "| protonet | omniglot, 20-way 1-shot | not finished: step 3000 of 6000 |" in text

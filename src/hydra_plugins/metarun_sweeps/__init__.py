@@ -1,12 +1,15 @@
-"""Hydra's own sweeper and Optuna's, in which a point without a result costs no other point its own.
+"""The sweepers of metarun: Hydra's own, in which a point without a result costs no other point its own, and a search by Optuna.
 
-`metarun.config.composing.PRESETS` has them stand where the choices `hydra/sweeper=basic` and `=optuna` name the originals.
+`metarun.config.composing` has them stand where the choices `hydra/sweeper=basic` and `=optuna` name others.
 """
 
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
@@ -22,35 +25,35 @@ class Grid(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from metarun.commands.sweep import Points, told
+        from metarun.commands.sweep_table import watched
 
         config: Any = self.config  # set up by now, and so is the launcher
         launcher: Any = self.launcher
+        self.launcher = points = Points(launcher)
         if not _writes(config):
+            returned = super().sweep(arguments)
+            for error in (outcome.error for outcome in points.outcomes if outcome.error is not None):
+                raise error
+            return returned
+        directory = Path(config.hydra.sweep.dir)
+        with told(points, directory, search=False), watched(points, directory):
             return super().sweep(arguments)
-        self.launcher = Points(launcher, failures=False)
-        with told(self.launcher, Path(config.hydra.sweep.dir), search=False):
-            return super().sweep(arguments)
 
 
-try:
-    from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
-except ImportError:  # of the extra "tune"
-    pass
-else:
+class Search(Sweeper):
+    """A search by Optuna. The keys are those of the node `hydra.sweeper`, which `metarun.commands.search` reads."""
 
-    class Search(OptunaSweeper):
-        """A search, of which a point without a result is a failed trial."""
+    def __init__(self, **_: Any):
+        self._launcher: Any = None
+        self._config: Any = None
 
-        def sweep(self, arguments: list[str]) -> None:
-            from metarun.commands.sweep import Points, told
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._config = config
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
-            sweeper: Any = self.sweeper
-            sweeper.launcher = Points(sweeper.launcher, failures=True)
-            with told(sweeper.launcher, Path(sweeper.config.hydra.sweep.dir), search=True):
-                try:
-                    super().sweep(arguments)
-                except RuntimeError as error:
-                    # How Optuna's grid says that it is at its end, which the plug-in expects of a last trial that has
-                    # a result, and not of one that has failed.
-                    if "Study.stop" not in str(error):
-                        raise
+    def sweep(self, arguments: list[str]) -> None:
+        from metarun.commands.search import search
+
+        search(self._config, self._launcher, arguments)

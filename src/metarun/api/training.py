@@ -92,12 +92,13 @@ def carried_out(
     console: Console,
     experiment: Experiment | None = None,
     stop: Stop | None = None,
+    judge: runner.Judge | None = None,
 ) -> dict[str, Any]:
     """Trains and tests a run, or goes on with it, and draws its pictures; as `runner.run`.
 
     Args:
       run: from `built`.
-      directory, record, console, stop: as in `runner.run`.
+      directory, record, console, stop, judge: as in `runner.run`.
       report: from `report_of`.
       experiment: the run's, as it is driven together with others; None: by itself.
     """
@@ -108,11 +109,12 @@ def carried_out(
         directory,
         facts=run.facts,
         identity=run.identity,
-        logger=run.logger,
+        loggers=run.loggers,
         pictures=report.pictures(experiment),
         console=console,
         record=record,
         stop=stop,
+        judge=judge,
     )
 
 

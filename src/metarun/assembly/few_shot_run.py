@@ -16,6 +16,7 @@ from metarun.assembly.run_parts import (
     circumstances,
     identity,
     layouts_of,
+    loggers_of,
     selection_of,
     set_by_user,
     settings_of,
@@ -78,7 +79,7 @@ def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str,
     data = _facts_of(dataset)
     variants = _variants(keys, data)
     _check_training(keys, choices, dataset, next(iter(variants.values())))
-    logger = keys.partial("logger")
+    loggers = loggers_of(keys, choices)
     start = start_of(keys[INIT_FROM], begun)
     experiment, settings, facts = _experiment(keys, choices, dataset, variants, keys["precision"], start)
     keys.refuse_unread(set_by_user(keys, FEW_SHOT))
@@ -89,7 +90,7 @@ def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str,
     if dataset.standardized is not None:
         trained_on[STANDARDIZED] = [list(part) for part in dataset.standardized]
     trained_on |= identity_of(start)
-    return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), logger)
+    return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), loggers)
 
 
 def _data_set(keys: Keys, *, test_only: bool) -> DataSet:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.assembly.offered import OFFERED, SCALARS
 from metarun.config.named_code import CODE, TARGET, code_of, imported, names_code
+from metarun.config.schema import CIRCUMSTANCES
 from metarun.errors import MetarunError
 
 
@@ -86,39 +87,94 @@ class Keys:
         Raises:
           MetarunError: it asks for something that it is not given.
         """
+        return self._prepared(self.factory(group), given, ())()
+
+    def deferred(self, group: str, later: Iterable[str], **given: Any) -> Callable[..., Any]:
+        """A group's factory with what `call` hands it, to be called once the rest is known.
+
+        Args:
+          group: such as "logger.tensorboard", one of `members`.
+          later: names of what it will be given, as keywords, of which it takes what it asks for.
+          **given: as in `call`.
+
+        Raises:
+          MetarunError: it asks for something that it is not given, or does not know a key of its own; or what `check` of the
+            factory says, a function that is called with its keys.
+        """
         factory = self.factory(group)
-        call = factory.keyed(self._own(group))
+        prepared = self._prepared(factory, given, later)
+        if check := getattr(factory.function, "check", None):
+            check(**self._own(group))
+        return lambda **known: prepared(**{name: value for name, value in known.items() if factory.takes(name)})
+
+    def members(self, group: str) -> list[str]:
+        """What is chosen of a group that may have several choices, each to be named to `factory`: logger.jsonl, logger.mlflow.
+
+        A choice has its keys under its own name. One that has not, as a file without `# @package`, has them in the group itself,
+        where it can be the only one of several that were chosen: Hydra would take the last in silence.
+
+        Raises:
+          MetarunError: it is one of several; or there is a key that none of them reads.
+        """
+        node = self[group]
+        if not isinstance(node, Mapping):
+            raise MetarunError(f"{group}={node}: expected the name of an option, or several: [NAME,NAME].")
+        names = [name for name, inner in node.items() if _calls(inner)]
+        if TARGET not in node:
+            for name in node:
+                if name not in names:
+                    raise MetarunError(
+                        f"{group}.{name} is read by nothing: {group}=[{','.join(names)}] has the keys of "
+                        f"{', '.join(f'{group}.{each}' for each in names)}."
+                    )
+        elif group not in self._choices:  # so it is where several are chosen
+            raise MetarunError(
+                f"{group}.{TARGET}={node[TARGET]}: expected {group}.NAME.{TARGET} where several are chosen. Begin the file "
+                f"of that choice with # @package {group}.NAME, NAME being its own."
+            )
+        return [group] * (TARGET in node) + [f"{group}.{name}" for name in names]
+
+    def _prepared(self, factory: Factory, given: Mapping[str, Any], later: Iterable[str]) -> partial:
+        """A factory with its own keys, and what it takes of what is given and of the run's scalars."""
+        call = factory.keyed(self._own(factory.group))
         scalars = [name for name in SCALARS if name in self.values and name not in {**call.keywords, **given}]
         handed = {name: value for name, value in given.items() if factory.takes(name)}
         handed |= {name: self[name] for name in scalars if factory.takes(name)}
-        factory.refuse_lacking({**call.keywords, **handed})
-        return call(**handed)
+        factory.refuse_lacking({**call.keywords, **handed, **dict.fromkeys(later)})
+        return partial(call, **handed)
 
-    def partial(self, group: str) -> partial:
-        """The group's factory with its own keys filled in."""
-        return self.factory(group).keyed(self._own(group))
+    def _node(self, group: str) -> Any:
+        """The keys of a group, or of one of its `members`."""
+        group, _, name = group.partition(".")
+        return self[group][name] if name else self[group]
 
     def _own(self, group: str) -> dict[str, Any]:
-        """The keys of a group's choice."""
-        return {key: value for key, value in self[group].items() if key != TARGET}
+        """The keys of a group's choice, without those of others that are in it."""
+        return {key: value for key, value in self._node(group).items() if key != TARGET and not _calls(value)}
+
+    def _chosen(self, group: str) -> str:
+        """A choice in words, such as method=maml; or that of one of the `members` of a group."""
+        group, _, name = group.partition(".")
+        return f"{group}={name or self._choices.get(group)}"
 
     def factory(self, group: str) -> Factory:
-        """What the group's choice names as its `_target_`."""
-        node, choice = self[group], f"{group}={self._choices.get(group)}"
+        """What the choice of a group, or one of its `members`, names as its `_target_`."""
+        node, choice = self._node(group), self._chosen(group)
         if not isinstance(node, Mapping) or TARGET not in node:
             raise MetarunError(f"{choice}: this choice names no _target_.")
         function = imported(f"{group}.{TARGET}", node[TARGET])
         parameters = inspect.signature(function).parameters
-        return Factory(function, choice, group, frozenset(self._offered[group]), parameters)
+        objects = frozenset(self._offered[group.partition(".")[0]])
+        return Factory(function, choice, group, objects, parameters)
 
     def code(self, groups: Iterable[str] | None = None) -> dict[str, str]:
         """Hashes of the source that is not metarun's own and that a run is made of, see `named_code.code_of`.
 
         Args:
-          groups: whose; None: all.
+          groups: whose; None: all that move a number.
         """
         found = {}
-        for group in self._offered if groups is None else groups:
+        for group in [each for each in self._offered if each not in CIRCUMSTANCES] if groups is None else groups:
             function = self.factory(group).function
             named = [value for key, value in self.values[group].items() if names_code(function, key, value)]
             modules = [function.__module__, *(value.partition(":")[0] for value in named)]
@@ -132,3 +188,7 @@ class Keys:
             if key not in self.read:
                 chosen = ", ".join(f"{group}={self._choices.get(group)}" for group in list(self._offered)[:3])
                 raise MetarunError(f"{key}={self.values[key]} is read by nothing in a run of {chosen}: leave it out.")
+
+
+def _calls(node: object) -> bool:
+    return isinstance(node, Mapping) and TARGET in node

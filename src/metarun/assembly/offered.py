@@ -25,6 +25,7 @@ SCALARS = {
 _LOGGER = {
     "directory": "that of the run",
     "resume_step": "the step at which the run begins or continues",
+    "settings": "key -> value, the run's configuration, flat: method, method.inner_lr, way, seed, ...",
 }
 # Objects, by the command and the group; the groups of a run, the most telling first.
 OFFERED = {

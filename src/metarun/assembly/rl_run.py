@@ -12,6 +12,7 @@ from metarun.assembly.run_parts import (
     circumstances,
     identity,
     layouts_of,
+    loggers_of,
     selection_of,
     set_by_user,
     settings_of,
@@ -78,7 +79,7 @@ def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str,
         "horizon": environment.horizon,
         **circumstances(keys, experiment, devices),
     }
-    logger = keys.partial("logger")
+    loggers = loggers_of(keys, choices)
     keys.read.add("optimizer")  # which a yardstick has no use for
     keys.refuse_unread(set_by_user(keys, RL))
-    return Run(experiment, settings, facts, identity(keys.values, choices, keys.code() | identity_of(start)), logger)
+    return Run(experiment, settings, facts, identity(keys.values, choices, keys.code() | identity_of(start)), loggers)

@@ -2,22 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from metarun.assembly.keys import Keys
 from metarun.compiled.task_map import Layout, default_layout, frugal_layouts
+from metarun.config import experiments
 from metarun.config.composing import conf_dir
 from metarun.config.named_code import TARGET
 from metarun.config.schema import CIRCUMSTANCES, LATER
 from metarun.errors import ConfigError
 from metarun.system.machine import device_name, environment, versions
+from metarun.training.metrics import Logger, LoggerFactory
 from metarun.training.optimizers import OVER_THE_RUN
 from metarun.training.settings import RunSettings
 from metarun.trust.cell import stated
 from metarun.types import Experiment
 
+# What a tracker is not told: itself, the published figure that a run is held against, and who is who of several processes.
+_NO_SETTINGS = ("logger", "cell", "distributed")
 # What may differ between the pieces of one run: besides the circumstances how far it goes, and how much is tested.
 MAY_DIFFER = ("steps", "eval_tasks", *CIRCUMSTANCES)
 
@@ -30,14 +36,14 @@ class Run(NamedTuple):
       settings: how long and how often.
       facts: what `result.json` says of the run besides its outcome.
       identity: the settings that a checkpoint must share to be continued, flat.
-      logger: factory of the logger.
+      loggers: factories of the loggers.
     """
 
     experiment: Experiment
     settings: RunSettings
     facts: Mapping[str, Any]
     identity: Mapping[str, Any]
-    logger: Callable[..., Any]
+    loggers: Sequence[LoggerFactory]
 
 
 def settings_of(keys: Keys, *, trains: bool) -> RunSettings:
@@ -100,16 +106,42 @@ def layouts_of(chunk: object, num_tasks: int, whole: Layout | None = None) -> li
     return [default_layout()._replace(chunk=chunk)]
 
 
-def identity(values: Mapping[str, Any], choices: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a checkpoint must share to be continued, flat, with further `facts`."""
-    flat = dict(facts)
+def loggers_of(keys: Keys, choices: Mapping[str, Any]) -> list[LoggerFactory]:
+    """The factories of the loggers that are chosen, checked; none of a run that is read back.
+
+    Raises:
+      MetarunError: as `Keys.deferred` and `Keys.members`; or a package that one needs is not installed.
+    """
+    settings = {
+        key: value for key, value in flat(keys.values, choices).items() if key.split(".")[0] not in _NO_SETTINGS
+    }
+    settings |= {key: choices[key] for key in (experiments.GROUP,) if choices.get(key)}
+    made = [keys.deferred(member, ("directory", "resume_step"), settings=settings) for member in keys.members("logger")]
+    return [partial(_of_logger, factory) for factory in made]
+
+
+def _of_logger(factory: Callable[..., Logger], directory: Path, resume_step: int) -> Logger:
+    return factory(directory=directory, resume_step=resume_step)
+
+
+def flat(values: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with a key such as `method.inner_lr` for each value, and what is chosen of each group."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat[key] = choices.get(key)
-            flat |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != TARGET}
+            found |= {key: choices[key]} if key in choices else {}
+            found |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != TARGET}
         else:
-            flat[key] = value
+            found[key] = value
+    return found
+
+
+def identity(values: Mapping[str, Any], choices: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint must share to be continued, flat, with further `facts`."""
+    settings = {**facts, **flat(values, choices)}
     over_the_run = values["optimizer"].get("schedule") in OVER_THE_RUN
     may_change = set(MAY_DIFFER) - ({"steps"} if over_the_run else set())
-    flat = {key: value for key, value in flat.items() if key not in LATER or value != LATER[key]}
-    return {key: value for key, value in flat.items() if key not in may_change and key.split(".")[0] not in may_change}
+    settings = {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
+    return {
+        key: value for key, value in settings.items() if key not in may_change and key.split(".")[0] not in may_change
+    }

@@ -27,8 +27,9 @@ from metarun.training.run_state import Ledger
 CHECKPOINTS = "checkpoints"
 # The group that tasks come from, of each part of `conf/`.
 TASKS = {FEW_SHOT: "dataset", RL: "env"}
-# The groups that call something.
-GROUPS = tuple(dict.fromkeys(group for offered in OFFERED.values() for group in offered))
+LOGGERS = "logger"  # the group whose work is done when a run is read
+# The groups that call something then.
+GROUPS = tuple(dict.fromkeys(group for offered in OFFERED.values() for group in offered if group != LOGGERS))
 # Names of choices: words with what joins them, one folder below another.
 _PLAIN = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
 
@@ -124,7 +125,7 @@ def read(
         if not isinstance(values, dict):
             raise ValueError("config.yaml is no mapping")
         part = RL if TASKS[RL] in values else FEW_SHOT
-        values = _inert(values, given, files[0])
+        values = _inert({**values, LOGGERS: {}}, given, files[0])
         _use_installed(values, choices, part, given, files[0], say)
         today: Any = OmegaConf.load(conf_dir(part) / "config.yaml")
         unsaid = {name: today[name] for name in (*CIRCUMSTANCES, *LATER) if name in today and name not in values}
@@ -211,7 +212,8 @@ def _choices_of(hydra: Any) -> dict[str, str]:
         chosen = dict(hydra["hydra"]["runtime"]["choices"])
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError("hydra.yaml has no choices") from error
-    choices = {group: option for group, option in chosen.items() if "/" not in group and option is not None}
+    named = {group: option for group, option in chosen.items() if "/" not in group and group != LOGGERS}
+    choices = {group: option for group, option in named.items() if option is not None}
     for group, option in choices.items():
         if not isinstance(option, str) or not _PLAIN.fullmatch(option):
             raise ValueError(f"{group}={option!r} is no name of a choice")

@@ -4,6 +4,7 @@ What a sweep consists of is what its sweeper has launched, and nothing else that
 """
 
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun.config.directories import SWEEP_DONE, SWEEP_OTHERS, SWEEP_SEEDS
-from metarun.errors import Diverged, MetarunError, shown
+from metarun.errors import Diverged, MetarunError, Pruned, shown
 from metarun.system.files import write_json, writing
 from metarun.training.result import RESULT, read_result
 from metarun.trust.equivalence import Ours, interval_said, over_seeds
 
-FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+# Set in this process, and so in those that it starts, while a table of the sweep is drawn on the terminal that they share.
+DRAWN = "METARUN_TABLE"
+FINISHED, DIVERGED, PRUNED, FAILED = "finished", "diverged", "pruned", "failed"
 _MISTAKES = (MetarunError, HydraException, OmegaConfBaseException)
 _UNFINISHED = 1  # exit code of a sweep with points that have no result
 
@@ -40,12 +43,14 @@ class Point(NamedTuple):
       directory: where it is to be.
       report: what draws its pictures.
       record: writes into the directory how it was made.
+      judge: of a trial of a search, see `runner.run`.
     """
 
     run: Any
     directory: Path
     report: ModuleType
     record: Callable[[], None]
+    judge: Callable[[int, float], bool] | None = None
 
 
 class PointOutcome(NamedTuple):
@@ -55,11 +60,13 @@ class PointOutcome(NamedTuple):
       directory: of the run.
       overrides: the settings that it was given.
       error: what ended it; None where it has a result.
+      value: what it returned: the best validation; None where it has no result.
     """
 
     directory: Path
     overrides: Sequence[str]
     error: Exception | None
+    value: Any = None
 
 
 class Points(Launcher):
@@ -67,63 +74,68 @@ class Points(Launcher):
 
     Args:
       launcher: the one that was chosen, set up.
-      failures: how a sweeper wants points without a result: False for as points that return nothing; True for as points
-        that raise, which a search counts.
     """
 
-    def __init__(self, launcher: Launcher, *, failures: bool):
-        self._launcher, self._failures = launcher, failures
-        self.outcomes: list[PointOutcome] = []
+    def __init__(self, launcher: Launcher):
+        self.within = launcher
+        # Called with the number of the first of the points that begin and with their settings, and with what ended points.
+        self.on_launch: Callable[[int, Sequence[Sequence[str]]], None] = lambda first, overrides: None
+        self.on_outcome: Callable[[int, PointOutcome], None] = lambda number, outcome: None
+        self._by_number: dict[int, PointOutcome] = {}
+
+    @property
+    def outcomes(self) -> list[PointOutcome]:
+        """Of the points that have ended, in order of their numbers."""
+        return [self._by_number[number] for number in sorted(self._by_number)]
 
     def setup(self, **_: Any) -> None:
         """Nothing: the launcher within has been."""
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        returns: Sequence[Any] = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
-        before = len(self.outcomes)
-        self.outcomes += [
-            PointOutcome(Path(point.hydra_cfg.hydra.runtime.output_dir), list(point.overrides), _error_of(point))
+    def launched(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[PointOutcome]:
+        """Launches points, the first of which has the number `first`; returns when all have ended. Threads may call it."""
+        self.on_launch(first, job_overrides)
+        returns: Sequence[Any] = self.within.launch(job_overrides, initial_job_idx=first)
+        outcomes = [
+            PointOutcome(Path(point.hydra_cfg.hydra.runtime.output_dir), list(point.overrides), *_ended(point))
             for point in returns
         ]
-        first = self.outcomes[0].error if self.outcomes else None
-        if first is not None and self._failures and not before and all(map(_is_refused, self.outcomes)):
-            raise first  # the first trials are all refused: the mistake is the search's
-        return [
-            point if outcome.error is None else _without_result(outcome.error if self._failures else None)
-            for point, outcome in zip(returns, self.outcomes[before:], strict=True)
-        ]
+        for number, outcome in enumerate(outcomes, first):
+            self._by_number[number] = outcome
+            self.on_outcome(number, outcome)
+        return outcomes
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """As Hydra's sweeper calls it: a point without a result is one that returns nothing, so that it says nothing of it."""
+        return [_returned(outcome.value) for outcome in self.launched(job_overrides, initial_job_idx)]
 
 
-class _Failed(JobReturn):
-    """A point that raises, without a line of Hydra's, to whoever asks for its return value."""
-
-    @property  # type: ignore[misc]  # Hydra's can be set as well
-    def return_value(self) -> Any:
-        raise self._return_value
-
-
-def _without_result(error: Exception | None) -> JobReturn:
-    point = JobReturn() if error is None else _Failed()
-    point.status, point._return_value = JobStatus.COMPLETED, error
+def _returned(value: Any) -> JobReturn:
+    point = JobReturn()
+    point.status, point.return_value = JobStatus.COMPLETED, value
     return point
 
 
-def _error_of(point: JobReturn) -> Exception | None:
-    return None if point.status == JobStatus.COMPLETED else point._return_value
+def _ended(point: JobReturn) -> tuple[Exception | None, Any]:
+    value: Any = point._return_value
+    return (None, value) if point.status == JobStatus.COMPLETED else (value, None)
 
 
-def _is_refused(outcome: PointOutcome) -> bool:
-    return isinstance(outcome.error, _MISTAKES) and not isinstance(outcome.error, Diverged)
+def is_refused(outcome: PointOutcome) -> bool:
+    """Whether what ended a point is a mistake of the user's in its settings, before it has begun."""
+    return isinstance(outcome.error, _MISTAKES) and not isinstance(outcome.error, (Diverged, Pruned))
 
 
 @contextmanager
-def told(points: Points, directory: Path, *, search: bool) -> Iterator[None]:
+def told(
+    points: Points, directory: Path, *, search: bool, closing: Callable[[Callable[[str], None]], None] | None = None
+) -> Iterator[None]:
     """Whatever the body, a sweeper's work, ends in: writes and prints what came of the points that it has launched.
 
     Args:
       points: around the launcher.
       directory: of the sweep.
-      search: whether points without a result are a part of the work, as long as there are others.
+      search: whether points that were pruned or have diverged are a part of the work, as long as there are others.
+      closing: called after the table with what prints a line, for what else there is to be said.
 
     Raises:
       SystemExit: points have no result, and it is said which; code 1.
@@ -136,7 +148,7 @@ def told(points: Points, directory: Path, *, search: bool) -> Iterator[None]:
     except Exception as raised:
         stopped = raised
     outcomes = points.outcomes
-    if not outcomes or all(_is_refused(outcome) for outcome in outcomes):
+    if not outcomes or all(is_refused(outcome) for outcome in outcomes):
         first = stopped or (outcomes[0].error if outcomes else None)
         if first is not None:
             raise first
@@ -154,15 +166,17 @@ def told(points: Points, directory: Path, *, search: bool) -> Iterator[None]:
         _remove(directory / SWEEP_SEEDS)  # of an earlier command
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     say(f"{SWEEP_DONE} and a directory for each point in {directory}")
-    _tell_others(directory, outcomes, say)
+    if not search:  # whose points have numbers that no other command gives
+        _tell_others(directory, outcomes, say)
+    if closing is not None:
+        closing(say)
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    nothing_found = search and len(without) == len(outcomes) and isinstance(stopped, ValueError)  # which Optuna says so
-    if stopped is not None and not nothing_found and not any(stopped is error for error in errors):
+    if stopped is not None and not any(stopped is error for error in errors):
         raise stopped
     for error in errors:
         if not isinstance(error, _MISTAKES):
             raise error
-    some_found = search and len(without) < len(found) and all(row["outcome"] == DIVERGED for row in without)
+    some_found = search and len(without) < len(found) and all(row["outcome"] in (DIVERGED, PRUNED) for row in without)
     if without and not some_found:
         which = "".join(f"\n  {row['point']}: {row['reason']}" for row in without)
         words = f"metarun: {len(without)} of {len(outcomes)} points have no result.{which}"
@@ -186,38 +200,97 @@ def _tell_others(directory: Path, outcomes: Sequence[PointOutcome], say: Callabl
     say(f"Of another command, and so not counted: {', '.join(map(shown, others))} in {directory}")
 
 
-def train_in_lockstep(made: Sequence[Point]) -> list[float | None | Exception]:
-    """Trains the points of a sweep by one program, each in its directory.
+def train_together(made: Sequence[Point]) -> list[float | None | Exception]:
+    """Trains the points of a sweep, each in its directory: those that differ in numbers alone by one program.
+
+    Points that differ in more are trained in groups, one after the other.
 
     Returns:
       The best validation of each, or the error that has ended it, which costs the others nothing.
 
     Raises:
-      ConfigError: they differ in more than numbers.
       Interrupted, MetarunError: as `lockstep.train`.
     """
+    from metarun.compiled import lockstep
+
+    say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
+    found: dict[int, Any] = {}
+
+    def train(numbers: Sequence[int]) -> None:
+        points = [made[number] for number in numbers]
+        try:
+            found.update(zip(numbers, _train_group(points), strict=True))
+            return
+        except lockstep.Apart as error:
+            why = str(error)
+        parts = lockstep.groups([point.run.experiment for point in points])
+        if len(parts) == 1:  # alike at first sight, and yet not in what is compiled
+            parts = [[place] for place in parts[0]]
+        alone = [points[part[0]].directory.name for part in parts if len(part) == 1]
+        if len(alone) == len(points):
+            say(f"hydra/launcher=together gains nothing: no two of {len(points)} points have one program ({why}).")
+        else:
+            names = "; ".join(" ".join(points[place].directory.name for place in part) for part in parts)
+            say(f"{len(points)} points in {len(parts)} groups, one after the other: {names} ({why}).")
+            if alone:
+                say(f"hydra/launcher=together gains nothing for a group of one: {', '.join(alone)}.")
+        for part in parts:
+            train([numbers[place] for place in part])
+
+    train(range(len(made)))
+    return [found[number] for number in range(len(made))]
+
+
+def _train_group(made: Sequence[Point]) -> list[float | None | Exception]:
+    """As `train_together` of points that have one program; says what the checks of each have found."""
     from metarun.api.training import carried_out
     from metarun.compiled import lockstep
     from metarun.training.stopping import Stop, stop_on_signals
 
-    console, quiet = Console(stderr=True), Console(quiet=True)
+    (console, aside), quiet = consoles("together"), Console(quiet=True)
+    results: dict[int, Any] = {}
     with stop_on_signals(made[0].run.settings.time_limit) as stop:
         stop.followers += [Stop() for _ in made]
 
         def drive(number: int, experiment: Any) -> float | None:
-            run, directory, report, record = made[number]
-            result = carried_out(
-                run,
-                directory,
-                report,
-                record=record,
-                console=quiet if number else console,  # they go in step: the first speaks for all
+            point = made[number]
+            results[number] = carried_out(
+                point.run,
+                point.directory,
+                point.report,
+                record=point.record,
+                console=quiet if number else aside,  # they go in step: the first speaks for all
                 experiment=experiment,
                 stop=stop.followers[number],
+                judge=point.judge,
             )
-            return result["val"]
+            return results[number]["val"]
 
-        return lockstep.train([point.run.experiment for point in made], drive)
+        if len(made) > 1:
+            ended = lockstep.train([point.run.experiment for point in made], drive)
+        else:
+            try:
+                ended = [drive(0, made[0].run.experiment)]
+            except Exception as error:
+                ended = [error]
+    for number in sorted(results):
+        console.print(made[number].report.summary(results[number]))
+        where = made[number].directory
+        console.print(f"result.json and plots/ in {where}", markup=False, highlight=False, soft_wrap=True)
+    return ended
+
+
+def consoles(launcher: str) -> tuple[Console, Console]:
+    """Where a point of a sweep says what it is and has found, and how far it is: nowhere where a table says so.
+
+    Args:
+      launcher: the choice of `hydra/launcher`.
+    """
+    aside = Console(stderr=True)
+    if DRAWN not in os.environ or not aside.is_terminal:
+        return Console(), aside
+    quiet = Console(quiet=True)
+    return (Console() if launcher in ("basic", "together") else quiet), quiet
 
 
 def rows(directory: Path, outcomes: Sequence[PointOutcome]) -> list[dict[str, Any]]:
@@ -229,8 +302,9 @@ def rows(directory: Path, outcomes: Sequence[PointOutcome]) -> list[dict[str, An
 
     Returns:
       A list of `{point, overrides, metric, value, ci95, val, outcome, step, reason}`: the name of its directory, the
-      settings that it was given, and of `result.json` what was found; `outcome` is "finished", "diverged" or "failed".
-      What it is of a point without a result is None, and then `reason` says why; `step` is that of a divergence.
+      settings that it was given, and of `result.json` what was found; `outcome` is "finished", "diverged", "pruned" or "failed".
+      What it is of a point without a result is None, and then `reason` says why; `step` is that at which it diverged or was
+      pruned.
     """
     found = []
     for outcome in outcomes:
@@ -245,12 +319,18 @@ def rows(directory: Path, outcomes: Sequence[PointOutcome]) -> list[dict[str, An
                 "point": _name(outcome.directory, directory),
                 "overrides": list(outcome.overrides),
                 **{key: result.get(key) for key in ("metric", "value", "ci95", "val")},
-                "outcome": FINISHED if error is None else DIVERGED if isinstance(error, Diverged) else FAILED,
-                "step": error.step if isinstance(error, Diverged) else None,
+                "outcome": _outcome(error),
+                "step": error.step if isinstance(error, (Diverged, Pruned)) else None,
                 "reason": None if error is None else (str(error).splitlines() or [type(error).__name__])[0],
             }
         )
     return found
+
+
+def _outcome(error: Exception | None) -> str:
+    if error is None:
+        return FINISHED
+    return DIVERGED if isinstance(error, Diverged) else PRUNED if isinstance(error, Pruned) else FAILED
 
 
 def _name(point: Path, directory: Path) -> str:
@@ -314,8 +394,8 @@ def table_of(found: Sequence[dict[str, Any]]) -> Table:
         scale, unit = (100, "%") if point["metric"] == "accuracy" else (1, "")
         val, value = (None if x is None else f"{scale * x:.4g}{unit}" for x in (point["val"], point["value"]))
         said = f"{value or 'not finite'}{interval_said(point['ci95'], '.4g', scale, unit)}"
-        if point["outcome"] == DIVERGED:
-            said = f"diverged at step {point['step']}"
+        if point["outcome"] in (DIVERGED, PRUNED):
+            said = f"{point['outcome']} at step {point['step']}"
         elif point["outcome"] == FAILED:
             said = f"failed: {point['reason']}"
         table.add_row(Text(point["point"]), Text(own), val or "", Text(said))

@@ -16,6 +16,7 @@ from metarun.api.jax_set_up import set_up
 from metarun.commands.console import told, version
 from metarun.config import directories
 from metarun.config.composing import conf_dir, register
+from metarun.config.hydra_versions import BASE
 from metarun.config.schema import COMMANDS, FEW_SHOT, RL
 from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
 
@@ -30,7 +31,7 @@ def train_rl(config: DictConfig) -> float | None:
 
 def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn:
     """Ends in what `entry` does with the configuration that the command line composes from a part of `conf/`."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, where they become messages
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become messages
     register()
     directories.register()
 
@@ -50,7 +51,7 @@ def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn
             if argument.lstrip("+~").startswith("hydra.output_subdir"):
                 raise MetarunError(f"{argument}: leave it out. metarun writes .hydra itself, once a run is accepted.")
         try:
-            hydra.main(version_base="1.3", config_path=str(conf_dir(part)), config_name="config")(run)()
+            hydra.main(**BASE, config_path=str(conf_dir(part)), config_name="config")(run)()
         except _Ended as ended:
             cause: Any = ended.__cause__
             raise cause from cause.__cause__
@@ -119,23 +120,30 @@ def _train(part: str, config: DictConfig) -> Any:
     directory = Path(node.runtime.output_dir)
     run = built(part, config, dict(node.runtime.choices), directory)
 
-    from metarun.commands.sweep import Point
+    from metarun.commands.sweep import Point, consoles
     from metarun.system import several_processes
 
     report = report_of(part)  # a second, for its pictures, that a mistake does not wait for
     console, aside = Console(), Console(stderr=True)
+    judge = None
     if node.mode == RunMode.RUN and not node.run.dir:
         raise ConfigError("hydra.run.dir", node.run.dir, "a directory; . is this one")
     of_hydra: Any = HydraConfig.instance().cfg
     record = directories.recorder(directory, config, of_hydra)
     if not several_processes.is_first():
         console = aside = Console(quiet=True)
-    if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/sweeper"] == "optuna":
-        _check_search(run, str(getattr(node.sweeper.direction, "name", node.sweeper.direction)))
+    if node.mode == RunMode.MULTIRUN:
+        if several_processes.is_first():
+            console, aside = consoles(node.runtime.choices["hydra/launcher"])
+        if node.runtime.choices["hydra/sweeper"] == "optuna":
+            from metarun.commands.search import TRIAL, judge_of
+
+            _check_search(run, str(node.sweeper.direction))
+            judge = judge_of(node.sweeper, Path(node.sweep.dir), node.job.env_set[TRIAL])
     console.print(report.heading(run.facts, directory), highlight=False, soft_wrap=True)
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/launcher"] == "together":
-        return Point(run, directory, report, record)
-    result = carried_out(run, directory, report, record=record, console=aside)
+        return Point(run, directory, report, record, judge)
+    result = carried_out(run, directory, report, record=record, console=aside, judge=judge)
     console.print(report.summary(result))
     console.print(f"result.json and plots/ in {directory}", markup=False, highlight=False, soft_wrap=True)
     return result["val"]

@@ -6,7 +6,7 @@ an input of it: the state and the key of each seed, which are arguments of a ste
 such as learning rates.
 
 When it refuses: the runs have no single program, because images are streamed; their parameters have other shapes; or their
-programs differ in more than numbers.
+programs differ in more than numbers. `groups` says which of them have one.
 """
 
 import threading
@@ -20,9 +20,13 @@ from jax import lax
 from metarun.compiled.memory import fastest_that_fits
 from metarun.compiled.outer_loop import plan_of, shapes_on
 from metarun.compiled.task_map import placed
-from metarun.compiled.unify import NotTheSame, numbers_of, same_numbers, unified
-from metarun.errors import ConfigError
+from metarun.compiled.unify import NotTheSame, compare, numbers_of, same_numbers, traced, unified
+from metarun.errors import MetarunError
 from metarun.types import Experiment, Metrics, Plan, TrainState
+
+
+class Apart(MetarunError):
+    """Runs that no single program can train; the message says why."""
 
 
 class Steps:
@@ -32,7 +36,7 @@ class Steps:
       experiments: which differ in numbers alone.
 
     Raises:
-      ConfigError: they differ in more, or have no program that could be shared.
+      Apart: they differ in more, or have no program that could be shared.
       MetarunError: no form of it fits in memory.
     """
 
@@ -40,22 +44,22 @@ class Steps:
         self._number = len(experiments)
         programs = [experiment.program for experiment in experiments if experiment.program is not None]
         if len(programs) < len(experiments):
-            raise _refused("images that are streamed from the host come step by step: give memory.stream=false")
+            raise Apart("images that are streamed from the host come step by step: give memory.stream=false")
         first = programs[0]
         shapes = [jax.eval_shape(experiment.init) for experiment in experiments]
         if any(shape != shapes[0] for shape in shapes):
-            raise _refused("their parameters have different shapes")
+            raise Apart("their parameters have different shapes")
         state, count = shapes_on(first.layout, (shapes[0], jnp.int32(0)))
         stacked = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((self._number, *x.shape), x.dtype, sharding=x.sharding), state
         )
         if any(jax.tree.structure(program.given) != jax.tree.structure(first.given) for program in programs):
-            raise _refused("their steps are given other things")
+            raise Apart("their steps are given other things")
         leaves = list(zip(*(jax.tree.leaves(program.given) for program in programs), strict=True))
         try:
             own = [place for place, values in enumerate(leaves) if not same_numbers(values)]
         except NotTheSame as error:
-            raise _refused(f"their data have different shapes ({error})") from error
+            raise Apart(f"their data have different shapes ({error})") from error
         shared = [values[0] for values in leaves]
         given = [placed(numbers_of(leaves[place]), first.layout.replicated) for place in own]
         structure = jax.tree.structure(first.given)
@@ -69,11 +73,8 @@ class Steps:
         one_by_one = first.layout.chunk == 1
 
         def compile_fn(variant: str, chunk: int) -> Any:
-            try:
-                functions = [program.steps(variant, chunk) for program in programs]
-                steps, numbers = unified(functions, state, *shapes_on(first.layout, first.given), count)
-            except NotTheSame as error:
-                raise _refused(f"their programs differ in more than numbers ({error})") from error
+            functions = [program.steps(variant, chunk) for program in programs]
+            steps, numbers = unified(functions, state, *shapes_on(first.layout, first.given), count)
 
             def of_all(states, numbers_and_given, shared, count):
                 def of_one(state, numbers_and_given):
@@ -88,7 +89,10 @@ class Steps:
             return jax.jit(of_all).lower(stacked, self._numbers, shared, count).compile()
 
         self._shared = shared
-        fit = fastest_that_fits(compile_fn, first.variants, first.chunks, first.bytes_available)
+        try:
+            fit = fastest_that_fits(compile_fn, first.variants, first.chunks, first.bytes_available)
+        except NotTheSame as error:
+            raise Apart(f"their programs differ in more than numbers ({error})") from error
         plan = plan_of(fit, first.layout, experiments[0].tasks_per_step, False, first.bytes_available)
         words = [plan.variant] * bool(plan.variant) + [f"{self._number} runs together"]
         self.plan: Plan = plan._replace(variant="; ".join(words))
@@ -149,7 +153,7 @@ def train(experiments: Sequence[Experiment], drive: Callable[[int, Experiment], 
 
     Raises:
       BaseException: the first of a drive that is no `Exception`, such as an interruption, when all have ended.
-      ConfigError, MetarunError: as `Steps`.
+      Apart, MetarunError: as `Steps`; then nothing was driven.
     """
     steps = Steps(experiments)
     evaluating = threading.Lock()  # one at a time: their memory, and the cores
@@ -189,5 +193,47 @@ def train(experiments: Sequence[Experiment], drive: Callable[[int, Experiment], 
     return results
 
 
-def _refused(why: str) -> ConfigError:
-    return ConfigError("hydra/launcher", "together", f"another launcher for these points: {why}")
+class _Outline:
+    """What decides whether two experiments have one program."""
+
+    def __init__(self, experiment: Experiment):
+        self.program = experiment.program
+        self.shapes = jax.eval_shape(experiment.init)
+        self._traced: Any = None
+
+    def is_like(self, other: "_Outline") -> bool:
+        """Whether the two differ in numbers alone."""
+        mine, its = self.program, other.program
+        if mine is None or its is None or self.shapes != other.shapes:
+            return False
+        if (list(mine.variants), list(mine.chunks)) != (list(its.variants), list(its.chunks)):
+            return False
+        if jax.tree.structure(mine.given) != jax.tree.structure(its.given):
+            return False
+        try:
+            for pair in zip(jax.tree.leaves(mine.given), jax.tree.leaves(its.given), strict=True):
+                same_numbers(pair)
+            compare([self._steps(), other._steps()])
+        except NotTheSame:
+            return False
+        return True
+
+    def _steps(self) -> Any:
+        if self._traced is None:
+            program: Any = self.program
+            arguments = shapes_on(program.layout, (self.shapes, *program.given, jnp.int32(0)))
+            self._traced = traced(program.steps(program.variants[0], program.chunks[0]), *arguments)
+        return self._traced
+
+
+def groups(experiments: Sequence[Experiment]) -> list[list[int]]:
+    """Returns which of several experiments one program can train: lists of their numbers, by the first of each."""
+    found: list[tuple[_Outline, list[int]]] = []
+    for number, experiment in enumerate(experiments):
+        outline = _Outline(experiment)
+        group = next((numbers for first, numbers in found if first.is_like(outline)), None)
+        if group is None:
+            found.append((outline, [number]))
+        else:
+            group.append(number)
+    return [numbers for _, numbers in found]

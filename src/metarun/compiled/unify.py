@@ -47,10 +47,9 @@ def unified(functions: Sequence[Callable[..., Any]], *shapes: Any) -> tuple[Call
     Raises:
       NotTheSame: they differ in more than numbers.
     """
-    traced = [jax.make_jaxpr(function, return_shape=True)(*shapes) for function in functions]
-    closed, out = [each for each, _ in traced], jax.tree.structure(traced[0][1])
-    different: dict[_Path, Sequence[Any]] = {}
-    _compare_closed((), closed, different)
+    pairs = [jax.make_jaxpr(function, return_shape=True)(*shapes) for function in functions]
+    closed, out = [each for each, _ in pairs], jax.tree.structure(pairs[0][1])
+    different = compare(closed)
     keys = list(different)
     if not keys:
         return (lambda numbers, *args: functions[0](*args)), []
@@ -60,6 +59,18 @@ def unified(functions: Sequence[Callable[..., Any]], *shapes: Any) -> tuple[Call
         return jax.tree.unflatten(out, _evaluate((), closed[0], given, jax.tree.leaves(args)))
 
     return function, [numbers_of(values) for values in different.values()]
+
+
+def traced(function: Callable[..., Any], *shapes: Any) -> ClosedJaxpr:
+    """The equations of a function, to be compared with those of another."""
+    return jax.make_jaxpr(function)(*shapes)
+
+
+def compare(closed: Sequence[ClosedJaxpr]) -> dict[_Path, Sequence[Any]]:
+    """Returns the numbers in which several functions differ, by where they stand; raises `NotTheSame` as `unified`."""
+    different: dict[_Path, Sequence[Any]] = {}
+    _compare_closed((), closed, different)
+    return different
 
 
 def numbers_of(values: Sequence[Any]) -> Array:

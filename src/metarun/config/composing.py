@@ -15,21 +15,14 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config import experiments
+from metarun.config import experiments, hydra_versions, search_nodes
 from metarun.config.schema import COMMON, FEW_SHOT, SCHEMAS
 
-# What the plugins of Hydra leave to a user, as a run of ours wants it: a job whose time is up continues in the next; and a
-# search looks for the highest accuracy or reward, one point after the other unless a launcher can do more. A point that
-# diverges ends neither a sweep nor a search.
+# What Hydra and its plugins leave to a user, as a run of ours wants it: a job whose time is up continues in the next; and a
+# point that diverges does not end a sweep.
 PRESETS = {
     "hydra/launcher/submitit_slurm": {"max_num_timeout": 1000},
     "hydra/sweeper/basic": {"_target_": "hydra_plugins.metarun_sweeps.Grid"},
-    "hydra/sweeper/optuna": {
-        "_target_": "hydra_plugins.metarun_sweeps.Search",
-        "direction": "maximize",
-        "n_jobs": 1,
-        "max_failure_rate": 1.0,
-    },
 }
 
 
@@ -53,17 +46,20 @@ def register() -> None:
     """Tells Hydra the schema and where the groups are. Calling it again changes nothing."""
     store = ConfigStore.instance()
     for part, schema in SCHEMAS.items():
-        store.store(f"{part}_schema", schema)
+        hydra_versions.store(f"{part}_schema", schema)
     plugins = Plugins.instance()  # has them all loaded
     for path, preset in PRESETS.items():
         group, _, name = path.rpartition("/")
         if f"{name}.yaml" in store.list(group):
             given = store.load(f"{path}.yaml")
-            store.store(name, OmegaConf.merge(given.node, preset), group, given.package, given.provider)
+            hydra_versions.store(name, OmegaConf.merge(given.node, preset), group, given.package, given.provider)
+    hydra_versions.store("together", {"_target_": "hydra_plugins.metarun_together.Together"}, "hydra/launcher")
+    search_nodes.register()
     experiments.register()
     if _CommonGroups not in plugins.discover(SearchPathPlugin):
         plugins.register(_CommonGroups)
-    OmegaConf.register_new_resolver("groups", groups, replace=True)
+    hydra_versions.resolver("groups", groups)
+    hydra_versions.hush()
 
 
 def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig, dict[str, str]]:
@@ -85,7 +81,7 @@ def with_hydra(overrides: Sequence[str], part: str) -> DictConfig:
     """
     register()
     try:
-        with hydra.initialize_config_dir(str(conf_dir(part)), version_base="1.3"):
+        with hydra.initialize_config_dir(str(conf_dir(part)), **hydra_versions.BASE):
             return hydra.compose("config", list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         error.part = part  # type: ignore[union-attr]

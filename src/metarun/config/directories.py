@@ -14,6 +14,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from metarun.config.hydra_versions import resolver
 from metarun.config.schema import INIT_SHA256
 from metarun.errors import ConfigError, DataError, MetarunError
 from metarun.system.files import LOCK, plain, write_bytes
@@ -28,11 +29,13 @@ OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
 HYDRA = ".hydra"
 # What is written into the directory of a run; of the folders, those that a run cannot do without.
 _FILES, _OWN = (LOCK, "result.json"), (HYDRA, "checkpoints")
-_FOLDERS = (*_OWN, "diverged", "plots", "evaluations", "predictions")
+_FOLDERS = (*_OWN, "diverged", "plots", "evaluations", "predictions", "wandb")
 # In the directory of a sweep: what Hydra writes there before it has a point made.
 MULTIRUN = "multirun.yaml"
+# In the directory of a search that names no storage: what has been tried.
+JOURNAL = "search.log"
 # What a directory holds before any work is done.
-_NO_WORK = {LOCK, SWEEP_COMMAND, MULTIRUN}
+_NO_WORK = {LOCK, SWEEP_COMMAND, MULTIRUN, JOURNAL}
 # The directories that this command makes: each with those above it that it makes as well, the deepest first.
 _made: list[list[Path]] = []
 # Of directories that this command is going to write in and that are there: what is in them, and what MULTIRUN says.
@@ -53,9 +56,9 @@ class Noted(Callback):
 
 def register() -> None:
     """Tells Hydra how a run's directory is chosen. Calling it again changes nothing."""
-    OmegaConf.register_new_resolver("run_dir", _own_run_dir, replace=True)
+    resolver("run_dir", _own_run_dir)
     # Kept once found: a point of a sweep is in the sweep's directory wherever it runs.
-    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
+    resolver("sweep_dir", sweep_dir, use_cache=True)
 
 
 def recorder(directory: Path, config: DictConfig, hydra: DictConfig) -> Callable[[], None]:

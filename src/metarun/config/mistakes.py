@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import (
+    ConfigAttributeError,
     ConfigKeyError,
     InterpolationKeyError,
     InterpolationResolutionError,
@@ -21,7 +22,7 @@ from omegaconf.errors import (
 )
 
 from metarun.config import experiments
-from metarun.config.composing import conf_dir
+from metarun.config.composing import conf_dir, groups
 from metarun.config.schema import COMMANDS, COMMON, SCHEMAS
 from metarun.errors import shown, some
 
@@ -30,6 +31,9 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 _NAMED = {"Integer": _WORDS[int], "Float": _WORDS[float], "Boolean": _WORDS[bool], "bool": _WORDS[bool]}
 # Parts of an override: what comes before the key, the key, and the value.
 _OVERRIDE = re.compile(r"(?P<prefix>[~+]*)(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
+
+# The head of a file that says where its keys are.
+_PACKAGE = re.compile(r"# @package (\S+)")
 
 
 def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | None:
@@ -55,6 +59,8 @@ def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | No
     if unknown := re.search(r"Could not (?:override|delete from config\.|append to config)[^'\n]*'([^'\n]+)'", text):
         return _of_key(unknown.group(1), text, part, arguments)
     innermost = next((cause for cause in reversed(causes) if isinstance(cause, OmegaConfBaseException)), None)
+    if isinstance(innermost, ConfigAttributeError) and _is_of_groups(innermost):
+        return _of_groups(part, arguments)
     if innermost is not None:
         return _of_value(innermost, part, arguments)
     return " ".join(_own_lines(text))
@@ -115,24 +121,25 @@ def _quoted(key: str, value: str) -> str:
 def _of_plain_error(error: Exception, part: str, arguments: Sequence[str]) -> str | None:
     text = str(error)
     if "Config group override must be" in text or isinstance(error, TypeError) and _is_of_groups(error):
-        keys = {*_groups(part), ""}
-        chosen = [argument for argument in arguments if argument.partition("=")[0].lstrip("+~") in keys]
-        named = " ".join(chosen or [argument for argument in arguments if "=" in argument] or arguments)
-        return f"{named}: expected the name of an option for each group, as `{COMMANDS[part]} --help` lists them."
+        return _of_groups(part, arguments)
     if "--resolve flag" in text:
         return "--resolve: expected --cfg job beside it."
-    if "study direction" in text:
-        return (
-            f"hydra.sweeper.direction: the study in hydra.sweeper.storage was begun with another ({text}) "
-            "Leave it as it was, or give hydra.sweeper.study_name another name."
-        )
     return None
 
 
+def _of_groups(part: str, arguments: Sequence[str]) -> str:
+    """What is said of a group that is given something else than the name of an option."""
+    keys = {*_groups(part), ""}
+    chosen = [argument for argument in arguments if argument.partition("=")[0].lstrip("+~") in keys]
+    named = " ".join(chosen or [argument for argument in arguments if "=" in argument] or arguments)
+    return f"{named}: expected the name of an option for each group, as `{COMMANDS[part]} --help` lists them."
+
+
 def _is_of_groups(error: Exception) -> bool:
-    """Whether Hydra has raised an error as it put the options of groups together."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__") == "hydra._internal.defaults_list"
+    """Whether an error was raised as Hydra put the options of groups together, by itself or by what it called of OmegaConf."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [module for module in modules if not module.startswith("omegaconf.")]
+    return own[-1:] == ["hydra._internal.defaults_list"]
 
 
 def _no_choice(path: str, text: str, part: str) -> str:
@@ -143,6 +150,9 @@ def _no_choice(path: str, text: str, part: str) -> str:
     if not group:
         return f"{option}: there is no such configuration; metarun's own is called config."
     options = re.findall(r"^\t(?!provider)(\S+)$", text, re.MULTILINE)
+    if not options:  # of one among several, Hydra does not name them
+        listed = dict(line.split(": ", 1) for line in groups(part).splitlines())
+        options = listed[group].split(", ") if group in listed else []
     near = difflib.get_close_matches(option, options, n=3)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     all_of_them = f" There are {', '.join(options)}." if options else ""
@@ -241,7 +251,9 @@ def _known_keys(part: str) -> dict[str, list[str]]:
         group = file.parent.name
         node: typing.Any = OmegaConf.load(file)
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
+        package = _PACKAGE.match(file.read_text(encoding="utf-8"))
+        above = package[1] if package and package[1] != "_global_" else group
         for key in node:
             if key != "defaults" and not str(key).startswith("_"):
-                keys.setdefault(f"{group}.{key}", []).append(f"{group}={file.stem}")
+                keys.setdefault(f"{above}.{key}", []).append(f"{group}={file.stem}")
     return keys

@@ -13,7 +13,15 @@ from metarun.report.natural import natural
 from metarun.system.files import canonical_json
 from metarun.system.reading import is_text, json_of, yaml_of
 from metarun.training import checkpoint
-from metarun.training.result import EVALUATIONS, RESULT, read_divergence, read_metrics, read_result, read_rows
+from metarun.training.result import (
+    EVALUATIONS,
+    RESULT,
+    read_divergence,
+    read_metrics,
+    read_pruned,
+    read_result,
+    read_rows,
+)
 from metarun.trust.protocol import flattened
 
 # Keys that make no other run besides the seed: where its data lie, how it is written down and how driven.
@@ -27,7 +35,7 @@ class Unfinished(NamedTuple):
     Attributes:
       method: its name; "" where that is not known.
       setting: its data set or environment and the size of its tasks, in words; "" likewise.
-      state: how far it is, in words: "not finished: step 300 of 1500", "diverged at step 12", or that what it says of its
+      state: how far it is, in words: "not finished: step 300 of 1500", "diverged at step 12", "pruned at step 500", or that what it says of its
         result cannot be used.
     """
 
@@ -198,14 +206,16 @@ def _unfinished(
         sizes.pop("way", None)
     setting = setting_of({tasks: choices[tasks], **sizes}) if tasks in choices else ""
     try:
-        divergence = read_divergence(directory)
+        divergence, pruned = read_divergence(directory), read_pruned(directory)
     except DataError as error:
         faults.append(str(error))
-        divergence = None
+        divergence = pruned = None
     if os.path.lexists(directory / RESULT):  # a fault says why
         state = f"{RESULT} cannot be used"
     elif divergence is not None:
         state = f"diverged at step {divergence['step']}"
+    elif pruned is not None:
+        state = f"pruned at step {pruned['step']}"
     else:
         checkpoints = [int(path.name) for path in directory.glob("checkpoints/*") if path.name.isdecimal()]
         reached = max([*checkpoints, step or 0])

@@ -1,34 +1,51 @@
-"""Where the numbers of a run go while it runs: `metrics.jsonl`, and TensorBoard if asked for.
+"""Where the numbers of a run go while it runs: `metrics.jsonl`, and what was asked for beside it, such as TensorBoard.
 
 A logger is made by a factory `(directory, resume_step) -> Logger` when a run begins at `resume_step` (0 for a new one).
 What an earlier piece of the run logged beyond that step is dropped: it is about to be computed, and logged, again.
 """
 
+import contextlib
 import json
 import math
 import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from metarun.errors import ConfigError, MetarunError, in_a_line
+from metarun.errors import ConfigError, Diverged, MetarunError, Pruned, in_a_line
 from metarun.system.files import plain, write_bytes, writing
+from metarun.training.stopping import Interrupted
+
+# How a run can end, as a logger is told of it.
+FINISHED, PRUNED, DIVERGED, INTERRUPTED, FAILED = "finished", "pruned", "diverged", "interrupted", "failed"
 
 
 class Logger(NamedTuple):
-    """Takes the numbers of a step.
+    """Takes what a run gives out. One that writes and closes is enough; the other calls are for who wants to know more.
+
+    It is open until the test is done and its pictures are drawn. What `pictures` and `result` are given is on disk.
 
     Attributes:
       write: `(step, values) -> None`, `values` being name -> number or None; on disk when it returns, but for fsync.
-      close: `() -> None`.
+      close: `() -> None`; the last call, however the run has ended.
+      pictures: `(files) -> None`, the pictures of the run, as paths.
+      result: `(result) -> None`, what `result.json` holds, the checks among it.
+      end: `(outcome, reason) -> None`, before `close`: one of `FINISHED`, `PRUNED`, `DIVERGED`, `INTERRUPTED` and `FAILED`, and
+        why in a line, "" of a finished run. One that was interrupted may be continued.
     """
 
     write: Callable[[int, Mapping[str, float | None]], None]
     close: Callable[[], None]
+    pictures: Callable[[Sequence[Path]], None] = lambda files: None
+    result: Callable[[Mapping[str, Any]], None] = lambda result: None
+    end: Callable[[str, str], None] = lambda outcome, reason: None
+
+
+# Makes a logger for a run in `directory` that begins at `resume_step`.
+LoggerFactory = Callable[[Path, int], Logger]
 
 
 def jsonl(directory: Path, resume_step: int) -> Logger:
@@ -95,9 +112,56 @@ def no_logger(directory: Path, resume_step: int) -> Logger:
     return Logger(write=lambda step, values: None, close=lambda: None)
 
 
-def unfailing(
-    factory: Callable[[Path, int], Logger], directory: Path, resume_step: int, say: Callable[[str], object]
-) -> Logger:
+@contextlib.contextmanager
+def opened(
+    factories: Sequence[LoggerFactory], directory: Path, resume_step: int, say: Callable[[str], object]
+) -> Iterator[Logger]:
+    """Within this context, a logger that hands everything to those of `factories`; it tells them how the body has ended.
+
+    Args:
+      factories: of loggers, opened in this order.
+      directory: of the run.
+      resume_step: step at which it begins or continues.
+      say: told in one line what could not be logged, once for each logger.
+
+    Raises:
+      ConfigError: a setting of a logger cannot be used.
+    """
+    loggers: list[Logger] = []
+
+    def to_each(call: str) -> Callable[..., None]:
+        def calls(*given: Any) -> None:
+            for logger in loggers:
+                getattr(logger, call)(*given)
+
+        return calls
+
+    every = Logger(*map(to_each, Logger._fields))
+    outcome, reason = FINISHED, ""
+    try:
+        for factory in factories:
+            loggers.append(unfailing(factory, directory, resume_step, say))
+        yield every
+    except BaseException as error:
+        outcome, reason = _ending(error)
+        raise
+    finally:
+        every.end(outcome, reason)
+        every.close()
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    """What a run has come to that an error ends, and why."""
+    if isinstance(error, Interrupted):
+        return INTERRUPTED, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "Stopped at once"
+    if isinstance(error, Pruned):
+        return PRUNED, in_a_line(error)
+    return DIVERGED if isinstance(error, Diverged) else FAILED, in_a_line(error)
+
+
+def unfailing(factory: LoggerFactory, directory: Path, resume_step: int, say: Callable[[str], object]) -> Logger:
     """Returns the logger of `factory`, which no run is to end for: once it fails, that is said, and it takes no more.
 
     Args:
@@ -111,26 +175,24 @@ def unfailing(
     """
     at_work: list[Logger] = []
 
-    def guarded(call: Callable[[], Logger | None]) -> None:
+    def guarded(call: Callable[..., object], *given: Any) -> None:
         try:
-            if (made := call()) is not None:
-                at_work.append(made)
+            call(*given)
         except ConfigError:
             raise
         except Exception as error:  # of whatever kind: loggers are others' code
             at_work.clear()
             say(f"metarun: from here on the run goes on without one of its logs. {in_a_line(error)}")
 
-    def write(step: int, values: Mapping[str, float | None]) -> None:
-        for each in [*at_work]:
-            guarded(partial(each.write, step, values))
+    def guarding(call: str) -> Callable[..., None]:
+        def calls(*given: Any) -> None:
+            for logger in [*at_work]:
+                guarded(getattr(logger, call), *given)
 
-    def close() -> None:
-        for each in [*at_work]:
-            guarded(each.close)
+        return calls
 
-    guarded(lambda: factory(directory, resume_step))
-    return Logger(write, close)
+    guarded(lambda: at_work.append(factory(directory, resume_step)))
+    return Logger(*map(guarding, Logger._fields))
 
 
 def _cleaned(path: Path, last_step: int) -> int:

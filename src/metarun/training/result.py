@@ -15,6 +15,8 @@ from metarun.system.reading import MOST_BYTES, is_number, is_plain, is_text, jso
 RESULT, EVALUATIONS = "result.json", "evaluations"
 # In the directory of a run that has diverged: its state before the step in which it did, and a file that says so.
 DIVERGED, DIVERGENCE = "diverged", "divergence.json"
+# In the directory of a trial that was pruned: at which step, and what validation found there.
+PRUNED = "pruned.json"
 _MOST = 2**53  # of whole numbers, which every reader of JSON can hold
 _ROUNDING = 1e-6  # by which a mean of fractions may pass 1
 _LISTED = 3  # faults of a file that are named
@@ -107,6 +109,7 @@ _RESULT = _Fields(
 )
 # A row of `evaluations/sweep-ID.json`.
 _ROW = _Fields({"key": _TEXT, "value": _PLAIN, "result": _RESULT}, {})
+_PRUNED = _Fields({"step": _whole(1), "value": _NUMBER}, {})
 _DIVERGENCE = _Fields({"step": _whole(1), "message": _MESSAGE, "identity": _SETTINGS}, {})
 _LINE = _Fields({"step": _whole(0)}, {}, _or_null(_NUMBER))
 
@@ -203,6 +206,21 @@ def read_divergence(directory: Path) -> dict[str, Any] | None:
     value = json_of(path)
     if faults := list(_faults(_DIVERGENCE, value, "")):
         raise DataError(_said(shown(str(path)), "record of a divergence", faults))
+    return value
+
+
+def read_pruned(directory: Path) -> dict[str, Any] | None:
+    """Returns what the run in a directory says of its having been pruned, `{step, value}`; None if it says nothing.
+
+    Raises:
+      DataError: what it says cannot be read, or does not fit.
+    """
+    path = directory / PRUNED
+    if not path.exists():
+        return None
+    value = json_of(path)
+    if faults := list(_faults(_PRUNED, value, "")):
+        raise DataError(_said(shown(str(path)), "record of a pruned trial", faults))
     return value
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,25 @@ from rich.console import Console
 from metarun.compiled.memory import available, in_words
 from metarun.config.directories import refuse_odd
 from metarun.config.named_code import CODE, SAME, refuse_other_code
-from metarun.errors import ConfigError, DataError, Diverged, MetarunError, in_a_line, shown
+from metarun.errors import ConfigError, DataError, Diverged, MetarunError, Pruned, in_a_line, shown
 from metarun.system import several_processes
 from metarun.system.files import locked, plain, remove, write_json, writing
 from metarun.system.progress import RunProgress
 from metarun.training import checkpoint, metrics, wording
 from metarun.training.divergence import diverged_before, divergence_of, remove_divergence_of_another
-from metarun.training.result import DIVERGED, RESULT, read_result
+from metarun.training.result import DIVERGED, PRUNED, RESULT, read_result
 from metarun.training.run_state import Ledger, RunState, are_finite, restored, with_validation
 from metarun.training.settings import RunSettings
 from metarun.training.stopping import Interrupted, Stop, leave, stop_on_signals
+from metarun.training.trackers import IDS
 from metarun.trust.protocol import protocol_id
 from metarun.types import Evaluation, Experiment, Params
 
+PLOTS = "plots"  # the folder of a run's pictures
 # Draws the pictures of a run, see `run`.
 Pictures = Callable[[Path, Params, int | None, Evaluation], Mapping[str, Callable[[], None]]]
+# Of a trial of a search: told of a step and of what validation has found there, it says whether the trial is to end.
+Judge = Callable[[int, float], bool]
 
 
 def run(
@@ -44,11 +48,12 @@ def run(
     *,
     facts: Mapping[str, Any],
     identity: Mapping[str, Any],
-    logger: Callable[[Path, int], metrics.Logger] = metrics.no_logger,
+    loggers: Sequence[metrics.LoggerFactory] = (),
     pictures: Pictures | None = None,
     console: Console | None = None,
     record: Callable[[], None] | None = None,
     stop: Stop | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Trains, selects by validation, tests, and writes `result.json`; or continues to do so.
 
@@ -65,13 +70,14 @@ def run(
       directory: of the run; gets `metrics.jsonl`, `checkpoints/STEP/` and `result.json`, and is locked meanwhile.
       facts: entries of `result.json` that are known beforehand: method, dataset, way, shot, seed, device, ...
       identity: flat key -> value, the settings that a checkpoint must have been made with to be continued.
-      logger: factory of a logger beside `metrics.jsonl`, such as `metrics.tensorboard`. Where one of the two fails, that
-        is said, and the run goes on.
+      loggers: factories of loggers beside `metrics.jsonl`, such as `metrics.tensorboard`. Where one fails, that is said, and
+        the run goes on. They stay open until the result and the pictures are in.
       pictures: `(directory, selected_params, selected_step, test) -> {file in plots/: what draws it}`; called in every
         process, and what it returns in the one that writes, before `result.json`. What fails of it is said.
       console: where progress and messages go; standard error by default. Of several processes, one is enough.
       record: writes into the directory how the run was made; called once nothing can refuse it any more.
       stop: what asks it to end, where somebody else sees to the signals and the time limit.
+      judge: of a trial of a search, what each validation is told to and says whether the trial is pruned.
 
     Returns:
       What `result.json` holds: that of the earlier run if the directory's is complete already.
@@ -79,6 +85,7 @@ def run(
     Raises:
       Interrupted: a signal came, or time is up; the user has been told.
       Diverged: the loss or a parameter is not finite; or was not when this run was here before, and is not trained again.
+      Pruned: `judge` has ended it; `pruned.json` says so.
       MetarunError: the parameters do not fit; the directory is in use or cannot be written; its checkpoints are damaged, of
         another architecture or of other settings.
     """
@@ -90,9 +97,21 @@ def run(
     watched = stop_on_signals(settings.time_limit) if stop is None else contextlib.nullcontext(stop)
     with locked(directory) if first else contextlib.nullcontext(), watched as stop:
         try:
-            return _run(
-                experiment, settings, directory, facts, plain(identity), logger, pictures, console, record, stop
-            )
+            with contextlib.ExitStack() as opened:
+                return _run(
+                    experiment,
+                    settings,
+                    directory,
+                    facts,
+                    plain(identity),
+                    loggers,
+                    pictures,
+                    console,
+                    record,
+                    stop,
+                    opened,
+                    judge,
+                )
         except KeyboardInterrupt:
             where = f"at once; the same command continues {directory} from its newest checkpoint."
             stopped = Interrupted(stop.signum or signal.SIGINT, where)
@@ -127,11 +146,13 @@ def _run(
     directory: Path,
     facts: Mapping[str, Any],
     identity: Mapping[str, Any],
-    logger: Callable[[Path, int], metrics.Logger],
+    loggers: Sequence[metrics.LoggerFactory],
     pictures: Pictures | None,
     console: Console,
     record: Callable[[], None] | None,
     stop: Stop,
+    opened: contextlib.ExitStack,
+    judge: Judge | None,
 ) -> dict[str, Any]:
     checkpoints, result_path = directory / "checkpoints", directory / RESULT
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -169,16 +190,16 @@ def _run(
         if not settings.resume:
             _remove_run(directory)
         remove_divergence_of_another(directory, identity)
+        with writing(directory):
+            remove(directory / PRUNED)  # it goes on
         checkpoint.remove_leftovers(checkpoints)
         if record is not None:
             record()
 
-    with contextlib.ExitStack() as opened, wording.memory_named(plan):
-        made = (metrics.jsonl, logger) if first else ()
-        loggers = [metrics.unfailing(each, directory, step, say) for each in made]
-        for each in loggers:
-            opened.callback(each.close)
-        progress = opened.enter_context(RunProgress(console, step, settings.steps))
+    # They are closed where this call ends, and told how.
+    log = opened.enter_context(metrics.opened((metrics.jsonl, *loggers) if first else (), directory, step, say))
+
+    with wording.memory_named(plan), RunProgress(console, step, settings.steps) as progress:
         warm, line_start = False, dataclasses.replace(ledger)
 
         while step < settings.steps:
@@ -213,9 +234,16 @@ def _run(
             if line:
                 values: dict[str, Any] = {"seconds": round(ledger.seconds, 3), "tasks_per_second": rate}
                 values |= {f"train/{name}": value for name, value in train_metrics.items()} | val
-                for each in loggers:
-                    each.write(step, values)
+                log.write(step, values)
                 line_start = dataclasses.replace(ledger)
+
+            # ---- Of a search: end here, where others did better.
+            if judge is not None and val:
+                ends = several_processes.from_first(first and judge(step, found.value))
+                if ends and not (last or stopping):
+                    if first:
+                        write_json(directory / PRUNED, {"step": step, "value": found.value})
+                    raise Pruned(step, found.value)
 
             # ---- Save.
             if stopping or last or _crosses(settings.checkpoint_every, previous, step):
@@ -239,8 +267,10 @@ def _run(
     say(f"Testing on {settings.eval_tasks} tasks, with checks.")
     with wording.memory_named(plan):
         tested = experiment.evaluate(selected, "test", settings.eval_tasks, checks=True)
+    drawn = []
     if pictures is not None:
-        _draw(partial(pictures, directory, selected, ledger.best[0]["step"] if ledger.best else None, tested), say)
+        step_of_selected = ledger.best[0]["step"] if ledger.best else None
+        drawn = _draw(partial(pictures, directory, selected, step_of_selected, tested), say)
     result = {
         **reported(tested, facts, experiment.protocol),
         "steps": step,
@@ -252,9 +282,12 @@ def _run(
         "tasks_per_second": _tasks_per_second(experiment, ledger, Ledger())
         or round(step * experiment.tasks_per_step / ledger.compile_seconds, 3),  # if all ran in first dispatches
     }
+    result = plain(result)
     if first:
         write_json(result_path, result)
-    return plain(result)
+        log.pictures([directory / PLOTS / name for name in drawn])
+        log.result(result)
+    return result
 
 
 def _check_fits(experiment: Experiment) -> None:
@@ -267,8 +300,8 @@ def _check_fits(experiment: Experiment) -> None:
         )
 
 
-def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callable[[str], object]) -> None:
-    """Draws what can be drawn, and says what cannot: a result does not wait for its pictures."""
+def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callable[[str], object]) -> list[str]:
+    """Draws what can be drawn, and says what cannot: a result does not wait for its pictures. Returns what was drawn."""
     failed: dict[str, Exception] = {}
     try:
         made = pictures()
@@ -282,12 +315,13 @@ def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callabl
         except Exception as error:  # of whatever kind: matplotlib's, of fonts, of the disk
             failed[name] = error
     for name, failure in failed.items():
-        say(f"metarun: plots/{name} could not be drawn. {in_a_line(failure)}")
+        say(f"metarun: {PLOTS}/{name} could not be drawn. {in_a_line(failure)}")
+    return [name for name in made if name not in failed]
 
 
 def _remove_run(directory: Path) -> None:
     with writing(directory):
-        for name in (RESULT, "metrics.jsonl", "checkpoints", DIVERGED):
+        for name in (RESULT, "metrics.jsonl", "checkpoints", DIVERGED, PRUNED, IDS):
             remove(directory / name)
 
 
