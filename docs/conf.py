@@ -13,11 +13,20 @@ author = "the metarun developers"
 copyright = author
 version = release = version_of("metarun")
 
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "generate", "example_package"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # no page computes
+# Notebooks are texts without outputs, and are run as the site is built; other pages compute nothing.
+nb_execution_mode = "auto"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # of a cell; all of a notebook takes a minute on two cores that are idle
+nb_output_stderr = "remove"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say it
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
 
 html_theme = "sphinx_book_theme"
 html_title = "metarun"

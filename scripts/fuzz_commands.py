@@ -52,6 +52,7 @@ COMMANDS = {
     "metarun-eval": cli.eval_main,
     "metarun-predict": cli.predict_main,
     "metarun-compare": cli.compare_main,
+    "metarun-export": cli.export_main,
     "metarun-replay": cli.replay_main,
     "metarun-reproduce": cli.reproduce_main,
     "metarun-report": cli.report_main,
@@ -363,6 +364,9 @@ def drawn(rng: random.Random) -> Command:
         arguments, wrong = of_pairs(rng, {"run": "r1", "with": "r2"}, few, FEW_SHOT)
     elif name == "metarun-predict":
         arguments, wrong = of_pairs(rng, {"run": "r1", "support": "pics", "query": "pics"}, ["invert", "output"])
+    elif name == "metarun-export":
+        arguments, wrong = of_pairs(rng, {"run": run, "output": "new"}, ["way", "shot", "query_statistics"])
+        wrong = wrong or run == "rl" and "run=rl" in arguments
     elif name == "metarun-replay":
         arguments, wrong = (
             *of_pairs(rng, {"run": run}, ["outer_lr", "precision", "method.inner_lr"], FEW_SHOT)[:1],

@@ -103,6 +103,10 @@ def overrides_for(dataset, request):
         return [f"dataset.source={omniglot / 'unpacked'}", "dataset.image_size=28", "way=2"]
     if dataset == "mini_imagenet":
         return [f"dataset.source={request.getfixturevalue('mini_imagenet')}"]
+    if dataset in ("arrays", "tasks"):
+        source = request.getfixturevalue("tmp_path") / "own.npz"
+        np.savez(source, x=np.arange(200.0)[:, None], y=np.arange(200) // 5, task=np.arange(200) // 20)
+        return [f"dataset.source={source}", "way=2", "eval_query_shot=2", "model=mlp"]
     if dataset in OF_TFDS:
         return ["dataset.parts=train", "eval_query_shot=2"] + ["dataset.name=cifar100"] * (dataset == "tfds")
     return []
@@ -125,6 +129,9 @@ def test_every_choice_builds_an_experiment_that_starts(group, choice, request):
         pytest.skip(f"{choice} is not installed")
     if choice == "sinusoid":
         overrides.append("model=mlp")
+    if choice == "conv1d":
+        overrides += ["dataset=arrays", *overrides_for("arrays", request)[:-1]]
+        np.savez(overrides[2].partition("=")[2], x=np.arange(800.0).reshape(200, 4, 1), y=np.arange(200) // 5)
     with catalogue() if choice in OF_TFDS else contextlib.nullcontext():
         state = built(*overrides).experiment.init()
     assert int(state.step) == 0 and bool(state.params) == (choice not in WITHOUT_META_PARAMS)

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from small_run import begun, call, refused
 
+from metarun.api.evaluation import asked
 from metarun.assembly.saved_run import read
 from metarun.commands import cli
 from metarun.commands.comparison import _show
-from metarun.commands.evaluation import asked
 
 SMALL = ["model=mlp", "model.hidden=[8]", "steps=4", "eval_tasks=12"]
 

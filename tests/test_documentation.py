@@ -37,6 +37,7 @@ OWN_KEYS = {
     "metarun-replay": {"run"},
     "metarun-reproduce": {"seeds", "output"},
     "metarun-predict": {"run", "support", "query", "invert", "links", "range", "output", "query_statistics"},
+    "metarun-export": {"run", "output", "way", "shot", "query_statistics"},
     "metarun-data": set(),
 }
 # The launchers and the sweeper that pages name; some are of packages that need not be installed.

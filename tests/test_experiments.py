@@ -5,10 +5,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from metarun.commands.mistakes import explained
 from metarun.config import experiments
 from metarun.config.composing import composed, register
 from metarun.config.hydra_versions import BASE
+from metarun.config.mistakes import explained
 from metarun.config.schema import FEW_SHOT, RL
 from metarun.config.search_path import conf_dir
 

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # row are apart. The two modules of the last row belong to all.
 ROOMS = [
     ["commands"],
-    ["testing"],
+    ["api", "testing"],
     ["assembly"],
     ["report"],
     ["few_shot", "rl"],
@@ -36,8 +36,8 @@ APART = {"models": {"system", "types", "errors"}}
 KNOWN_TO = {
     "flax": ["metarun.models.*"],
     "gymnax": ["metarun.rl.environments.from_gymnax"],
-    "hydra": ["metarun.commands.*", "metarun.assembly.*", "metarun.config.*"],
-    "omegaconf": ["metarun.commands.*", "metarun.assembly.*", "metarun.config.*"],
+    "hydra": ["metarun.commands.*", "metarun.api.*", "metarun.assembly.*", "metarun.config.*"],
+    "omegaconf": ["metarun.commands.*", "metarun.api.*", "metarun.assembly.*", "metarun.config.*"],
 }
 
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import warm_commands
 from test_cli import metarun
 from test_processes import await_checkpoint
 
+import metarun as metarun_api
 from metarun.assembly.few_shot_run import build
 from metarun.assembly.rl_run import build as build_rl
 from metarun.commands.console import told
@@ -102,6 +104,14 @@ def test_a_folder_of_a_users_own_is_known_to_every_command(folder):
     asked = metarun("run=sweep/0", cwd=folder, command="metarun-eval")
     assert asked.returncode == 2 and "--config-dir" in asked.stderr and "own_" in asked.stderr
     done("metarun-rl", *with_folder, *TINY_RL, "hydra.run.dir=rl", cwd=folder)
+
+    with search_path.adding([]):  # and so taken away again
+        with pytest.raises(MetarunError, match="own_tempered"):
+            metarun_api.load("sweep/0")
+        metarun_api.add_config_dir("conf")
+        signals = np.random.default_rng(0).standard_normal((5, 32, 1)).astype(np.float32)
+        learner = metarun_api.load("sweep/0").adapt(signals, [*"abcde"])
+        assert learner.classes == [*"abcde"] and learner.predict(signals).argmax(1).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_run_with_additions_continues_after_a_kill(folder):

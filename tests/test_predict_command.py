@@ -12,6 +12,7 @@ from many_runs import write_run
 from PIL import Image
 from small_run import begun, call, draw, draw_classes, refused
 
+from metarun.api import learner as api_learner
 from metarun.assembly.few_shot_run import build_learner, recorded, shapes_of
 from metarun.assembly.saved_run import read
 from metarun.commands import cli, prediction
@@ -124,7 +125,7 @@ def test_where_a_network_has_an_output_a_class_their_number_is_given(runs, folde
     shutil.copytree(folders / "support", tmp_path / "support")
     draw(tmp_path / "support" / "dog", "dog", 1)
     settings = [f"support={tmp_path / 'support'}", f"query={folders / 'query'}", f"output={tmp_path}"]
-    refused(predict(f"run={runs('maml')}", *settings), "has 4 folders with pictures: expected 3", "method=maml")
+    refused(predict(f"run={runs('maml')}", *settings), "has 4 classes: expected 3", "method=maml")
     for name in ("protonet", "from_scratch", "pretrain", "hypernetwork"):
         assert predict(f"run={runs(name)}", *settings)[0] == 0
         classes, rows = rows_of(tmp_path)
@@ -177,7 +178,7 @@ def test_by_default_it_is_written_below_the_run_and_broken_files_are_named(runs,
 def test_many_queries_are_answered_in_blocks(runs, folders, predict, tmp_path, monkeypatch):
     settings = [f"run={runs('protonet')}", f"support={folders / 'support'}", f"query={folders / 'query'}"]
     assert predict(*settings, f"output={tmp_path / 'at once'}")[0] == 0
-    monkeypatch.setattr(prediction, "BLOCK", 4)
+    monkeypatch.setattr(api_learner, "BLOCK", 4)
     assert predict(*settings, f"output={tmp_path / 'in blocks'}")[0] == 0
     rows, blocks = (rows_of(tmp_path / name)[1] for name in ("at once", "in blocks"))
     assert list(rows) == list(blocks)
@@ -188,7 +189,7 @@ def test_many_queries_are_answered_in_blocks(runs, folders, predict, tmp_path, m
 def test_softmax_is_exact_for_outputs_of_any_size():
     outputs = np.array([[1000.0, 999.0], [-3e38, 0.0]], np.float32)
     expected = [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))], [0, 1]]
-    np.testing.assert_allclose(prediction.softmax(outputs), expected, rtol=1e-12)
+    np.testing.assert_allclose(api_learner.softmax(outputs), expected, rtol=1e-12)
 
 
 def test_what_a_run_holds_is_enough_to_make_its_learner(runs):
@@ -243,7 +244,7 @@ def test_answers_that_are_not_finite_are_an_error(runs, folders, predict, tmp_pa
     params["dense0"]["kernel"] = np.full_like(params["dense0"]["kernel"], np.nan)
     checkpoint.save(run / "checkpoints", 1, {"selected": params}, saved.metadata)
     answer = predict(f"run={run}", f"support={folders / 'support'}", f"query={folders / 'query'}")
-    refused(answer, "Adaptation to these pictures diverges")
+    refused(answer, "Adaptation to these examples diverges")
 
 
 def test_an_ensemble_answers_with_the_mean_of_its_outputs(runs, folders, predict, tmp_path):
@@ -262,11 +263,12 @@ def test_an_ensemble_answers_with_the_mean_of_its_outputs(runs, folders, predict
     shown = prediction._read_support(folders / "support", (8, 8, 1), None, print)
     asked = prediction._read_query(folders / "query", (8, 8, 1), None, print)
     support, query = Split(shown.images.astype(np.float32) / 255, shown.labels), asked.images.astype(np.float32) / 255
-    outputs = [prediction.answers(method, params, support, query, together=False) for params in (first, second)]
-    expected = prediction.softmax((outputs[0] + outputs[1]) / 2)
+    adapted = [method.adapt(params, support, jax.random.key(0)) for params in (first, second)]
+    outputs = [np.asarray(method.predict(each, query)) for each in adapted]
+    expected = api_learner.softmax((outputs[0] + outputs[1]) / 2)
     found = np.array([probabilities for _, probabilities in rows_of(tmp_path)[1].values()])
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.abs(prediction.softmax(outputs[0]) - expected).max() > 1e-3
+    assert np.abs(api_learner.softmax(outputs[0]) - expected).max() > 1e-3
 
 
 def test_pictures_in_colour_become_the_greys_that_the_run_knows(runs, folders, predict, tmp_path):

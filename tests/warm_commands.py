@@ -21,7 +21,7 @@ from pathlib import Path
 
 ENTRIES = {"metarun": "main"} | {
     f"metarun-{name}": f"{name}_main"
-    for name in ("compare", "data", "eval", "predict", "replay", "report", "reproduce", "rl")
+    for name in ("compare", "data", "eval", "export", "predict", "replay", "report", "reproduce", "rl")
 }
 
 

@@ -70,6 +70,10 @@ class Pruned(MetarunError):
         return type(self), (self.step, self.value)
 
 
+class Stopped(MetarunError):
+    """A run that a signal or its time limit has ended, all saved: the same call continues it."""
+
+
 class DataError(MetarunError):
     """A data set that is absent, broken, or too small; the message names the file and the ways out."""
 

@@ -75,8 +75,11 @@ class DataSet(NamedTuple):
         [0, num_train_classes); None where there are no classes.
       num_train_classes: of meta-training.
       contents: split -> for each class the hashes of its examples' contents, `[count]` uint64 NumPy arrays (see
-        `data.contents`), by which the checks know an example again, whatever its shape; None where there are no classes.
+        `data.contents`), by which the checks know an example again, whatever its shape; for each task, where a regression
+        has a fixed number of them; None where there is neither.
       ground: the level around what the images show, in [0, 1]: the median at their borders; None where there are none.
+      standardized: shift and factor, each of one number or of one for each entry of the last axis of an input, by which
+        inputs have been standardised: (value - shift) * factor. None: they have not.
     """
 
     train: TaskSource
@@ -90,6 +93,7 @@ class DataSet(NamedTuple):
     num_train_classes: int = 0
     contents: Mapping[str, Sequence[Any]] | None = None
     ground: float | None = None
+    standardized: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 class Model(NamedTuple):

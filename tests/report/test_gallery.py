@@ -152,3 +152,32 @@ def test_pictures_need_neither_jax_nor_global_state():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_signals_are_drawn_as_lines_in_the_rows_of_their_classes():
+    generator = np.random.default_rng(0)
+    y = np.array([[2, 0, 1]], np.int32)
+    support = Split(generator.normal(size=(1, 3, 16, 2)), y)
+    query = Split(generator.normal(size=(1, 3, 16, 2)), y)
+    (axes,) = draw_image_gallery(Task(support, query), y, num_tasks=1).axes
+    assert not axes.images and len(axes.lines) == 2 * 3 * 2  # a line for each channel
+    low, high = (getattr(np.concatenate([support.x, query.x]), name)() for name in ("min", "max"))
+    lines = sorted((line.get_xydata() for line in axes.lines), key=lambda line: (line[0, 0] > 2, line[:, 1].mean()))
+    labels = sorted((text.get_position()[1], int(text.get_text())) for text in axes.texts if text.get_text().isdigit())
+    for row, (middle, label) in enumerate(labels):
+        (signal,) = support.x[0][y[0] == label]
+        for line in lines[2 * row : 2 * row + 2]:
+            # Upwards is more, and every cell has the same scale.
+            value = (middle + 0.45 - line[:, 1]) / 0.9 * (high - low) + low
+            assert min(np.abs(value - channel).max() for channel in signal.T) < 1e-6
+
+
+def test_what_is_beyond_the_unit_range_is_drawn_by_its_own():
+    tasks = image_tasks(1, way=2, shot=1, query_shot=1)
+    wide = type(tasks)(*(split._replace(x=20 * split.x - 5) for split in tasks))
+    found, wanted = (
+        drawn_images(draw_image_gallery(given, given.query.y, num_tasks=1).axes[0]) for given in (wide, tasks)
+    )
+    low, high = min(split.x.min() for split in wide), max(split.x.max() for split in wide)
+    for place, image in wanted.items():
+        np.testing.assert_allclose(found[place], (20 * image - 5 - low) / (high - low), atol=1e-6)

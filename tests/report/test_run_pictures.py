@@ -46,10 +46,10 @@ def test_result_interval_and_checks_are_said_in_lines_that_fit_a_terminal():
     assert failed.split() == ["chance", "before", "adaptation", "FAILED", "31.00%,", "chance", "is", "20.00%"]
     assert "75.00% alone, 95.00% together, transductive" in text
     assert "0.10% difference; 2.0% of answers change" in text
-    assert "FAILED  15.0% of classes, 15.1% of images in training" in leaked
+    assert "FAILED  15.0% of classes, 15.1% of inputs in training" in leaked
     assert "1.2 standard errors above chance" in text
     assert "correlation -0.02, standard error 0.03" in text
-    assert "0.04% of queries are support images" in text
+    assert "0.04% of queries are support inputs" in text
     assert len(text.splitlines()) == 11
 
 

@@ -1,4 +1,4 @@
 """From a composed configuration to the objects of a run, and a finished run read back.
 
-May import all but `commands`.
+May import all but `commands` and `api`.
 """

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from omegaconf import DictConfig
 
 from metarun.assembly import returned
@@ -21,11 +22,13 @@ from metarun.assembly.run_parts import (
     set_by_user,
     settings_of,
 )
+from metarun.assembly.starting import Start, identity_of, start_of
 from metarun.compiled.memory import available, parse_limit
-from metarun.config.schema import FEW_SHOT
+from metarun.config.schema import FEW_SHOT, INIT_FROM
 from metarun.data.class_bank import SplitBank
 from metarun.data.decoding import OF_FILE, Range, checked_range
 from metarun.data.fitting import fit_data_set, input_shape
+from metarun.data.standardizing import Standard
 from metarun.errors import ConfigError, DataError, MetarunError, positive_int, seed_of
 from metarun.few_shot.experiment import few_shot_experiment
 from metarun.few_shot.losses import OBJECTIVES
@@ -39,6 +42,8 @@ _LARGEST_SIDE = 100_000  # of an input that a checkpoint may state
 
 # In a run's identity: `dataset.range`, or the numbers that `set` has come to.
 BLACK_AND_WHITE = "dataset.black_and_white"
+# In a run's identity: shift and factor of its inputs, see `types.DataSet`.
+STANDARDIZED = "dataset.standardized"
 
 
 class DataFacts(NamedTuple):
@@ -56,12 +61,13 @@ class DataFacts(NamedTuple):
     input_shape: tuple[int, ...]
 
 
-def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
+def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str, Any] | None = None) -> Run:
     """Makes the objects of a few-shot run.
 
     Args:
       config: the composed configuration, without Hydra's own node.
       choices: option chosen in each group, e.g. {"method": "maml"}.
+      begun: the identity of the run's checkpoint, where it has one already.
 
     Raises:
       ConfigError: for a value that cannot be used.
@@ -70,19 +76,31 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     """
     keys = Keys.of(config, choices, FEW_SHOT)
     join(**keys["distributed"])
-    dataset = keys.call("dataset", test_only=False)
+    dataset = _data_set(keys, test_only=False)
     data = _facts_of(dataset)
     variants = _variants(keys, data)
     _refuse_misshapen(keys, dataset, variants)
     _check_training(keys, choices, dataset, next(iter(variants.values())))
     loggers = loggers_of(keys, choices)
-    experiment, settings, facts = _experiment(keys, choices, dataset, variants, keys["precision"])
+    start = start_of(keys[INIT_FROM], begun)
+    experiment, settings, facts = _experiment(keys, choices, dataset, variants, keys["precision"], start)
     keys.refuse_unread(set_by_user(keys, FEW_SHOT))
     trained_on = {"dataset.sha256": dataset.protocol.get("sha256")}
     trained_on |= {f"dataset.{name}": fact for name, fact in data._asdict().items()}
     if "range" in dataset.protocol:
         trained_on[BLACK_AND_WHITE] = dataset.protocol["range"]
+    if dataset.standardized is not None:
+        trained_on[STANDARDIZED] = [list(part) for part in dataset.standardized]
+    trained_on |= identity_of(start)
     return Run(experiment, settings, facts, identity(keys.values, choices, trained_on | keys.code()), loggers)
+
+
+def _data_set(keys: Keys, *, test_only: bool) -> DataSet:
+    """The data set; of one for regression, what it takes of numbers of classes counts as not read."""
+    dataset = keys.call("dataset", test_only=test_only)
+    if dataset.objective == "regression":
+        keys.read -= {"way", "train_way"}
+    return dataset
 
 
 def build_evaluation(
@@ -91,7 +109,7 @@ def build_evaluation(
     *,
     changed: Iterable[str],
     learner: DictConfig,
-    data: DataFacts,
+    begun: Mapping[str, Any],
 ) -> tuple[Experiment, RunSettings, Mapping[str, Any]]:
     """Makes the objects that a trained learner is tested by, on data that are brought to the shape of its own.
 
@@ -100,7 +118,7 @@ def build_evaluation(
       choices: as in `build`.
       changed: keys at the top of `config` that differ from the run's, each of which has to matter.
       learner: the configuration that decides what the learner computes: that of its training.
-      data: what it was trained on.
+      begun: the identity of its checkpoint, which says what it was trained on.
 
     Returns:
       experiment, settings and facts as in `Run`.
@@ -109,8 +127,8 @@ def build_evaluation(
       ConfigError, DataError, MetarunError: as `build`; or the data are of another kind than the run's, or the learner
         has an output for each class of its training tasks, and `way` is another number.
     """
-    keys = Keys.of(config, choices, FEW_SHOT)
-    dataset = keys.call("dataset", test_only=True)
+    keys, data = Keys.of(config, choices, FEW_SHOT), recorded(begun)
+    dataset = _data_set(keys, test_only=True)
     if dataset.objective != data.objective:
         allowed = f"data for {data.objective}, which the run was trained for"
         raise ConfigError("dataset", choices["dataset"], f"{allowed}; these are for {dataset.objective}")
@@ -122,7 +140,8 @@ def build_evaluation(
         raise ConfigError("way", dataset.num_outputs, allowed)
     learner_keys = Keys.of(learner, choices, FEW_SHOT)
     variants = _variants(learner_keys, data._replace(num_outputs=dataset.num_outputs))
-    parts = _experiment(keys, choices, dataset, variants, learner_keys["precision"])
+    start = start_of(learner_keys[INIT_FROM], begun)
+    parts = _experiment(keys, choices, dataset, variants, learner_keys["precision"], start)
     keys.refuse_unread({*changed} - {"method"})  # whose keys the learner has read
     return parts
 
@@ -158,7 +177,9 @@ def build_learner(config: DictConfig, choices: Mapping[str, str], data: DataFact
 def shapes_of(method: Method, data: DataFacts) -> Any:
     """The meta-parameters of a method, as shapes."""
     x: Any = jax.ShapeDtypeStruct((data.num_outputs, *data.input_shape), jnp.float32)
-    y: Any = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32) if data.objective == "classification" else x
+    y: Any = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)
+    if data.objective == "regression":
+        y = jax.ShapeDtypeStruct((data.num_outputs, data.num_outputs), jnp.float32)
     return jax.eval_shape(method.init, jax.random.key(0), Task(Split(x, y), Split(x, y)))
 
 
@@ -214,13 +235,38 @@ def recorded_range(identity: Mapping[str, Any]) -> Range:
     return checked_range("range", identity.get(BLACK_AND_WHITE), (OF_FILE,))
 
 
+def recorded_standard(identity: Mapping[str, Any]) -> Standard | None:
+    """What the inputs that a run was trained on were standardised by; None: by nothing.
+
+    Raises:
+      MetarunError: the identity, which is data, has something else there.
+    """
+    parts = identity.get(STANDARDIZED)
+    if parts is None:
+        return None
+    sizes = (1, *recorded(identity).input_shape[-1:])
+    good = (
+        isinstance(parts, list)
+        and len(parts) == 2
+        and all(isinstance(part, list) and len(part) in sizes and all(map(is_number, part)) for part in parts)
+    )
+    if not good:
+        raise MetarunError("The run's checkpoint says of its data what no data can be.")
+    return Standard(*(np.array(part, np.float64) for part in parts))
+
+
 def _facts_of(dataset: DataSet) -> DataFacts:
     shared = {name: getattr(dataset, name) for name in DataFacts._fields if name != "input_shape"}
     return DataFacts(**shared, input_shape=input_shape(dataset))
 
 
 def _experiment(
-    keys: Keys, choices: Mapping[str, str], dataset: DataSet, variants: Mapping[str, Method], precision: str
+    keys: Keys,
+    choices: Mapping[str, str],
+    dataset: DataSet,
+    variants: Mapping[str, Method],
+    precision: str,
+    start: Start | None,
 ) -> tuple[Experiment, RunSettings, dict[str, Any]]:
     """Experiment, settings and facts as in `Run`."""
     settings = settings_of(keys, trains=next(iter(variants.values())).trains_on != "nothing")
@@ -243,7 +289,9 @@ def _experiment(
             "query_shot": eval_query_shot,
             **selection_of(settings),
             "ensemble": settings.ensemble,
+            **(start.protocol if start else {}),
         },
+        start=start.params if start else None,
         precision=precision,
         bytes_available=bytes_available,
         stream=_streams(keys["memory"]["stream"], dataset, bytes_available, choices),
@@ -272,7 +320,7 @@ def classes(config: DictConfig, choices: Mapping[str, str]) -> SplitBank:
     keys = Keys.of(config, choices, FEW_SHOT)
     load = getattr(keys.factory("dataset").function, "load", None)
     if load is None:
-        raise ConfigError("dataset", choices["dataset"], "one with classes of images")
+        raise ConfigError("dataset", choices["dataset"], "one with classes of images, or of arrays")
     known = inspect.signature(load).parameters
     return load(**{key: value for key, value in keys["dataset"].items() if key in known})
 

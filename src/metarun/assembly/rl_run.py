@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -17,9 +18,10 @@ from metarun.assembly.run_parts import (
     set_by_user,
     settings_of,
 )
+from metarun.assembly.starting import identity_of, start_of
 from metarun.compiled.memory import available, parse_limit
 from metarun.compiled.task_map import default_layout
-from metarun.config.schema import RL
+from metarun.config.schema import INIT_FROM, RL
 from metarun.errors import positive_int, seed_of
 from metarun.rl.environment import random_agent
 from metarun.rl.experiment import rl_experiment
@@ -27,12 +29,13 @@ from metarun.system.backend import matmul_precision
 from metarun.system.several_processes import join
 
 
-def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
+def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str, Any] | None = None) -> Run:
     """Makes the objects of a run.
 
     Args:
       config: the composed configuration, without Hydra's own node.
       choices: option chosen in each group, e.g. {"method": "rl2"}.
+      begun: the identity of the run's checkpoint, where it has one already.
 
     Raises:
       ConfigError: for a value that cannot be used.
@@ -59,6 +62,7 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     learners = {layout.chunk_of(meta_batch_size): learner(layout=layout) for layout in layouts}
     settings = settings_of(keys, trains=next(iter(learners.values())).trains)
     devices = list(layouts[0].mesh.devices.flat)
+    start = start_of(keys[INIT_FROM], begun)
     experiment = rl_experiment(
         learners,
         environment,
@@ -69,7 +73,9 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
         protocol={
             "environment": choices["env"],
             **selection_of(settings),
+            **(start.protocol if start else {}),
         },
+        start=start.params if start else None,
         precision=keys["precision"],
         bytes_available=available(devices, parse_limit(keys["memory"]["limit"])),
     )
@@ -83,4 +89,4 @@ def build(config: DictConfig, choices: Mapping[str, str]) -> Run:
     loggers = loggers_of(keys, choices)
     keys.read.add("optimizer")  # which a yardstick has no use for
     keys.refuse_unread(set_by_user(keys, RL))
-    return Run(experiment, settings, facts, identity(keys.values, choices, keys.code()), loggers)
+    return Run(experiment, settings, facts, identity(keys.values, choices, keys.code() | identity_of(start)), loggers)

@@ -18,7 +18,7 @@ from metarun.config import named_code
 from metarun.config.composing import composed
 from metarun.config.directories import HYDRA, contradictions, refuse_odd
 from metarun.config.named_code import ANY, CODE, SAME, TARGET, refuse_other_code
-from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, RL, SCHEMAS
+from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, LATER, RL, SCHEMAS
 from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError, DataError, MetarunError, one_of, some
 from metarun.system.reading import yaml_of
@@ -129,7 +129,7 @@ def read(
         values = _inert({**values, LOGGERS: {}}, given, files[0])
         _use_installed(values, choices, part, given, files[0], say)
         today: Any = OmegaConf.load(conf_dir(part) / "config.yaml")
-        unsaid = {name: today[name] for name in CIRCUMSTANCES if name in today and name not in values}
+        unsaid = {name: today[name] for name in (*CIRCUMSTANCES, *LATER) if name in today and name not in values}
         alone = {"distributed": dict.fromkeys(("address", "processes", "process"))}
         config: Any = OmegaConf.merge(OmegaConf.structured(SCHEMAS[part]), unsaid, values, alone)
     except (DataError, OSError, ValueError, TypeError, AttributeError, LookupError, OmegaConfBaseException) as error:

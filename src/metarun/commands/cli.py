@@ -5,14 +5,16 @@ import os
 import sys
 import time
 
+from metarun.api.jax_set_up import set_up
 from metarun.commands import train, usage
-from metarun.commands.console import FAILED, Parser, of_settings, pairs, parsed, set_up, told
+from metarun.commands.console import FAILED, Parser, of_settings, pairs, parsed, told, whole
 from metarun.config import search_path
 from metarun.config.composing import composed
 from metarun.config.named_code import CODE, TARGET
 from metarun.config.schema import FEW_SHOT, RL
 from metarun.errors import ConfigError, MetarunError, one_of
 
+_EXPORT = ("run", "output", "way", "shot", "query_statistics")
 _PREDICT = ("run", "support", "query", "invert", "range", "links", "query_statistics", "output")
 
 
@@ -67,6 +69,17 @@ def predict_main() -> None:
         "run=DIR support=DIR query=DIR [KEY=VALUE ...]",
         "Shows the learner of a run a few pictures of each class, and has it say of which class others are.",
         usage.PREDICT,
+    )
+
+
+def export_main() -> None:
+    """`metarun-export`: writes a trained learner to files that need JAX alone."""
+    of_settings(
+        _export,
+        "metarun-export",
+        "run=DIR output=DIR [KEY=VALUE ...]",
+        "Writes the learner of a run as two compiled functions, adapt and predict, with a loader that needs JAX alone.",
+        usage.EXPORT,
     )
 
 
@@ -234,23 +247,52 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 
 def _predict(settings: list[str]) -> None:
-    given = pairs(settings)
-    code = [setting for setting in settings if _is_of_code(setting.partition("=")[0])]
-    own = {key: value for key, value in given.items() if not _is_of_code(key)}
-    for key in own:
-        if key not in _PREDICT:
-            raise MetarunError(f"{key}: there is no such key; there are {', '.join(_PREDICT)}.")
+    own, code = _own_and_code(settings, _PREDICT)
     set_up()
 
     from rich.console import Console
 
-    from metarun.commands.prediction import predict
+    from metarun.commands import array_prediction, prediction
 
-    predict(Console(), **own, code=code)
+    if array_prediction.of_arrays(own):
+        array_prediction.predict(Console(), **own, code=code)
+    else:
+        prediction.predict(Console(), **own, code=code)
+
+
+def _export(settings: list[str]) -> None:
+    own, code = _own_and_code(settings, _EXPORT)
+    if not own.get("output"):
+        raise ConfigError("output", own.get("output"), "a folder to write to, such as output=exported")
+    sizes = {key: whole(key, own[key]) for key in ("way", "shot") if key in own}
+    set_up()
+
+    from metarun.api.export import export
+    from metarun.api.run import Run
+    from metarun.assembly import saved_run
+
+    run = Run(saved_run.read(own.get("run"), print, overrides=code))
+    about = export(run, own["output"], **sizes, query_statistics=own.get("query_statistics", "auto"))
+    number = "any number of" if about["examples"] is None else about["examples"]
+    print(
+        f"{about['method']} trained on {about['trained_on']}: adapts to {number} examples, answers any number of queries."
+    )
+    print(
+        f"For {', '.join(about['platforms'])}. Its answers are metarun's own within {about['largest_difference']:.1e}."
+    )
+    print(f"load.py, export.json and what they read in {own['output']}")
+
+
+def _own_and_code(settings: list[str], known: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """A command's own settings; and those that say which code of a user's may be called for a run, see `saved_run.read`."""
+    own = {key: value for key, value in pairs(settings).items() if not _is_of_code(key)}
+    for key in own:
+        if key not in known:
+            raise MetarunError(f"{key}: there is no such key; there are {', '.join(known)}.")
+    return own, [setting for setting in settings if _is_of_code(setting.partition("=")[0])]
 
 
 def _is_of_code(key: str) -> bool:
-    """Whether a key says which code of a user's may be called for a run, see `saved_run.read`."""
     return key == CODE or key.endswith(f".{TARGET}")
 
 

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from metarun.api import evaluation
 from metarun.assembly import saved_run
-from metarun.commands import evaluation
 from metarun.errors import ConfigError
 from metarun.system.files import plain, write_json
+from metarun.training.result import EVALUATIONS
 from metarun.training.run_state import selected_steps
 from metarun.trust.equivalence import difference_said, interval_said, paired, unpaired
 from metarun.trust.protocol import OF_TASKS, differences, refuse_different
@@ -83,7 +84,7 @@ def compare(
         "num_tasks": num_tasks,
         "protocol_differences": {each.key: [each.first, each.second] for each in found},
     }
-    path = runs[0].directory / evaluation.FOLDER / f"compared-with-{runs[1].directory.resolve().name}.json"
+    path = runs[0].directory / EVALUATIONS / f"compared-with-{runs[1].directory.resolve().name}.json"
     write_json(path, result)
     _show(result, tested[0].metric == "accuracy", console)
     for each in found:

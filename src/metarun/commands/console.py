@@ -12,11 +12,10 @@ from typing import NoReturn
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.commands import mistakes
-from metarun.config import directories, search_path
+from metarun.config import directories, mistakes, search_path
 from metarun.config.named_code import place_in_additions
 from metarun.config.schema import FEW_SHOT
-from metarun.errors import MetarunError, in_a_line
+from metarun.errors import MetarunError, in_a_line, positive_int
 from metarun.system.machine import versions
 
 # Exit codes: the system refused something; a setting, a file or the data cannot be used.
@@ -90,6 +89,11 @@ def pairs(settings: list[str]) -> dict[str, str]:
     return dict(setting.split("=", 1) for setting in settings)
 
 
+def whole(key: str, text: str) -> int:
+    """The number of 1 or more that a key was given as text; raises `ConfigError` for another."""
+    return positive_int(key, int(text) if text.isdecimal() and len(text) < 20 else text)
+
+
 def told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
     """Runs `entry` and returns its exit code, having told the user in one message what went wrong.
 
@@ -140,11 +144,3 @@ def said(message: object, code: int) -> int:
     """Prints a message of metarun's and returns `code`."""
     print(f"metarun: {message}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return code
-
-
-def set_up() -> None:
-    """Sets JAX up, before anything imports it."""
-    from metarun.data.cache import cache_dir
-    from metarun.system import backend
-
-    backend.set_up(cache_dir() / "compiled")

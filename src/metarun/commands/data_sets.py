@@ -30,12 +30,13 @@ def list_all(files: Sequence[Path]) -> None:
 def describe(loaded: SplitBank, seconds: float) -> None:
     """Prints what a prepared data set has."""
     console = Console(highlight=False, soft_wrap=True)
-    height, width, channels = loaded.bank.images.shape[1:]
-    console.print(f"{loaded.protocol['name']}: {height}x{width}x{channels}, ready in {seconds:.1f} s")
+    one, classes, examples = loaded.nouns
+    size = "x".join(map(str, loaded.bank.images.shape[1:]))
+    console.print(f"{loaded.protocol['name']}: {size}, ready in {seconds:.1f} s")
     for split, its in loaded.classes.items():
         counts = [int(loaded.bank.count[c]) for c in its]
         each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        console.print(f"  {split:5}  {len(its):,} classes, {sum(counts):,} images, {each} a class")
+        console.print(f"  {split:5}  {len(its):,} {classes}, {sum(counts):,} {examples}, {each} a {one}")
     console.print(f"  sha256 {loaded.protocol['sha256']}")
     if said := blank_in_words(loaded):
         console.print(said, markup=False)

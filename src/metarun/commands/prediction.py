@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.console import Console
 
+from metarun.api.run import Run
 from metarun.assembly import saved_run
-from metarun.assembly.few_shot_run import DataFacts, build_learner, recorded, recorded_range, shapes_of, takes_way
+from metarun.assembly.few_shot_run import DataFacts, recorded_range
 from metarun.config.schema import COMMANDS, FEW_SHOT
 from metarun.data.class_split import by_name
 from metarun.data.decoding import MODES, OF_FILE, RESIZE, Range, RangeError, checked_range
@@ -27,24 +27,18 @@ from metarun.data.pictures import (
     refuse_one_folder_twice,
     told_in_words,
 )
-from metarun.errors import ConfigError, DataError, MetarunError, one_of
+from metarun.errors import ConfigError, DataError, one_of
 from metarun.few_shot.learner import STATISTICS
 from metarun.report import predictions
 from metarun.report.predictions import Predictions
 from metarun.report.run_pictures import parameters_of
-from metarun.training.ensemble import Ensemble, answered
 from metarun.training.result import RESULT, read_result
-from metarun.training.run_state import load_selected, selected_steps
-from metarun.types import Method, Params, Split
+from metarun.training.run_state import selected_steps
 
 FOLDER, CSV, PICTURE = "predictions", "probabilities.csv", "predictions.png"
 INVERT = ("auto", "true", "false")
 DARK = 0.1  # ground at which data are light on dark
 BRIGHT = 0.5  # border above which pictures are dark on light
-# Instead of the queries' own statistics, by which an answer depends on the others. MAML on glyphs, 300 steps, answers 49.8%
-# of single queries rightly with their own, 63.1% with those of the support set, and 62.1% with "each".
-APART = "support"
-BLOCK = 100  # queries that are answered at once, where the answers do not depend on it
 
 
 class Pictures(NamedTuple):
@@ -91,7 +85,7 @@ def predict(
         in the run's own data.
       links: which links to folders are followed in both, see `pictures.in_folder`.
       query_statistics: whose statistics normalise the queries, one of `learner.STATISTICS`; "auto": as in the run, but
-        where they are those of the queries, by which an answer would depend on the other pictures, `APART`.
+        where they are those of the queries, by which an answer would depend on the other pictures, see `Run.adapt`.
       output: the folder to write in; None: predictions/NAME/ID in that of the run, NAME being that of `query`, and ID
         another for other pictures, classes or answers, so that no prediction replaces another.
       code: what the command line says of code of a user's own, see `saved_run.read`.
@@ -108,79 +102,51 @@ def predict(
     one_of("links", links, LINKS)
     one_of("query_statistics", query_statistics, ("auto", *STATISTICS))
     folders = {"support": _folder("support", support), "query": _folder("query", query)}
-    saved = saved_run.read(run, say, overrides=code)
+    trained = Run(saved_run.read(run, say, overrides=code))
+    saved, identity = trained.saved, trained.saved.checkpoint.metadata["identity"]
     if saved.part != FEW_SHOT:
         raise ConfigError("run", run, f"a run on images in classes; it is one of {COMMANDS[saved.part]}")
-    trained_on = recorded(saved.checkpoint.metadata["identity"])
-    _check_images(trained_on, saved)
-    span = recorded_range(saved.checkpoint.metadata["identity"]) if range is None else _range_of(range)
-    height, width, channels = trained_on.input_shape
+    _check_images(trained.data, saved)
+    span = recorded_range(identity) if range is None else _range_of(range)
+    height, width, channels = trained.data.input_shape
     shown = _read_support(folders["support"], (height, width, channels), span, say, links)
     asked = _read_query(folders["query"], (height, width, channels), span, say, links)
     trained_with = saved.config.method.get("query_statistics")
-    method, params = _learner(_with_statistics(saved, query_statistics), trained_on, shown)
+    functions = trained.functions(len(shown.names), query_statistics)
 
     method_name, data_name = saved.choices["method"], saved.choices["dataset"]
     say(f"{method_name} trained on {data_name}, {parameters_of(selected_steps(saved.checkpoint))}.")
     say(f"{len(shown.images)} pictures of {len(shown.names)} classes, {len(asked.images)} queries.")
-    say(f"Pictures are brought to {'x'.join(map(str, trained_on.input_shape))}: {RESIZE}.")
+    say(f"Pictures are brought to {'x'.join(map(str, trained.data.input_shape))}: {RESIZE}.")
     if span is not None:
         whose = "as in the run's data" if range is None else "as given"
         each = "the least and the greatest value of each" if span == OF_FILE else "{:g} and {:g}".format(*span)
         say(f"Of grey pictures of more than 8 bits, black and white are {each}, {whose}.")
-    shown, asked = (_with_polarity(pictures, trained_on.ground, invert, say) for pictures in (shown, asked))
-    statistics = method.protocol.get("query_statistics")
-    transductive = statistics == "query"
+    shown, asked = (_with_polarity(pictures, trained.data.ground, invert, say) for pictures in (shown, asked))
     if trained_with == "query":
         say(f"The run was trained with query_statistics=query: the queries' own statistics.{_alone_in_test(saved)}")
-    if transductive:
+    if functions.together:
         say("The queries are answered together, and an answer may depend on the others (query_statistics=query).")
     elif trained_with == "query":
-        of = {"support": "of the support set", "each": "of the support set and that picture"}[str(statistics)]
+        statistics = functions.method.protocol["query_statistics"]
+        of = {"support": "of the support set", "each": "of the support set and that picture"}[statistics]
         say(f"Each picture is answered by itself, with the statistics {of} (query_statistics={statistics}).")
 
-    support_x, query_x = (pictures.images.astype(np.float32) / 255 for pictures in (shown, asked))
-    task = Split(support_x, shown.labels)
-    outputs = answered(params, lambda each: answers(method, each, task, query_x, together=transductive))
-    found = Predictions(shown.names, support_x, shown.labels, asked.names, query_x, softmax(outputs))
+    learner = trained.adapt(shown.images, shown.labels, query_statistics=query_statistics)
+    support_x, query_x = (functions.inputs("x", pictures.images) for pictures in (shown, asked))
+    found = Predictions(shown.names, support_x, shown.labels, asked.names, query_x, learner.predict(query_x))
     console.print(predictions.table(found))
     folder = (
-        Path(output).expanduser() if output else saved.directory / FOLDER / folders["query"].resolve().name / _id(found)
+        Path(output).expanduser()
+        if output
+        else saved.directory / FOLDER / folders["query"].resolve().name / id_of(found)
     )
     predictions.write_csv(found, folder / CSV)
     predictions.picture(found, folder / PICTURE)
     say(f"{CSV} and {PICTURE} in {folder}")
 
 
-def answers(method: Method, params: Params, support: Split, query_x: np.ndarray, *, together: bool) -> np.ndarray:
-    """The outputs of a method that adapts to `support`, in random order as in its training: `[num_query, way]`.
-
-    Args:
-      support: a task's, as NumPy arrays.
-      query_x: `[num_query, *feature]`.
-      together: whether all queries have to be answered at once.
-
-    Raises:
-      MetarunError: an output is not finite.
-    """
-    order = np.random.default_rng(0).permutation(len(support.y))
-    adapted = jax.jit(method.adapt)(params, Split(support.x[order], support.y[order]), jax.random.key(0))
-    # Blocks of equal size but for one, so that two programs at most are compiled.
-    blocks = [query_x] if together else np.array_split(query_x, -(-len(query_x) // BLOCK))
-    answer = jax.jit(method.predict)
-    outputs = np.concatenate([np.asarray(answer(adapted, block)) for block in blocks])
-    if not np.isfinite(outputs).all():
-        raise MetarunError("Adaptation to these pictures diverges: the outputs are not finite.")
-    return outputs
-
-
-def softmax(outputs: np.ndarray) -> np.ndarray:
-    """Probabilities of `outputs: [n, way]`, in float64."""
-    exponentials = np.exp(outputs.astype(np.float64) - outputs.max(1, keepdims=True))
-    return exponentials / exponentials.sum(1, keepdims=True)
-
-
-def _id(found: Predictions) -> str:
+def id_of(found: Predictions) -> str:
     """Returns eight hexadecimal digits that are equal for equal questions with equal answers."""
     content = hashlib.sha256()
     for part in found:
@@ -195,20 +161,8 @@ def _folder(key: str, value: str | None) -> Path:
 
 def _check_images(data: DataFacts, run: saved_run.SavedRun) -> None:
     if data.objective != "classification" or len(data.input_shape) != 3 or data.input_shape[2] not in MODES:
-        raise ConfigError("run", run.directory, f"a run on images in classes; it is on {run.choices['dataset']}")
-
-
-def _with_statistics(run: saved_run.SavedRun, asked: str) -> saved_run.SavedRun:
-    """The run with the statistics that are asked for, of whatever method has them."""
-    trained_with = run.config.method.get("query_statistics")
-    if trained_with is None and asked != "auto":
-        raise ConfigError("query_statistics", asked, f"auto: method={run.choices['method']} has no such setting")
-    statistics = asked
-    if asked == "auto":
-        statistics = APART if trained_with == "query" else trained_with
-    if statistics == trained_with:
-        return run
-    return run._replace(config=saved_run.with_keys(run, [f"method.query_statistics={statistics}"]))
+        allowed = f"a run on images in classes; it is on {run.choices['dataset']}"
+        raise ConfigError("run", run.directory, f"{allowed}. One on arrays is asked by support=FILE.npz query=FILE.npz")
 
 
 def _alone_in_test(run: saved_run.SavedRun) -> str:
@@ -219,19 +173,6 @@ def _alone_in_test(run: saved_run.SavedRun) -> str:
     except (DataError, ValueError, KeyError, TypeError):
         return ""
     return f" So its test answered {together:.2%} of the queries rightly together, and {alone:.2%} one at a time."
-
-
-def _learner(run: saved_run.SavedRun, data: DataFacts, support: Pictures) -> tuple[Method, Params | Ensemble]:
-    """The method for the classes of `support`, and its selected parameters."""
-    way = len(support.names)
-    if not takes_way(run.config, run.choices, data, way):
-        raise DataError(
-            f"{support.root} has {way} folders with pictures: expected {data.num_outputs}, for method="
-            f"{run.choices['method']} was trained with an output for each class of a task."
-        )
-    data = data._replace(num_outputs=way)
-    method = build_learner(run.config, run.choices, data)
-    return method, load_selected(run.checkpoint, shapes_of(method, data))
 
 
 def _range_of(given: str) -> Range:

@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from metarun.api import evaluation
 from metarun.assembly import saved_run
-from metarun.commands import evaluation
 from metarun.errors import MetarunError
 from metarun.few_shot.learner import STATISTICS
 from metarun.system.files import plain, write_json
 from metarun.training import checkpoint, runner
+from metarun.training.result import EVALUATIONS
 from metarun.training.run_state import RunState, selected_steps
 from metarun.trust.equivalence import difference_said, interval_said, paired, unpaired
 from metarun.trust.protocol import OF_TASKS, differences
@@ -95,7 +96,7 @@ def sweep(directory: str | None, overrides: Sequence[str], console: Console) -> 
         found = differences(base["protocol"], result["protocol"], same_method=True)
         same = not any(difference.key.split(".")[0] in OF_TASKS for difference in found)
         rows.append(Row(key, value, result, *(paired if same else unpaired)(base_tasks, per_task), same))
-    path = run.directory / evaluation.FOLDER / f"sweep-{base['protocol_id']}.json"
+    path = run.directory / EVALUATIONS / f"sweep-{base['protocol_id']}.json"
     write_json(path, [row._asdict() for row in rows])
     console.print(_table(rows), soft_wrap=True)
     say("Differences are to the run's own test: over the same tasks, or, where marked with *, over others.")

@@ -43,7 +43,8 @@ def replay(directory: str | None, overrides: Sequence[str], console: Console) ->
 
     run = saved_run.read(directory, say, DIVERGED, overrides=overrides)
     config = saved_run.with_keys(run, overrides)
-    built = (few_shot_run if run.part == FEW_SHOT else rl_run).build(config, run.choices)
+    build = few_shot_run.build if run.part == FEW_SHOT else rl_run.build
+    built = build(config, run.choices, begun=run.checkpoint.metadata["identity"])
     experiment, step = built.experiment, run.checkpoint.step
     template = jax.eval_shape(experiment.init)
     state = checkpoint.load(run.checkpoint, RunState(template, template.params)).train

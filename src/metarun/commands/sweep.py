@@ -243,8 +243,8 @@ def train_together(made: Sequence[Point]) -> list[float | None | Exception]:
 
 def _train_group(made: Sequence[Point]) -> list[float | None | Exception]:
     """As `train_together` of points that have one program; says what the checks of each have found."""
+    from metarun.api.training import carried_out
     from metarun.compiled import lockstep
-    from metarun.training import runner
     from metarun.training.stopping import Stop, stop_on_signals
 
     (console, aside), quiet = consoles("together"), Console(quiet=True)
@@ -254,16 +254,13 @@ def _train_group(made: Sequence[Point]) -> list[float | None | Exception]:
 
         def drive(number: int, experiment: Any) -> float | None:
             point = made[number]
-            results[number] = runner.run(
-                experiment,
-                point.run.settings,
+            results[number] = carried_out(
+                point.run,
                 point.directory,
-                facts=point.run.facts,
-                identity=point.run.identity,
-                loggers=point.run.loggers,
-                pictures=point.report.pictures(experiment),
-                console=quiet if number else aside,  # they go in step: the first speaks for all
+                point.report,
                 record=point.record,
+                console=quiet if number else aside,  # they go in step: the first speaks for all
+                experiment=experiment,
                 stop=stop.followers[number],
                 judge=point.judge,
             )

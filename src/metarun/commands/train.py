@@ -4,7 +4,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NoReturn
 
 import hydra
@@ -13,35 +12,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from metarun.commands.console import set_up, told, version
+from metarun.api.jax_set_up import set_up
+from metarun.commands.console import told, version
 from metarun.config import directories, search_path
 from metarun.config.composing import register
 from metarun.config.hydra_versions import BASE
-from metarun.config.schema import COMMANDS
+from metarun.config.schema import COMMANDS, FEW_SHOT, RL
 from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
 
 
 def train_few_shot(config: DictConfig) -> float | None:
-    set_up()
-
-    from metarun.assembly.few_shot_run import build
-
-    run = build(config, _choices())
-    from metarun.report import run_pictures  # a second, for its pictures, that a mistake does not wait for
-
-    return _train(config, run, run_pictures)
+    return _train(FEW_SHOT, config)
 
 
 def train_rl(config: DictConfig) -> float | None:
-    set_up()
-
-    from metarun.assembly.rl_run import build
-
-    run = build(config, _choices())
-    from metarun.report import rl_pictures
-
-    return _train(config, run, rl_pictures)
+    return _train(RL, config)
 
 
 def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn:
@@ -52,7 +38,7 @@ def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn
 
     def run(config: DictConfig) -> float | None:
         try:
-            search_path.refuse_clashes(_choices(), part)
+            search_path.refuse_clashes(HydraConfig.get().runtime.choices, part)
             return entry(config)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.RUN:
@@ -124,32 +110,35 @@ def _seeds_as_points(arguments: list[str]) -> list[str]:
     return [*([] if {"-m", "--multirun"} & {*others} else ["-m"]), *others, f"seed={seeds}", *launcher]
 
 
-def _choices() -> dict[str, Any]:
-    """What is chosen of each group."""
-    return dict(HydraConfig.get().runtime.choices)
-
-
-def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
-    """Trains and tests what `build` has made; `report` has `heading`, `pictures` and `summary`, what a person sees of it.
+def _train(part: str, config: DictConfig) -> Any:
+    """Trains and tests what Hydra has composed from a part of `conf/`.
 
     Returns:
       What a search for settings goes by: the best validation, never the test; None where nothing was validated. Under a
       launcher that trains several points together: the `sweep.Point`, for it to train.
     """
+    set_up()
+
     from pathlib import Path
 
     from rich.console import Console
 
+    from metarun.api.training import built, carried_out, report_of
+
+    node = HydraConfig.get()
+    directory = Path(node.runtime.output_dir)
+    run = built(part, config, dict(node.runtime.choices), directory)
+
     from metarun.commands.sweep import Point, consoles
     from metarun.system import several_processes
-    from metarun.training import runner
 
+    report = report_of(part)  # a second, for its pictures, that a mistake does not wait for
     console, aside = Console(), Console(stderr=True)
-    node, judge = HydraConfig.get(), None
+    judge = None
     if node.mode == RunMode.RUN and not node.run.dir:
         raise ConfigError("hydra.run.dir", node.run.dir, "a directory; . is this one")
-    directory = Path(node.runtime.output_dir)
-    record = directories.recorder(directory, config)
+    of_hydra: Any = HydraConfig.instance().cfg
+    record = directories.recorder(directory, config, of_hydra)
     if not several_processes.is_first():
         console = aside = Console(quiet=True)
     if node.mode == RunMode.MULTIRUN:
@@ -163,18 +152,7 @@ def _train(config: DictConfig, run: Any, report: ModuleType) -> Any:
     console.print(report.heading(run.facts, directory), highlight=False, soft_wrap=True)
     if node.mode == RunMode.MULTIRUN and node.runtime.choices["hydra/launcher"] == "together":
         return Point(run, directory, report, record, judge)
-    result = runner.run(
-        run.experiment,
-        run.settings,
-        directory,
-        facts=run.facts,
-        identity=run.identity,
-        loggers=run.loggers,
-        pictures=report.pictures(run.experiment),
-        console=aside,
-        record=record,
-        judge=judge,
-    )
+    result = carried_out(run, directory, report, record=record, console=aside, judge=judge)
     console.print(report.summary(result))
     console.print(f"result.json and plots/ in {directory}", markup=False, highlight=False, soft_wrap=True)
     return result["val"]

@@ -30,8 +30,9 @@ The result is printed, and written into DIR/evaluations. What is not given is as
 PREDICT = """\
 keys:
   run        directory of the run, finished or interrupted; its data are not needed
-  support    a folder with a folder of pictures for each class; their numbers may differ
-  query      a folder of pictures, in folders or not
+  support    a folder with a folder of pictures for each class; their numbers may differ. Of a run on arrays, FILE.npz or
+             a folder of .npy files, with x and y
+  query      a folder of pictures, in folders or not; of arrays, FILE.npz or a folder, with x
   invert     whether light and dark change places: true, false, or auto (the default), which does so with pictures that
              are dark on light where the run's data are light on dark
   links      which links to folders are followed: inside (the default; others are refused by name), or follow (all)
@@ -55,6 +56,19 @@ keys:
 
 Prints both values and their difference, second less first, with its 95% interval over the same tasks, and writes it to
 evaluations/ in the directory of the first. A convention that only one of the two methods knows is no difference.
+"""
+
+EXPORT = """\
+keys:
+  run                directory of the run, finished or interrupted
+  output             the folder to write to
+  way, shot          classes of a task and examples of each (default: as the run); not every method can have another way
+  query_statistics   whose statistics normalise the queries, as in metarun-predict
+  GROUP._target_     of a run of code of your own: its function, as when it was trained; code=any takes changed source
+
+Writes load.py, a short program; export.json, which says what goes in and comes out; params.npz, the parameters;
+adapt.stablehlo and predict.stablehlo, the functions; and flatbuffers.zip, by which JAX reads them. What is written has
+been tried: its answers are metarun's own within one millionth, or nothing is written.
 """
 
 REPLAY = """\

@@ -61,6 +61,17 @@ def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig
     """Returns the configuration of a command line, without Hydra's own node, and the option chosen in each group.
 
     Raises:
+      HydraException, OmegaConfBaseException, ValueError: as `with_hydra`.
+    """
+    config = with_hydra(overrides, part)
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return own, dict(config.hydra.runtime.choices)
+
+
+def with_hydra(overrides: Sequence[str], part: str) -> DictConfig:
+    """Returns the configuration of a command line with Hydra's own node.
+
+    Raises:
       HydraException, OmegaConfBaseException, ValueError: it cannot be composed; the error has the `part` whose keys it means.
       MetarunError: a choice is the name of two files.
     """
@@ -71,10 +82,8 @@ def composed(overrides: Sequence[str], part: str = FEW_SHOT) -> tuple[DictConfig
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         error.part = part  # type: ignore[union-attr]
         raise
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    choices = dict(config.hydra.runtime.choices)
-    refuse_clashes(choices, part)
-    return own, choices
+    refuse_clashes(dict(config.hydra.runtime.choices), part)
+    return config
 
 
 def groups(part: str) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from metarun.config.hydra_versions import resolver
+from metarun.config.schema import INIT_SHA256
 from metarun.errors import ConfigError, DataError, MetarunError
 from metarun.system.files import LOCK, plain, write_bytes
 from metarun.system.reading import MOST_YAML, json_of, text_of
@@ -61,17 +61,17 @@ def register() -> None:
     resolver("sweep_dir", sweep_dir, use_cache=True)
 
 
-def recorder(directory: Path, config: DictConfig) -> Callable[[], None]:
+def recorder(directory: Path, config: DictConfig, hydra: DictConfig) -> Callable[[], None]:
     """Returns what writes into the directory of a run how it was made: `config.yaml`, `hydra.yaml`, `overrides.yaml`.
 
     To be called once the run has been accepted, and not before: what is there may be another run's. Values that come of
-    interpolations are written as what they are. It has to be made while Hydra runs the command.
+    interpolations are written as what they are. It has to be made while these can be resolved.
 
     Args:
       directory: of the run.
       config: its configuration.
+      hydra: a configuration with Hydra's own node alone.
     """
-    hydra: Any = HydraConfig.instance().cfg
     texts = {
         "config.yaml": OmegaConf.to_yaml(config, resolve=True),
         "hydra.yaml": OmegaConf.to_yaml(hydra),
@@ -119,8 +119,9 @@ def contradictions(values: Mapping[str, Any], choices: Mapping[str, str], identi
         group, _, inner = key.partition(".")
         value = values.get(group)
         if inner:
-            # What is found out of the data, or of source, is no setting.
-            return value.get(inner, then) if isinstance(value, Mapping) else None
+            # What is found out of the data, of source, or of the run that this one began at, is no setting.
+            found = {} if key == INIT_SHA256 and value is not None else value
+            return found.get(inner, then) if isinstance(found, Mapping) else None
         return choices.get(key) if isinstance(value, Mapping) else value
 
     found = {key: (then, plain(now(key, then))) for key, then in identity.items()}

@@ -17,8 +17,10 @@ CIRCUMSTANCES = (
     "dataset.source",
     "memory",
 )
+# The key that names the run whose parameters another begins with; and, in a run's identity, the hash of these.
+INIT_FROM, INIT_SHA256 = "init_from", "init_from.sha256"
 # Keys that came later, with the value at which a run is what it was without them and the same to be continued.
-LATER = {"dataset.layout": "auto", "dataset.links": "inside", "dataset.range": None}
+LATER = {INIT_FROM: None, "dataset.layout": "auto", "dataset.links": "inside", "dataset.range": None}
 # These move none either, but a run that is resumed has to keep them.
 PACE = ("log_every", "steps_per_dispatch")
 # The folders of `conf/`: what each command composes from, besides what is common to both.
@@ -64,6 +66,7 @@ class AnyRunConfig:
     time_limit: float | None = MISSING
     resume: Any = MISSING  # `RunSettings` checks it: as a bool, 2 would be true
     code: str = MISSING
+    init_from: str | None = MISSING
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     cell: Any = MISSING  # `Cell` checks it
     method: Any = MISSING

@@ -1,4 +1,4 @@
-"""Images of many classes in one array, and its form on disk."""
+"""Examples of many classes in one array, images or others, and its form on disk."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ class ClassBank(NamedTuple):
     Its arrays are NumPy's on the host and JAX's on a device.
 
     Attributes:
-      images: `[num_images, height, width, channel]` uint8.
+      images: `[num_images, height, width, channel]` uint8; or examples of another kind, `[num_examples, *feature]` float32.
       first: `[num_classes]` int32.
       count: `[num_classes]` int32; classes may differ in size.
     """
@@ -60,6 +60,8 @@ class SplitBank(NamedTuple):
       protocol: facts of the data that move a number: name, split, preprocessing, checksum.
       hashes: of the content of each image, `[num_images]` uint64, see `contents.content_hashes`.
       uneven: whether classes may be too small for a task, and are then left out; otherwise that is an error.
+      standardized: as in `types.DataSet`.
+      nouns: what one of its classes, several, and their examples are called.
     """
 
     bank: ClassBank
@@ -68,6 +70,8 @@ class SplitBank(NamedTuple):
     protocol: Mapping[str, Any]
     hashes: np.ndarray
     uneven: bool = False
+    standardized: tuple[Sequence[float], Sequence[float]] | None = None
+    nouns: tuple[str, str, str] = ("class", "classes", "images")
 
 
 class NamedClass(NamedTuple):
@@ -76,7 +80,7 @@ class NamedClass(NamedTuple):
     Attributes:
       name: unique among the classes.
       group: see `NamedBank`.
-      images: `[count, height, width, channel]` uint8.
+      images: `[count, height, width, channel]` uint8, or `[count, *feature]` float32.
     """
 
     name: str
@@ -102,35 +106,37 @@ def save(folder: Path, classes: Iterable[NamedClass], total: int | None = None) 
     No more than a class is in memory at a time.
 
     Args:
-      classes: with unique names and images of one size.
+      classes: with unique names, and images of one size and type.
       total: how many classes there will be, to show how far it is.
     """
     names: list[str] = []
     groups: list[str] = []
     count: list[int] = []
     hashes, feature = [np.empty(0, np.uint64)], (0, 0, 0)
+    dtype = np.dtype(np.uint8)
     start = 0
     with open(folder / IMAGES, "wb") as file:
         # How many images there are is known at the end; NumPy's header has room for a larger number.
         for name, group, images in counted(classes, "classes", total):
             if not names:
-                feature = images.shape[1:]
-                start = _write_header(file, (0, *feature))
+                feature, dtype = images.shape[1:], images.dtype
+                start = _write_header(file, (0, *feature), dtype)
             names.append(name)
             groups.append(group)
             count.append(len(images))
             hashes.append(content_hashes(images))
             np.ascontiguousarray(images).tofile(file)
         file.seek(0)
-        if _write_header(file, (sum(count), *feature)) != start and names:
+        if _write_header(file, (sum(count), *feature), dtype) != start and names:
             raise ValueError("the header of a .npy file grew with the number of images")
     np.save(folder / HASHES, np.concatenate(hashes))
     described = {"names": names, "groups": groups, "count": count}
     (folder / CLASSES).write_bytes(json_bytes(described))
 
 
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> int:
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
     return file.tell()
 
 

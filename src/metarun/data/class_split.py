@@ -14,6 +14,12 @@ from metarun.data.cache import file_sha256
 from metarun.errors import ConfigError, DataError, shown, some
 
 SPLITS = ("train", "val", "test")
+# What else a split is called, capitals or not.
+ROLES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 # Of the classes, meta-training's and meta-validation's share where nothing else is said, as miniImageNet has them.
 TRAIN_SHARE, VAL_SHARE = 0.64, 0.16
 # Published class lists that come with metarun, by name.
@@ -55,7 +61,7 @@ def counts_in_words(classes: Mapping[str, Sequence[int]]) -> str:
 
 
 def shuffled_or_from_file(
-    names: Sequence[str], split: str, seed: int, *, others: str = ""
+    names: Sequence[str], split: str, seed: int, *, others: str = "", noun: str = "class"
 ) -> tuple[dict[str, list[int]], dict[str, Any]]:
     """The split "shuffled", 64% of the classes, 16% and 20% by `seed`; or that of a JSON file.
 
@@ -64,6 +70,7 @@ def shuffled_or_from_file(
       split: `dataset.split`: "shuffled", the name of a list in `PUBLISHED`, or the path of a file, see `from_file`.
       seed: of the shuffle.
       others: what else `dataset.split` may be, for an error, such as "folders, ".
+      noun: what one of the names is of, for an error.
 
     Returns:
       The classes of each split, and the facts to be stated with a result.
@@ -78,11 +85,29 @@ def shuffled_or_from_file(
     if min(sizes) < 1:
         enough = next(number for number in itertools.count(len(names)) if min(_shares(number)) >= 1)
         would = ", ".join(f"{name} {size}" for name, size in zip(SPLITS, sizes, strict=True))
+        them = {"class": "classes"}.get(noun, f"{noun}s")
         raise DataError(
-            f"There are {len(names)} classes, too few for dataset.split=shuffled, which needs {enough} or more: they would "
-            f"be {would}. Add classes, or name those of each split in a JSON file (dataset.split=FILE)."
+            f"There are {len(names)} {them}, too few for dataset.split=shuffled, which needs {enough} or more: they would "
+            f"be {would}. Add {them}, or name those of each split in a JSON file (dataset.split=FILE)."
         )
     return shuffled(names, seed, sizes), {"split": "shuffled", "split_seed": seed}
+
+
+def held_out_for_val(names: Sequence[str], train: Sequence[int], seed: int) -> tuple[list[int], list[int]] | None:
+    """Meta-training's classes with a fifth held out for meta-validation: what is left and what is held, or None if too few.
+
+    Args:
+      names: of all classes.
+      train: those of meta-training.
+      seed: of the shuffle.
+    """
+    number = len(train)
+    held = max(1, round(number * VAL_SHARE / (TRAIN_SHARE + VAL_SHARE)))
+    if held == number:
+        return None
+    drawn = shuffled([names[c] for c in train], seed, (number - held, held, 0))
+    left, val = (sorted(train[i] for i in drawn[split]) for split in ("train", "val"))
+    return left, val
 
 
 def _shares(number: int) -> tuple[int, int, int]:

@@ -1,9 +1,9 @@
-"""Few-shot classification tasks cut from a bank of images."""
+"""Few-shot classification tasks cut from a bank of images, or of examples of another kind."""
 
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,9 @@ from metarun.errors import (
 )
 from metarun.types import Array, DataSet, Split, Stream, Task, TaskSource
 
+# Arguments of `few_shot_data_set` that change images.
+OF_IMAGES = ("rotations", "test_rotations", "flip", "shift", "jitter")
+
 
 def episodes(
     bank: ClassBank,
@@ -45,7 +48,7 @@ def episodes(
 
     A task draws `way` distinct classes and `shot + query_shot` distinct images of each, all uniformly. Labels
     0..way-1 fall on the classes at random, and support and query are each in random order: neither the label nor the
-    position of an image says anything about its class. Images come as float32 in [0, 1].
+    position of an image says anything about its class. Images come as float32 in [0, 1], other examples as they are.
 
     Args:
       bank: the images of one split.
@@ -79,28 +82,20 @@ def episodes(
     if shot + query_shot > (smallest := int(bank.count.min())):
         allowed = f"at most {smallest}, the images of the smallest class in {split}"
         raise ConfigError(f"{shot_key}+{query_key}", f"{shot}+{query_shot}", allowed)
-    height, width = bank.images.shape[1:3]
-    if turns > 1 and height != width:
-        raise DataError(f"Images of {split} are not square and cannot be turned: set dataset.rotations=false.")
-    upright = np.arange(height * width, dtype=np.int32).reshape(height, width)
-    turned = np.stack([np.rot90(upright, turn).reshape(-1) for turn in range(turns)])
+    if turns > 1:
+        height, width = bank.images.shape[1:3]
+        if height != width:
+            raise DataError(f"Images of {split} are not square and cannot be turned: set dataset.rotations=false.")
+        upright = np.arange(height * width, dtype=np.int32).reshape(height, width)
+        turned = np.stack([np.rot90(upright, turn).reshape(-1) for turn in range(turns)])
 
     def choose(index: ClassBank, key: Array) -> tuple[Array, tuple[Array, Array]]:
         """The rows of a task's images, support first, the classes chosen, and which of them each image shows."""
         first, count = jnp.asarray(index.first), jnp.asarray(index.count)
         class_key, image_key, support_key, query_key = random.split(key, 4)
-        chosen = _distinct(class_key, way, turns * count.size)
-        classes = chosen // turns
-        its = jax.vmap(lambda key, count: _distinct(key, shot + query_shot, count))
-        rows = first[classes][:, None] + its(random.split(image_key, way), count[classes])
-
-        def shuffled(key: Array, rows: Array) -> tuple[Array, Array]:
-            label = jnp.repeat(jnp.arange(way, dtype=jnp.int32), rows.shape[1])
-            order = random.permutation(key, label.size)
-            return rows.reshape(-1)[order], label[order]
-
-        support, query = shuffled(support_key, rows[:, :shot]), shuffled(query_key, rows[:, shot:])
-        rows, label = (jnp.concatenate(parts) for parts in zip(support, query, strict=True))
+        chosen = distinct(class_key, way, turns * count.size)
+        keys = image_key, support_key, query_key
+        rows, label = drawn_examples(first, count, chosen // turns, keys, shot=shot, query_shot=query_shot)
         return rows, (chosen, label)
 
     def cut(images: Array, drawn: tuple[Array, Array]) -> Task:
@@ -109,18 +104,59 @@ def episodes(
             pixels = images.reshape(len(images), height * width, -1)
             source = jnp.asarray(turned)[chosen[label] % turns]
             images = jnp.take_along_axis(pixels, source[:, :, None], axis=1).reshape(images.shape)
-        x, y = images.astype(jnp.float32) / 255, chosen[label] if own_labels else label
-        return Task(*(Split(x[part], y[part]) for part in (slice(way * shot), slice(way * shot, None))))
+        return split_at(way * shot, as_inputs(images), chosen[label] if own_labels else label)
 
     return source_of(bank, choose, cut)
 
 
-def source_of(
-    bank: ClassBank, choose: Callable[[ClassBank, Array], tuple[Array, Any]], cut: Callable[[Array, Any], Task]
-) -> TaskSource:
-    """Returns the source of tasks for which `choose` chooses among the images of `bank`, see `types.Stream`."""
+def as_inputs(items: Array) -> Array:
+    """Examples as a learner sees them, float32: images in 256 levels as numbers in [0, 1], all others as they are."""
+    return items.astype(jnp.float32) / 255 if items.dtype == jnp.uint8 else items
 
-    def sample(bank: ClassBank, key: Array) -> Task:
+
+def split_at(num_support: int, x: Array, y: Array) -> Task:
+    """The task whose support set is the first `num_support` rows of `x` and `y`, and whose query set is the rest."""
+    return Task(*(Split(x[part], y[part]) for part in (slice(num_support), slice(num_support, None))))
+
+
+def drawn_examples(
+    first: Array, count: Array, classes: Array, keys: Sequence[Array], *, shot: int, query_shot: int
+) -> tuple[Array, Array]:
+    """Draws distinct examples of each of a task's classes, the support set first, each set in random order.
+
+    Args:
+      first, count: rows of each class of a bank, as in `ClassBank`.
+      classes: those of the task, `[way]`, whose labels are 0 to way - 1 in this order.
+      keys: of the examples, and of the order of support and query set.
+      shot, query_shot: examples of a class in each.
+
+    Returns:
+      rows of the bank and labels, `[way * (shot + query_shot)]` int32 each.
+    """
+    image_key, support_key, query_key = keys
+    way = classes.size
+    its = jax.vmap(lambda key, count: distinct(key, shot + query_shot, count))
+    rows = first[classes][:, None] + its(random.split(image_key, way), count[classes])
+
+    def shuffled(key: Array, rows: Array) -> tuple[Array, Array]:
+        label = jnp.repeat(jnp.arange(way, dtype=jnp.int32), rows.shape[1])
+        order = random.permutation(key, label.size)
+        return rows.reshape(-1)[order], label[order]
+
+    support, query = shuffled(support_key, rows[:, :shot]), shuffled(query_key, rows[:, shot:])
+    rows, label = (jnp.concatenate(parts) for parts in zip(support, query, strict=True))
+    return rows, label
+
+
+def source_of(
+    bank: Any, choose: Callable[[Any, Array], tuple[Array, Any]], cut: Callable[[Array, Any], Task]
+) -> TaskSource:
+    """Returns the source of tasks for which `choose` chooses among the images of `bank`, see `types.Stream`.
+
+    `bank` is a `ClassBank`, or another named tuple with a field `images`.
+    """
+
+    def sample(bank: Any, key: Array) -> Task:
         rows, rest = choose(bank, key)
         return cut(jnp.asarray(bank.images)[rows], rest)
 
@@ -157,7 +193,8 @@ def few_shot_data_set(
       test_only: whether meta-test's source stands for all others, whose classes need not be enough for a task.
 
     Returns:
-      The data set; to the protocol, class counts before turning, rotations and image size are added.
+      The data set. To the protocol, class counts before turning are added, and of images rotations and image size, of
+      other examples their shape.
 
     Raises:
       ConfigError: as `episodes`, for the first split that the numbers do not fit.
@@ -175,12 +212,13 @@ def few_shot_data_set(
         ways["train"] = ("train_way", train_way)
     if train_shot is not None:
         shots["train"] = ("train_shot", train_shot)
-    change = _changes(loaded.bank.images.shape[1:3], flip=flip, shift=shift, jitter=jitter)
+    of_images = loaded.bank.images.dtype == np.uint8
+    change = _changes(loaded.bank.images.shape[1:3], flip=flip, shift=shift, jitter=jitter) if of_images else []
     classes = loaded.classes
     if loaded.uneven:
         needed = {split: positive_int(*shots[split]) + positive_int(*queries[split]) for split in turned}
         keys = {split: (shots[split][0], queries[split][0]) for split in turned}
-        classes = {split: _large_enough(loaded, split, needed[split], keys[split]) for split in turned}
+        classes = {split: large_enough(loaded, split, needed[split], keys[split]) for split in turned}
 
     them_all = f" (classes: {counts_in_words(classes)})"
 
@@ -204,6 +242,8 @@ def few_shot_data_set(
 
     made = ("test",) if test_only else turned
     sources = {split: source(split, of_classes(loaded.bank, classes[split])) for split in made}
+    shape = list(loaded.bank.images.shape[1:])
+    of_kind = {"rotations": turned, "image_size": shape[:2]} if of_images else {"input_shape": shape}
     return DataSet(
         **dict.fromkeys(turned, sources["test"]) | sources,
         objective="classification",
@@ -211,24 +251,30 @@ def few_shot_data_set(
         protocol={
             **loaded.protocol,
             "classes": {split: len(classes[split]) for split in turned},
-            "rotations": turned,
-            "image_size": list(loaded.bank.images.shape[1:3]),
+            **of_kind,
         },
         train_way=ways["train"][1],
         train_classes=sources["test"] if test_only else source("train", sources["train"].data, own_labels=True),
         num_train_classes=len(classes["train"]) * (NUM_TURNS if rotations else 1),
         contents={split: contents(classes[split]) for split in turned},
-        ground=border_level(loaded.bank.images[loaded.bank.first]),  # of each class the first image
+        # Of each class the first image.
+        ground=border_level(loaded.bank.images[loaded.bank.first]) if of_images else None,
+        standardized=loaded.standardized,
     )
 
 
-def few_shot_of(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
+def few_shot_of(load: Callable[..., SplitBank], without: Collection[str] = ()) -> Callable[..., DataSet]:
     """Makes a data set's factory of what loads its classes: it takes the arguments of both `load` and `few_shot_data_set`.
 
     `factory.load` is what it was made of.
+
+    Args:
+      load: loads the classes.
+      without: arguments of `few_shot_data_set` that it does not take.
     """
     own = inspect.signature(load).parameters
-    tasks = [p for name, p in inspect.signature(few_shot_data_set).parameters.items() if name != "loaded"]
+    given = inspect.signature(few_shot_data_set).parameters
+    tasks = [parameter for name, parameter in given.items() if name not in ("loaded", *without)]
     signature = inspect.Signature([*tasks, *own.values()], return_annotation=DataSet)
 
     @functools.wraps(load)
@@ -239,6 +285,11 @@ def few_shot_of(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
 
     factory.__signature__, factory.load = signature, load  # type: ignore[attr-defined]
     return factory
+
+
+def few_shot_of_arrays(load: Callable[..., SplitBank]) -> Callable[..., DataSet]:
+    """As `few_shot_of`, for examples that are no images: what changes images is no argument of the factory."""
+    return few_shot_of(load, OF_IMAGES)
 
 
 def _changes(size: tuple[int, int], *, flip: bool, shift: int, jitter: float) -> list[Callable[[Array, Array], Array]]:
@@ -276,20 +327,21 @@ def _changed(source: TaskSource, changes: Sequence[Callable[[Array, Array], Arra
     return source_of(source.data, choose, cut)
 
 
-def _large_enough(loaded: SplitBank, split: str, need: int, keys: tuple[str, str]) -> list[int]:
-    """The classes of a split with `need` images or more, as `keys` ask for; those that are left out are named."""
+def large_enough(loaded: SplitBank, split: str, need: int, keys: tuple[str, str]) -> list[int]:
+    """The classes of a split with `need` examples or more, as `keys` ask for; those that are left out are named."""
+    one, _, examples = loaded.nouns
     kept = [c for c in loaded.classes[split] if loaded.bank.count[c] >= need]
     if not kept:
         most = max((int(loaded.bank.count[c]) for c in loaded.classes[split]), default=0)
         raise DataError(
-            f"No class of {split} has {need} images, the largest {most}. Lower {keys[0]} or {keys[1]}, or choose other data."
+            f"No {one} of {split} has {need} {examples}, the largest {most}. Lower {keys[0]} or {keys[1]}, or choose other data."
         )
     if small := [loaded.names[c] for c in loaded.classes[split] if loaded.bank.count[c] < need]:
-        print(f"Left out of {split}, having less than {need} images: {some(small)}.", file=sys.stderr)
+        print(f"Left out of {split}, having less than {need} {examples}: {some(small)}.", file=sys.stderr)
     return kept
 
 
-def _distinct(key: Array, num: int, bound: int | Array) -> Array:
+def distinct(key: Array, num: int, bound: int | Array) -> Array:
     """Draws `num` distinct whole numbers from [0, bound), in random order: `[num]` int32.
 
     Floyd's algorithm: it costs `num` steps whatever the bound, where a permutation would sort all classes for a few.

@@ -13,12 +13,11 @@ from metarun.data import class_bank
 from metarun.data.cache import build_once
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import (
+    ROLES,
     SPLITS,
-    TRAIN_SHARE,
-    VAL_SHARE,
     by_name,
     counts_in_words,
-    shuffled,
+    held_out_for_val,
     shuffled_or_from_file,
 )
 from metarun.data.decoding import OF_SET, RESIZE, Range, RangeError, checked_range, checked_size
@@ -39,12 +38,6 @@ from metarun.errors import ConfigError, DataError, non_negative_int, one_of, som
 
 LEFT_OUT = "left_out.json"
 LAYOUTS = ("auto", "splits", "classes")
-# What folders of a split are called, capitals or not.
-ROLES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 OF_ALL = "range.json"  # of dataset.range=set
 
 
@@ -298,12 +291,10 @@ def _of_folders(root: Path, names: Sequence[str], seed: int) -> tuple[dict[str, 
     _refuse_divided(root, [names[c] for its in classes.values() for c in its])
     if classes["val"]:
         return classes, {"split": "folders"}
-    number = len(classes["train"])
-    held_out = max(1, round(number * VAL_SHARE / (TRAIN_SHARE + VAL_SHARE)))
-    if held_out == number:
+    parts = held_out_for_val(names, classes["train"], seed)
+    if parts is None:
+        number = len(classes["train"])
         raise DataError(
             f"{root} has no folder val, and train has {number} class, of which none can be held out for it."
         )
-    drawn = shuffled([names[c] for c in classes["train"]], seed, (number - held_out, held_out, 0))
-    parts = {split: sorted(classes["train"][i] for i in drawn[split]) for split in ("train", "val")}
-    return {**parts, "test": classes["test"]}, {"split": "folders", "split_seed": seed}
+    return {"train": parts[0], "val": parts[1], "test": classes["test"]}, {"split": "folders", "split_seed": seed}

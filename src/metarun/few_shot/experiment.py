@@ -1,6 +1,6 @@
 """Few-shot learning as an experiment: a method, a data set and an outer optimiser become what the runner drives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from metarun.compiled.task_map import Layout, placed
 from metarun.few_shot.meta_test import MetaTest
 from metarun.few_shot.meta_training import MetaTraining
 from metarun.few_shot.task_sources import held, sampler, stream_of
-from metarun.types import DataSet, Experiment, Inspection, Method, TrainState
+from metarun.types import DataSet, Experiment, Inspection, Method, Params, TrainState
 
 
 def few_shot_experiment(
@@ -26,6 +26,7 @@ def few_shot_experiment(
     eval_seed: int,
     meta_batch_size: int,
     protocol: Mapping[str, Any],
+    start: Callable[[Params], Params] | None = None,
     precision: str = "float32",
     bytes_available: int | None = None,
     stream: bool = False,
@@ -42,6 +43,7 @@ def few_shot_experiment(
       eval_seed: of the validation and test tasks, the same for every training seed.
       meta_batch_size: tasks of an outer step.
       protocol: further facts to state beside the data set's and the method's.
+      start: `(drawn parameters) -> those that training begins with`; None: the drawn ones.
       precision: of products of float32 arrays, see `backend.PRECISIONS`; the models of `variants` have been made for it.
       bytes_available: memory of a device, which decides between variants and layouts; None: the first will do.
       stream: whether images stay on the host, and those of an outer step's tasks are sent when their step comes. The
@@ -59,10 +61,15 @@ def few_shot_experiment(
         raise ValueError("the method trains on classes, and the data set has none")
     task_shape = jax.eval_shape(train.sample, train.data, jax.random.key(0))
 
+    def drawn() -> Params:
+        return jax.jit(method.init)(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task_shape))
+
     def init() -> TrainState:
-        task = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task_shape)
-        params = jax.jit(method.init)(init_key, task)
+        params = drawn() if start is None else start(drawn())
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    if start is not None:
+        start(jax.eval_shape(drawn))  # raises what does not fit
 
     def sizes() -> dict[str, int]:
         params = jax.eval_shape(method.init, init_key, task_shape)

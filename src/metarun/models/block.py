@@ -1,6 +1,6 @@
 """What the few-shot literature's convolutional networks are made of, and what their factories share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from metarun.system.backend import PRECISIONS
 from metarun.types import Array, Model
 
 NORMS = ("batch", "layer", "none")
+# The model for an input of so many axes.
+_FITTING = {2: "conv1d", 3: "conv4"}
 
 
 class Block(nn.Module):
@@ -81,8 +83,7 @@ def image_model(module: Any, name: str, smallest: int, remedy: tuple[str, object
     """
 
     def init(key, x):
-        if x.ndim != 4:
-            raise ConfigError("model", name, f"a model for inputs of shape {x.shape[1:]}, such as mlp")
+        refuse_shape(name, x.shape[1:], 3)
         if min(x.shape[1:3]) < smallest:
             setting, value, way_out = remedy
             raise ConfigError(setting, value, f"{way_out}: images of {x.shape[1]}x{x.shape[2]} are too small")
@@ -92,3 +93,21 @@ def image_model(module: Any, name: str, smallest: int, remedy: tuple[str, object
         init=init,
         apply=lambda params, x, reference=None: module.apply({"params": params}, x, reference),
     )
+
+
+def refuse_shape(name: str, shape: Sequence[int], axes: int) -> None:
+    """Raises `ConfigError`, which names a model that fits, where an input of `shape` has not so many axes.
+
+    Args:
+      name: of the model, as on the command line.
+      shape: of one input, `[*feature]`.
+      axes: that the model reads: 3 of an image, 2 of a signal.
+    """
+    if len(shape) == axes:
+        return
+    kinds = {1: "rows of numbers", 2: "signals, [length, channel]", 3: "images, [height, width, channel]"}
+    what = kinds.get(len(shape), "arrays")
+    allowed = f"model={_FITTING.get(len(shape), 'mlp')}, for inputs are {what}: each has shape {list(shape)}"
+    if axes == 2 and len(shape) == 1:
+        allowed += f"; or, if a row is a signal, x of shape [n, {shape[0]}, 1]"
+    raise ConfigError("model", name, allowed)

@@ -13,6 +13,7 @@ from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
 
 from metarun.errors import shown
 from metarun.system.files import write_bytes
@@ -69,6 +70,13 @@ def quiet(axes: Axes, title: str) -> None:
 def draw_image(axes: Axes, image: np.ndarray, left: float, top: float) -> None:
     """Draws `image: [height, width, channel]` in [0, 1] as a cell of 1 by 1, `axes` growing downwards."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(left, left + 1, top + 1, top))
+
+
+def draw_signal(axes: Axes, signal: np.ndarray, left: float, top: float) -> None:
+    """Draws `signal: [length, channel]` in [0, 1] as a cell of 1 by 1, a line each channel, `axes` growing downwards."""
+    axes.add_patch(Rectangle((left, top), 1, 1, facecolor="white", edgecolor=FAINT, linewidth=0.5))
+    across = left + np.linspace(0, 1, len(signal)) if len(signal) > 1 else np.full(1, left + 0.5)
+    axes.plot(across, top + 0.95 - 0.9 * signal, color="black", linewidth=0.4)
 
 
 class Lettering:

@@ -16,6 +16,7 @@ from metarun.report.figure import (
     TITLE_SIZE,
     VERMILION,
     draw_image,
+    draw_signal,
     panels,
     quiet,
     save,
@@ -42,8 +43,9 @@ def image_gallery(tasks: "Task", predictions: np.ndarray, output: Path, *, num_t
     many of how many.
 
     Args:
-      tasks: a batch of image classification tasks as NumPy arrays: `x: [num_tasks, n, height, width, channel]` in
-        [0, 1] with 1 or 3 channels, `y: [num_tasks, n]`.
+      tasks: a batch of classification tasks as NumPy arrays: `x: [num_tasks, n, height, width, channel]`, images with 1
+        or 3 channels; or `x: [num_tasks, n, length, channel]`, signals, which are drawn as lines; `y: [num_tasks, n]`.
+        What is not in [0, 1] is drawn by the least and the greatest value of the tasks that are shown.
       predictions: the labels predicted for the query images, `[num_tasks, num_query]`.
       output: the PNG to write.
       num_tasks: how many tasks to draw, if there are so many.
@@ -56,6 +58,7 @@ def image_gallery(tasks: "Task", predictions: np.ndarray, output: Path, *, num_t
 
 def draw_image_gallery(tasks: "Task", predictions: np.ndarray, *, num_tasks: int) -> Figure:
     """Returns the figure of `image_gallery`, one axes a task."""
+    tasks = _in_unit_range(tasks, num_tasks)
     num_queries = _most_of_a_class(tasks.query.y)
     grid = _Grid(
         way=int(tasks.support.y.max()) + 1,
@@ -151,6 +154,16 @@ def _most_of_a_class(labels: Any) -> int:
     return max(np.bincount(one_task).max() for one_task in labels)
 
 
+def _in_unit_range(tasks: "Task", num_tasks: int) -> "Task":
+    """The first tasks, their inputs in [0, 1]."""
+    tasks = type(tasks)(*(type(split)(split.x[:num_tasks], split.y[:num_tasks]) for split in tasks))
+    low = min(0.0, *(float(split.x.min()) for split in tasks))
+    high = max(1.0, *(float(split.x.max()) for split in tasks))
+    if (low, high) == (0, 1):
+        return tasks
+    return type(tasks)(*(type(split)((split.x - low) / (high - low), split.y) for split in tasks))
+
+
 def _split(splits: "Split", index: int) -> "Split":
     return type(splits)(splits.x[index], splits.y[index])
 
@@ -159,6 +172,7 @@ def _draw_images(axes: Axes, grid: _Grid, support: "Split", query: "Split", answ
     axes.set(xlim=(0, grid.width), ylim=(grid.height, 0), aspect="equal", anchor="NW")
     axes.set_axis_off()
     note: dict[str, Any] = {"fontsize": NOTE_SIZE, "color": GREY}
+    draw = draw_image if support.x.ndim == 4 else draw_signal
     for column in range(grid.columns):
         left = column * grid.column_width
         axes.text(left + LABEL_WIDTH, HEADING - 0.15, "support", **note)
@@ -168,13 +182,13 @@ def _draw_images(axes: Axes, grid: _Grid, support: "Split", query: "Split", answ
         left, top = column * grid.column_width, HEADING + row * PITCH_Y
         axes.text(left + LABEL_WIDTH / 2, top + 0.5, str(label), ha="center", va="center", **note)
         for number, image in enumerate(support.x[support.y == label]):
-            draw_image(axes, image, left + LABEL_WIDTH + number * PITCH_X, top)
+            draw(axes, image, left + LABEL_WIDTH + number * PITCH_X, top)
         is_class = query.y == label
         for number, (image, answer) in enumerate(
             zip(query.x[is_class][: grid.queries], answers[is_class], strict=False)
         ):
             image_left = left + grid.query_left + number * PITCH_X
-            draw_image(axes, image, image_left, top)
+            draw(axes, image, image_left, top)
             _mark_answer(axes, answer, answer == label, image_left, top)
 
 

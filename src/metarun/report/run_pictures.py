@@ -19,8 +19,8 @@ _VERDICTS = {True: ("passed", "green"), False: ("FAILED", "bold red"), None: ("n
 OF_DATA = {
     "labels_by_position": "{value:.1f} standard errors above chance",
     "labels_by_class": "correlation {value:.2f}, standard error {standard_error:.2f}",
-    "support_apart_from_query": "{value:.2%} of queries are support images",
-    "test_apart_from_train": "{value:.1%} of classes, {images:.1%} of images in training",
+    "support_apart_from_query": "{value:.2%} of queries are support inputs",
+    "test_apart_from_train": "{value:.1%} of classes, {images:.1%} of inputs in training",
 }
 
 
@@ -39,7 +39,8 @@ def pictures(
 
     All processes of a run have to call it, for it computes what is to be drawn; one of them draws.
 
-    `learning_curve.png` from `metrics.jsonl`, and `gallery.png`: a few test tasks as `params` answer them.
+    `learning_curve.png` from `metrics.jsonl`; and of images, signals, and numbers that depend on one number,
+    `gallery.png`: a few test tasks as `params` answer them.
     """
 
     def pictures_of(
@@ -56,9 +57,11 @@ def pictures(
             metric=experiment.metric,
             selected_step=selected_step,
         )
-        if tasks.query.x.ndim == 5:
+        shape = tasks.query.x.shape[2:]
+        images = len(shape) == 3 and shape[2] in (1, 3)
+        if tasks.query.y.ndim == 2 and (images or len(shape) == 2):
             gallery = partial(image_gallery, tasks, after.argmax(-1))
-        elif tasks.query.x.shape[2:] == tasks.query.y.shape[2:] == (1,):
+        elif shape == tasks.query.y.shape[2:] == (1,):
             gallery = partial(regression_gallery, tasks, before, after)
         else:
             return {"learning_curve.png": curve}

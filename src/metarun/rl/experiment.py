@@ -1,6 +1,6 @@
 """Meta-reinforcement learning as an experiment: a method and a distribution over tasks become what the runner drives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from metarun.compiled.task_map import Layout, placed
 from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner
 from metarun.rl.meta_test import METRIC, MetaTest
-from metarun.types import Experiment, Inspection, TrainState
+from metarun.types import Experiment, Inspection, Params, TrainState
 
 
 def rl_experiment(
@@ -24,6 +24,7 @@ def rl_experiment(
     eval_seed: int,
     meta_batch_size: int,
     protocol: Mapping[str, Any],
+    start: Callable[[Params], Params] | None = None,
     precision: str = "float32",
     bytes_available: int | None = None,
 ) -> Experiment:
@@ -37,6 +38,7 @@ def rl_experiment(
       eval_seed: of the validation and test tasks, the same for every training seed.
       meta_batch_size: tasks of an outer step.
       protocol: further facts to state beside the environment's and the method's.
+      start: `(drawn parameters) -> those that training begins with`; None: the drawn ones.
       precision: of products of float32 arrays, see `backend.PRECISIONS`.
       bytes_available: memory of a device; None: the first layout will do.
 
@@ -53,7 +55,11 @@ def rl_experiment(
 
     def init() -> TrainState:
         params = jax.jit(learner.init)(init_key)
+        params = params if start is None else start(params)
         return TrainState(jnp.zeros((), jnp.int32), params, learner.init_opt(params))
+
+    if start is not None:
+        start(jax.eval_shape(learner.init, init_key))  # raises what does not fit
 
     def drawn(root_key, step):
         """The tasks of an outer step, with their keys; the keys of what is played; the key of the method."""

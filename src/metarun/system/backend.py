@@ -1,5 +1,6 @@
 """Set-up of JAX, which has to come before the first computation; and the precision of each run's products."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -32,8 +33,8 @@ def set_up(cache: Path) -> None:
     all cores on one kernel after the other. Accelerators are not affected.
 
     Args:
-      cache: folder for compiled programs; `JAX_COMPILATION_CACHE_DIR` has precedence, and so has what else the
-        environment says of it.
+      cache: folder for compiled programs; one that is set already has precedence, as by `JAX_COMPILATION_CACHE_DIR`, and
+        so has what else the environment says of it.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     # On a GPU, XLA would time kernels of its own for every matrix product: minutes of compiling, and another process
@@ -54,8 +55,9 @@ def set_up(cache: Path) -> None:
         jax.config.update(name, value)
     if "xla_force_host_platform_device_count" not in flags and "JAX_NUM_CPU_DEVICES" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", cores)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # a program of a user's has computed already
+            jax.config.update("jax_num_cpu_devices", cores)
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

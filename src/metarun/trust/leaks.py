@@ -87,7 +87,7 @@ def verdicts(
     else:
         judged["labels_by_class"] = labels_by_class(found["classes"])
     judged["support_apart_from_query"] = is_rare(found["repeated"])
-    if missing or "train" not in contents:
+    if not {"test", "train"} <= {*contents}:
         judged["test_apart_from_train"] = not_checked(
             missing or "the data that the learner was trained on are not at hand"
         )
