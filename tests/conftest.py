@@ -1,5 +1,6 @@
 """Strictness for every test: no silent promotion, no key used twice, no warning passed over. And what all tests share."""
 
+import gc
 import os
 
 import pytest
@@ -21,6 +22,8 @@ def pytest_configure(config):
         shared = config.cache.mkdir("metarun")
         os.environ["METARUN_CACHE"] = str(shared)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")
+    # JAX makes objects by the million, and to look for circles among them takes a fifth of the time of the tests.
+    gc.disable()
     backend.set_up(os.environ["JAX_COMPILATION_CACHE_DIR"])
     import jax
 
@@ -36,6 +39,16 @@ LONGEST = ("test_slurm.py", "test_contract.py", "test_sweep.py", "test_processes
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_compiled_is_left_behind():
+    """Programs of other files would only fill the memory."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

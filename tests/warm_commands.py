@@ -6,6 +6,7 @@ with the tests; it starts nothing of JAX, which could not be forked.
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -123,6 +124,7 @@ def _end(ours, started):
 
 def _serve(asked):
     """Forks a process for each command that is asked for, until none can be; returns, in such a process, what to call."""
+    gc.disable()  # which would copy what is shared
     _import_everything()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
