@@ -114,10 +114,10 @@ def check_dataset(
         for split, source in sources.items():
             if source.stream is None:
                 continue
-            its, key = source.stream, jax.random.key(0)
-            rows, rest = jax.jit(its.choose)(its.index, key)
+            its = source.stream
+            rows, rest = jax.jit(its.choose)(its.index, jax.random.key(0))
             streamed = jax.device_get(jax.jit(its.cut)(jnp.asarray(its.items[np.asarray(rows)]), rest))
-            if not _same(streamed, jax.device_get(jax.jit(source.sample)(source.data, key))):
+            if not _same(streamed, jax.device_get(jax.jit(source.sample)(source.data, jax.random.key(0)))):
                 yield f"{split}.stream gives another task than sample for the same key."
 
     promises: dict[str, Callable[[], Iterator[str]]] = {
