@@ -1,4 +1,8 @@
-"""What a compiled program takes of a device's memory, what the device has, and the fastest program that fits."""
+"""What a compiled program takes of a device's memory, what the device has, and the fastest program that fits.
+
+`outer_loop` asks for it. The variants and the chunks that it chooses from are those that `memory.remat` and `memory.chunk` leave:
+`assembly.few_shot_run` and `assembly.run_parts` make them.
+"""
 
 import ctypes
 import gc

@@ -1,4 +1,7 @@
-"""A published figure and what it is held against: the node `cell` of an experiment file, read with care."""
+"""A published figure and what it is held against: the node `cell` of an experiment file, read with care.
+
+What a file may leave out, such as the paper, `config.experiments` fills in.
+"""
 
 import math
 from collections.abc import Mapping
