@@ -165,6 +165,18 @@ BROKEN = {
     "lacks": ("def mine(*, thing):\n    return 5", "needs 'thing', which it is not given"),
     "no_syntax": ("def mine(:", "a function that can be imported (SyntaxError"),
     "exits": ("raise SystemExit(3)", "a function that can be imported (SystemExit: 3)"),
+    "exits_as_it_is_made": (
+        "def mine(*, encoder):\n    raise SystemExit(0)",
+        "own_bad_exits_as_it_is_made.py, line 2, in mine: SystemExit: 0",
+    ),
+    "exits_in_its_loss": (
+        "from own_tempered import tempered\n"
+        "def mine(*, encoder, objective, num_outputs):\n"
+        "    def loss(params, task, key):\n"
+        "        raise SystemExit(0)\n"
+        "    return tempered(encoder=encoder, objective=objective, num_outputs=num_outputs)._replace(loss=loss)",
+        "own_bad_exits_in_its_loss.py, line 4, in loss: SystemExit: 0",
+    ),
     "no_function": ("mine = 5", "it is no function but of type int"),
     "built_in": ("from builtins import print as mine", "returns a NoneType|is read by nothing|needs"),
     "misshapen": (
@@ -200,6 +212,43 @@ def test_a_broken_addition_ends_in_one_message(folder, capsys, name):
     message = capsys.readouterr().err
     assert any(words in message for words in (said.split("|") if name == "built_in" else [said]))
     assert message.count("metarun: ") == 1 and "Traceback" not in message
+
+
+EXITS_LATE = '''
+import sys
+
+from own_tempered import tempered
+
+def mine(*, encoder, objective, num_outputs, late=True):
+    if not late:
+        sys.exit(0)
+    method = tempered(encoder=encoder, objective=objective, num_outputs=num_outputs)
+    def init(key, task, times=[]):
+        times.append(1)
+        if len(times) > 1:  # not as its shapes are asked for, but in the run
+            sys.exit(0)
+        return method.init(key, task)
+    return method._replace(init=init)
+'''
+
+
+def test_an_addition_that_exits_ends_neither_a_sweep_nor_a_program(folder, capsys):
+    Path("own_exits.py").write_text(EXITS_LATE)
+    Path("conf/method/exits.yaml").write_text("_target_: own_exits.mine\nlate: true\n")
+    with search_path.adding(["conf"]):
+        with pytest.raises(MetarunError, match=r"own_exits.py, line 8, in mine: SystemExit: 0"):
+            metarun_api.train("method=exits", "method.late=false", "model=mlp", "logger=jsonl", directory="made")
+        with pytest.raises(MetarunError, match=r"own_exits.py, line 13, in init: SystemExit: 0"):
+            metarun_api.train("method=exits", "model=mlp", "logger=jsonl", "steps=2", directory="late")
+    arguments = ["--config-dir=conf", *TINY, "-m", "method=exits,tempered", "hydra.sweep.dir=sweep"]
+    found = metarun(*arguments, cwd=folder)
+    assert found.returncode == 1 and "SystemExit: 0" in found.stderr and (folder / "sweep/1/result.json").exists()
+
+    def exits():
+        raise SystemExit(75)  # of metarun's own, such as that of the time limit
+
+    with pytest.raises(SystemExit, match="75"):
+        told(exits)
 
 
 def test_what_lacks_its_key_or_its_function_is_told(folder, capsys):

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import mistakes, search_path
+from metarun.config.named_code import additions_end_nothing
 from metarun.errors import ConfigError, MetarunError, Stopped
 from metarun.training.stopping import Interrupted
 
@@ -85,7 +86,8 @@ def explained(part: str, overrides: Sequence[str]) -> Iterator[None]:
       KeyboardInterrupt: Ctrl-C has.
     """
     try:
-        yield
+        with additions_end_nothing():
+            yield
     except MetarunError:
         raise
     except Interrupted as stopped:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.assembly.offered import OFFERED, SCALARS
-from metarun.config.named_code import CODE, TARGET, code_of, imported, is_own, names_code, place_in_additions
+from metarun.config.named_code import CODE, TARGET, code_of, imported, is_own, names_code, place_in_additions, would_end
 from metarun.config.schema import CIRCUMSTANCES
 from metarun.errors import MetarunError, in_a_line
 
@@ -89,8 +89,9 @@ class Factory(NamedTuple):
     def _made(self, call: Callable[[], Any]) -> Any:
         try:
             made = call()
-        except Exception as error:
-            if isinstance(error, MetarunError) or not self.is_added:
+        except BaseException as error:
+            is_error = isinstance(error, Exception) and not isinstance(error, MetarunError)
+            if not self.is_added or not (is_error or would_end(error)):
                 raise
             where = place_in_additions(error)
             where = f" in {where}" if where else ""

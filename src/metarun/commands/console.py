@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import directories, mistakes, search_path
-from metarun.config.named_code import place_in_additions
+from metarun.config.named_code import additions_end_nothing, place_in_additions
 from metarun.config.schema import FEW_SHOT
 from metarun.errors import MetarunError, in_a_line, positive_int
 from metarun.system.machine import versions
@@ -106,7 +106,8 @@ def told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     code = FAILED
     try:
-        entry()
+        with additions_end_nothing():
+            entry()
         code = 0
     except MetarunError as error:
         code = said(error, MISTAKE)

@@ -18,6 +18,7 @@ from metarun.config import directories, search_path
 from metarun.config.composing import register
 from metarun.config.hydra_versions import BASE
 from metarun.config.schema import COMMANDS, FEW_SHOT, RL
+from metarun.config.named_code import additions_end_nothing
 from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
 
@@ -39,7 +40,8 @@ def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn
     def run(config: DictConfig) -> float | None:
         try:
             search_path.refuse_clashes(HydraConfig.get().runtime.choices, part)
-            return entry(config)
+            with additions_end_nothing():
+                return entry(config)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.RUN:
                 raise _Ended from error
