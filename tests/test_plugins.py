@@ -214,7 +214,7 @@ def test_a_broken_addition_ends_in_one_message(folder, capsys, name):
     assert message.count("metarun: ") == 1 and "Traceback" not in message
 
 
-EXITS_LATE = '''
+EXITS_LATE = """
 import sys
 
 from own_tempered import tempered
@@ -229,7 +229,7 @@ def mine(*, encoder, objective, num_outputs, late=True):
             sys.exit(0)
         return method.init(key, task)
     return method._replace(init=init)
-'''
+"""
 
 
 def test_an_addition_that_exits_ends_neither_a_sweep_nor_a_program(folder, capsys):
@@ -249,6 +249,50 @@ def test_an_addition_that_exits_ends_neither_a_sweep_nor_a_program(folder, capsy
 
     with pytest.raises(SystemExit, match="75"):
         told(exits)
+
+
+BROKEN_YAML = {
+    "syntax": (b"_target_: [own.f\n  x: : y\n", "line 2: "),
+    "tab": (b"_target_: own.f\n\tx: 1\n", "line 2: "),
+    "latin": (b"# one\n# gr\xfc\xdfe\n_target_: own.f\n", "line 2: expected UTF-8"),
+    "tag": (b"_target_: own.f\nx: !!python/object/apply:os.system ['touch pwned']\n", "line 2: "),
+    "documents": (b"_target_: own.f\n---\n_target_: own.f\n", "line 2: expected a single document"),
+    "key": (b"_target_: own.f\n_target_: own.g\n", "line 2: found duplicate key _target_"),
+    "nul": (b"_target_: own.f\n\x00", "line 2: "),
+    "alias": (b"_target_: own.f\nx: &a [*a]\n", "an alias (*NAME) stands for what holds it"),
+    "circle": (b"defaults:\n  - circle\n_target_: own.f\n", "the defaults lead back to where they began"),
+    "list": (b"- a\n- b\n", "expected a mapping"),
+    "text": (b"hello\n", "expected a mapping"),
+    "number": (b"5\n", "expected a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_YAML)
+def test_a_broken_file_is_named(folder, capsys, name):
+    text, said = BROKEN_YAML[name]
+    file = folder / "conf" / "method" / f"{name}.yaml"
+    file.write_bytes(text)
+    with search_path.adding(["conf"]):
+        assert told(lambda: composed([f"method={name}"])) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"metarun: {file}") and said in message and message.count("\n") == 1
+        assert composed(["method=tempered"])  # of the others nothing changes
+        assert told(lambda: composed(["method=tempered", "method.odd=1"])) == 2
+        assert "method.odd: there is no such key" in capsys.readouterr().err
+    assert not (folder / "pwned").exists()
+
+
+def test_a_broken_file_is_named_by_every_command(folder):
+    (folder / "conf/method/bad.yaml").write_text("a: [\n")
+    (folder / "conf/dataset/bad.yaml").write_bytes(b"")
+    for arguments in (["method=bad"], ["-m", "method=bad,tempered"], ["method=bad", "--cfg", "job"]):
+        found = metarun("--config-dir", "conf", *arguments, cwd=folder)
+        assert (
+            found.returncode == 2 and "conf/method/bad.yaml, line 2: " in found.stderr and found.stderr.count("\n") == 1
+        )
+    assert not (folder / "outputs").exists() and not (folder / "multirun").exists()
+    assert "bad" in done("metarun", "--config-dir", "conf", "--help", cwd=folder)
+    assert "bad" in done("metarun-data", "list", "--config-dir", "conf", cwd=folder)
 
 
 def test_what_lacks_its_key_or_its_function_is_told(folder, capsys):

@@ -94,7 +94,7 @@ def explained(part: str, overrides: Sequence[str]) -> Iterator[None]:
         if stopped.code == 130:
             raise KeyboardInterrupt(str(stopped)) from None
         raise Stopped(str(stopped)) from None
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         message = mistakes.explained(error, getattr(error, "part", part), overrides)
         if message is None:
             raise

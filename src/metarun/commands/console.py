@@ -111,7 +111,7 @@ def told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
         code = 0
     except MetarunError as error:
         code = said(error, MISTAKE)
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         message = mistakes.explained(error, getattr(error, "part", part), sys.argv[1:])
         if message is None:
             code = _of_addition(error)

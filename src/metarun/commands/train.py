@@ -17,8 +17,8 @@ from metarun.commands.console import told, version
 from metarun.config import directories, search_path
 from metarun.config.composing import register
 from metarun.config.hydra_versions import BASE
-from metarun.config.schema import COMMANDS, FEW_SHOT, RL
 from metarun.config.named_code import additions_end_nothing
+from metarun.config.schema import COMMANDS, FEW_SHOT, RL
 from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
 

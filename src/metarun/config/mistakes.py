@@ -21,9 +21,9 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from metarun.config import experiments, search_path
+from metarun.config import choice_files, experiments, search_path
 from metarun.config.schema import COMMANDS, SCHEMAS
-from metarun.errors import shown, some
+from metarun.errors import MetarunError, shown, some
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 # How OmegaConf calls types.
@@ -31,6 +31,8 @@ _NAMED = {"Integer": _WORDS[int], "Float": _WORDS[float], "Boolean": _WORDS[bool
 # Parts of an override: what comes before the key, the key, and the value.
 _OVERRIDE = re.compile(r"(?P<prefix>[~+]*)(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 
+# The function of Hydra that follows `defaults`.
+_DEFAULTS_TREE = "_create_defaults_tree_impl"
 # The head of a file that says where its keys are.
 _PACKAGE = re.compile(r"# @package (\S+)")
 
@@ -39,10 +41,12 @@ def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | No
     """Says in one message what is wrong with a command; None of an error that is no mistake of a user's.
 
     Args:
-      error: which Hydra or OmegaConf has raised.
+      error: which Hydra or OmegaConf has raised, or Python where they went on for ever.
       part: of `conf/`, whose keys are meant.
       arguments: of the command line.
     """
+    if isinstance(error, RecursionError):
+        return _of_circle(error, part)
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, OverrideParseException):
@@ -70,6 +74,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while current is not None and isinstance(current, (HydraException, OmegaConfBaseException, ValueError)):
         yield current
         current = current.__cause__
+
+
+def _of_circle(error: RecursionError, part: str) -> str | None:
+    """What is said of files whose `defaults` lead back to themselves."""
+    trees = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == _DEFAULTS_TREE]
+    if not trees:
+        return None
+    paths = dict.fromkeys(str(frame.f_locals.get("path")) for frame in trees[-10:])  # those before lead there
+    folders = search_path.folders(part)
+    files = [file for path in paths for folder in folders if (file := folder / f"{path}.yaml").is_file()]
+    return f"{' and '.join(map(str, files))}: the defaults lead back to where they began. Leave that entry out."
 
 
 def _own_lines(text: str) -> Iterator[str]:
@@ -247,7 +262,10 @@ def _known_keys(part: str) -> dict[str, list[str]]:
     schema = OmegaConf.structured(SCHEMAS[part])
     keys: dict[str, list[str]] = {key: [] for key in [*schema, *(f"memory.{key}" for key in schema.memory)]}
     for group, file in search_path.files(part):
-        node: typing.Any = OmegaConf.load(file)
+        try:
+            node: typing.Any = choice_files.loaded(file)
+        except MetarunError:  # which is told of once it is chosen
+            continue
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
         package = _PACKAGE.match(file.read_text(encoding="utf-8"))
         above = package[1] if package and package[1] != "_global_" else group
