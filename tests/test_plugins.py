@@ -143,17 +143,61 @@ def test_an_addition_with_the_name_of_a_built_in_is_refused(folder):
     [
         ("example = nowhere_at_all", "names nowhere_at_all, which is not there"),
         ("example = json", "names json, which has no folder conf"),
-        ("example = broken_package.inner", "which cannot be found (ZeroDivisionError: division by zero)"),
+        ("example = .package", "names .package, which is not there"),
+        ("example = mixed_package", "mixed_package/conf has method/ beside rl/"),
+        ("example", "its entry points cannot be read"),
     ],
 )
-def test_a_broken_plug_in_is_named(tmp_path, entry, said):
+def test_a_broken_plug_in_is_left_out_with_a_warning(tmp_path, entry, said):
     env = install(tmp_path / "site", "broken", entry, None)
-    (tmp_path / "site" / "broken_package").mkdir()
-    (tmp_path / "site" / "broken_package" / "__init__.py").write_text("1 / 0\n")
+    for folder in ("method", "rl/env"):
+        (tmp_path / "site/mixed_package/conf" / folder).mkdir(parents=True)
+        (tmp_path / "site/mixed_package/conf" / folder / "mine.yaml").write_text("_target_: own.mine\n")
+    (tmp_path / "site/mixed_package/__init__.py").write_text("")
+    for command, argument in (("metarun", "--help"), ("metarun-data", "list")):
+        found = metarun(argument, cwd=tmp_path, command=command, **env)
+        assert found.returncode == 0 and "omniglot" in found.stdout
+        assert said in found.stderr and "pip uninstall broken" in found.stderr
+        assert found.stderr.count("\n") == 1 and "warning" in found.stderr
+
+
+def test_a_plug_in_is_found_without_an_import_and_counts_once(tmp_path):
+    env = install(tmp_path / "site", "twice", "a = above.inner\nb = above.inner", None)
+    (tmp_path / "site/above/inner/conf/few_shot/method").mkdir(parents=True)
+    (tmp_path / "site/above/__init__.py").write_text("1 / 0\n")
+    (tmp_path / "site/above/inner/conf/few_shot/method/mine.yaml").write_text("_target_: above.inner.mine\n")
+    found = metarun("method=maml", "--cfg", "job", cwd=tmp_path, **env)
+    assert found.returncode == 0 and not found.stderr
+    found = metarun("method=mine", cwd=tmp_path, **env)
+    assert found.returncode == 2 and "ZeroDivisionError" in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_a_mixture_of_layouts_is_refused_by_every_command(folder):
+    (folder / "conf" / "rl").mkdir()
+    for command, argument in (("metarun", "--help"), ("metarun-data", "list"), ("metarun-eval", "run=.")):
+        found = metarun("--config-dir", "conf", argument, cwd=folder, command=command)
+        assert found.returncode == 2 and found.stderr.count("\n") == 1
+        assert "conf has dataset/, env/, method/ and 1 more beside rl/" in found.stderr
+
+
+def test_several_folders_are_added_and_none_without_a_name(folder):
+    Path("more").mkdir()
+    shutil.move("conf/method", "more/method")
+    both = ("--config-dir", "more", "--config-dir", "conf")
+    assert "corridor" in done("metarun-rl", *both, "--help", cwd=folder)
+    assert "tempered" in done("metarun", *both, "--help", cwd=folder)
     for command in ("metarun", "metarun-data"):
-        found = metarun("list", cwd=tmp_path, command=command, **env)
-        assert found.returncode == 2 and said in found.stderr and "pip uninstall broken" in found.stderr
-        assert found.stderr.count("\n") == 1
+        found = metarun("list", "--config-dir", "", cwd=folder, command=command)
+        assert found.returncode == 2 and "--config-dir=: expected a folder" in found.stderr
+
+
+def test_who_reads_only_the_beginning_is_told_of_no_broken_pipe(tmp_path):
+    command = [str(Path(sys.executable).with_name("metarun")), "--help"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert not found.stderr
 
 
 BROKEN = {

@@ -108,6 +108,7 @@ def told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
     try:
         with additions_end_nothing():
             entry()
+            sys.stdout.flush()
         code = 0
     except MetarunError as error:
         code = said(error, MISTAKE)
@@ -119,6 +120,8 @@ def told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
             code = said(message, MISTAKE)
     except KeyboardInterrupt:
         code = said("interrupted; nothing was lost.", 130)
+    except BrokenPipeError:  # who reads what is printed has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         hint = f" {_UNWRITABLE}" if error.errno in _REFUSED_WRITING else ""

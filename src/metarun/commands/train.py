@@ -1,5 +1,6 @@
 """What `metarun` and `metarun-rl` do: train and test what the command line composes."""
 
+import argparse
 import os
 import re
 import sys
@@ -68,7 +69,7 @@ class _Ended(BaseException):
 
 
 def _options_first(arguments: list[str], command: str) -> list[str]:
-    """Has options such as `-m` stand anywhere, and adds the folder of `--config-dir`.
+    """Has options such as `-m` stand anywhere, and adds the folders of `--config-dir`.
 
     Raises:
       MetarunError: an option that Hydra does not have, or no folder.
@@ -80,8 +81,9 @@ def _options_first(arguments: list[str], command: str) -> list[str]:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     parsed = parser.parse_intermixed_args(arguments)
-    if parsed.config_dir is not None:
-        search_path.add([parsed.config_dir])
+    folders = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # Hydra's own takes the last alone
+    folders.add_argument("--config-dir", "-cd", action="append", default=[])
+    search_path.add(folders.parse_known_args(arguments)[0].config_dir)
     options, settings = list(arguments), parsed.overrides
     for setting in settings:
         options.remove(setting)
