@@ -16,6 +16,7 @@ from test_processes import await_checkpoint
 
 import metarun as metarun_api
 from metarun.assembly.few_shot_run import build
+from metarun.assembly.keys import Keys
 from metarun.assembly.rl_run import build as build_rl
 from metarun.commands.console import told
 from metarun.config import search_path
@@ -337,6 +338,51 @@ def test_a_broken_file_is_named_by_every_command(folder):
     assert not (folder / "outputs").exists() and not (folder / "multirun").exists()
     assert "bad" in done("metarun", "--config-dir", "conf", "--help", cwd=folder)
     assert "bad" in done("metarun-data", "list", "--config-dir", "conf", cwd=folder)
+
+
+def test_a_key_that_its_file_does_not_list_is_named_with_the_way_to_give_it(folder, capsys):
+    Path("conf/method/bare.yaml").write_text("_target_: own_tempered.tempered\n")
+    with search_path.adding(["conf"]):
+
+        def said(*arguments):
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(sys, "argv", ["metarun", *arguments])
+                assert told(lambda: composed(arguments)) == 2
+            return capsys.readouterr().err
+
+        assert "+method.temperature=2" in said("method=bare", "method.temperature=2")
+        assert "method.temperatur: there is no such key" in said("method=bare", "method.temperatur=2")
+        assert "method.encoder: there is no such key" in said("method=bare", "method.encoder=2")
+        composed(["method=bare", "+method.temperature=2"])
+
+
+WRAPPED = {
+    "partial": "import functools\nmine = functools.partial(tempered, temperature=2.0)\n",
+    "object": (
+        "class Mine:\n"
+        "    def __call__(self, *, encoder, objective, num_outputs):\n"
+        "        return tempered(encoder=encoder, objective=objective, num_outputs=num_outputs)\n"
+        "mine = Mine()\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_source_behind_what_wraps_a_function_is_part_of_the_hash(folder, name):
+    file = Path(f"own_wrapped_{name}.py")
+    file.write_text("from own_tempered import tempered\n" + WRAPPED[name])
+    Path("conf/method/wrapped.yaml").write_text(f"_target_: own_wrapped_{name}.mine\n")
+
+    def code():
+        with search_path.adding(["conf"]):
+            return Keys.of(*composed(["method=wrapped"]), FEW_SHOT).code(["method"])["method.code"]
+
+    first = code()
+    assert code() == first
+    file.write_text(file.read_text() + "# changed\n")
+    second = code()
+    Path("own_tempered.py").write_text(Path("own_tempered.py").read_text() + "# changed\n")
+    assert len({first, second, code()}) == 3
 
 
 def test_what_lacks_its_key_or_its_function_is_told(folder, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import re
 import shlex
 import traceback
@@ -21,7 +22,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from metarun.config import choice_files, experiments, search_path
+from metarun.config import choice_files, experiments, named_code, search_path
 from metarun.config.schema import COMMANDS, SCHEMAS
 from metarun.errors import MetarunError, shown, some
 
@@ -201,6 +202,8 @@ def _of_key(key: str, text: str, part: str, arguments: Sequence[str]) -> str:
     if name in _groups(part):
         return f"{name}={_given(name, arguments)}: expected the name of an option, as `{COMMANDS[part]} --help` lists them."
     known = _known_keys(part)
+    if unlisted := _unlisted(name, part, arguments):
+        return unlisted
     if options := known.get(name):
         meant = f"; there is with {some(sorted(options))}."
     elif near := difflib.get_close_matches(name, known, n=3):
@@ -208,6 +211,28 @@ def _of_key(key: str, text: str, part: str, arguments: Sequence[str]) -> str:
     else:
         meant = "."
     return f"{name}: there is no such key for this choice{meant} {ways_out}"
+
+
+def _unlisted(key: str, part: str, arguments: Sequence[str]) -> str | None:
+    """What is said of a key that the function of a chosen addition takes, and that its YAML does not list."""
+    group, _, name = key.partition(".")
+    option = _given(group, arguments)
+    for folder in search_path.additions(part) if option else ():
+        file = folder / group / f"{option}.yaml"
+        if not file.is_file():
+            continue
+        try:
+            target = str(choice_files.loaded(file).get(named_code.TARGET))
+            parameters = inspect.signature(named_code.imported(f"{group}.{named_code.TARGET}", target)).parameters
+        except (MetarunError, TypeError, ValueError):  # which is told of once this key is right
+            return None
+        if name in parameters and parameters[name].default is not inspect.Parameter.empty:
+            value = _given(key, arguments) or "VALUE"
+            return (
+                f"{key}: {file} does not list this key, which {target} takes. List it there, as "
+                f"{name}: {parameters[name].default}, or add it by +{key}={value}."
+            )
+    return None
 
 
 def _of_value(error: OmegaConfBaseException, part: str, arguments: Sequence[str]) -> str:

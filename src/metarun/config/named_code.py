@@ -14,6 +14,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import ModuleType
@@ -131,6 +132,13 @@ def installed(part: str, choices: Mapping[str, str]) -> dict[str, str | None]:
 def names_code(factory: Callable[..., Any], key: str, value: object) -> bool:
     """Whether a setting of a factory names code, as MODULE:FUNCTION; which ones can, `factory.code_keys` says."""
     return key in getattr(factory, "code_keys", ()) and isinstance(value, str) and ":" in value
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """The module that has the source of a function; of a `functools.partial` that of what it calls, of an object its class's."""
+    while isinstance(function, partial):
+        function = function.func
+    return function.__module__
 
 
 def code_of(name: str) -> str | None:
