@@ -27,7 +27,7 @@ def add_config_dir(*folders: str | Path) -> None:
       *folders: each with a folder for each group, such as `method/mine.yaml`.
 
     Raises:
-      metarun.errors.ConfigError: one is no folder.
+      metarun.errors.MetarunError: one is no folder, or mixes two layouts.
     """
     search_path.add(folders)
 

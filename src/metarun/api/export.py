@@ -80,7 +80,9 @@ def export(
                 write_bytes(Path(output).expanduser() / name, content)
             except MetarunError as error:
                 if isinstance(error.__cause__, OSError):
-                    raise ConfigError("output", output, f"a folder that can be written in ({error.__cause__})") from error
+                    raise ConfigError(
+                        "output", output, f"a folder that can be written in ({error.__cause__})"
+                    ) from error
                 raise
         return about
     raise MetarunError(
