@@ -371,7 +371,7 @@ def test_the_commands_run(page, at_work):
 
 
 def test_the_method_of_the_tutorial_is_that_of_the_example_package():
-    (python, _), (yaml,) = (blocks(ROOT / "docs" / "tutorials" / "extending.md", kind) for kind in ("python", "yaml"))
+    (python, *_), (yaml,) = (blocks(ROOT / "docs" / "tutorials" / "extending.md", kind) for kind in ("python", "yaml"))
     example = ROOT / "docs" / "example_package" / "src" / "metarun_example"
     assert python == (example / "tempered.py").read_text()
     file = example / "conf" / "few_shot" / "method" / "tempered.yaml"

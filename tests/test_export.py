@@ -178,5 +178,18 @@ def test_mistakes_are_one_message(directories, tmp_path, capsys, monkeypatch):
         assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     code, _, err = call(cli.export_main, capsys, monkeypatch, run, "output=file/new")
-    assert code != 0 and err.count("metarun: ") == 1 and "Traceback" not in err
+    assert code != 0 and err.count("metarun: output=file/new: ") == 1 and "Traceback" not in err
+    Path("others").mkdir()
+    Path("others/thesis.tex").write_text("")
+    of_run = Path(directories("r2d2")) / "checkpoints" / "new"
+    for output, said in {
+        "file": "this is a file",
+        "others": "this one has thesis.tex",
+        of_run: "this one is a part of the run",
+        of_run.parents[1]: "this one has .hydra",
+    }.items():
+        refused(call(cli.export_main, capsys, monkeypatch, run, f"output={output}"), f"output={output}: expected a new")
+        assert not of_run.exists() and [*Path("others").iterdir()] == [Path("others/thesis.tex")]
+        with pytest.raises(metarun.errors.MetarunError, match=said):
+            metarun.export(metarun.load(directories("r2d2")), output)
     shutil.rmtree(rl)

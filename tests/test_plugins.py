@@ -16,6 +16,7 @@ from test_processes import await_checkpoint
 
 import metarun as metarun_api
 from metarun.assembly.few_shot_run import build
+from metarun.assembly.keys import Keys
 from metarun.assembly.rl_run import build as build_rl
 from metarun.commands.console import told
 from metarun.config import search_path
@@ -144,17 +145,61 @@ def test_an_addition_with_the_name_of_a_built_in_is_refused(folder):
     [
         ("example = nowhere_at_all", "names nowhere_at_all, which is not there"),
         ("example = json", "names json, which has no folder conf"),
-        ("example = broken_package.inner", "which cannot be found (ZeroDivisionError: division by zero)"),
+        ("example = .package", "names .package, which is not there"),
+        ("example = mixed_package", "mixed_package/conf has method/ beside rl/"),
+        ("example", "its entry points cannot be read"),
     ],
 )
-def test_a_broken_plug_in_is_named(tmp_path, entry, said):
+def test_a_broken_plug_in_is_left_out_with_a_warning(tmp_path, entry, said):
     env = install(tmp_path / "site", "broken", entry, None)
-    (tmp_path / "site" / "broken_package").mkdir()
-    (tmp_path / "site" / "broken_package" / "__init__.py").write_text("1 / 0\n")
+    for folder in ("method", "rl/env"):
+        (tmp_path / "site/mixed_package/conf" / folder).mkdir(parents=True)
+        (tmp_path / "site/mixed_package/conf" / folder / "mine.yaml").write_text("_target_: own.mine\n")
+    (tmp_path / "site/mixed_package/__init__.py").write_text("")
+    for command, argument in (("metarun", "--help"), ("metarun-data", "list")):
+        found = metarun(argument, cwd=tmp_path, command=command, **env)
+        assert found.returncode == 0 and "omniglot" in found.stdout
+        assert said in found.stderr and "pip uninstall broken" in found.stderr
+        assert found.stderr.count("\n") == 1 and "warning" in found.stderr
+
+
+def test_a_plug_in_is_found_without_an_import_and_counts_once(tmp_path):
+    env = install(tmp_path / "site", "twice", "a = above.inner\nb = above.inner", None)
+    (tmp_path / "site/above/inner/conf/few_shot/method").mkdir(parents=True)
+    (tmp_path / "site/above/__init__.py").write_text("1 / 0\n")
+    (tmp_path / "site/above/inner/conf/few_shot/method/mine.yaml").write_text("_target_: above.inner.mine\n")
+    found = metarun("method=maml", "--cfg", "job", cwd=tmp_path, **env)
+    assert found.returncode == 0 and not found.stderr
+    found = metarun("method=mine", cwd=tmp_path, **env)
+    assert found.returncode == 2 and "ZeroDivisionError" in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_a_mixture_of_layouts_is_refused_by_every_command(folder):
+    (folder / "conf" / "rl").mkdir()
+    for command, argument in (("metarun", "--help"), ("metarun-data", "list"), ("metarun-eval", "run=.")):
+        found = metarun("--config-dir", "conf", argument, cwd=folder, command=command)
+        assert found.returncode == 2 and found.stderr.count("\n") == 1
+        assert "conf has dataset/, env/, method/ and 1 more beside rl/" in found.stderr
+
+
+def test_several_folders_are_added_and_none_without_a_name(folder):
+    Path("more").mkdir()
+    shutil.move("conf/method", "more/method")
+    both = ("--config-dir", "more", "--config-dir", "conf")
+    assert "corridor" in done("metarun-rl", *both, "--help", cwd=folder)
+    assert "tempered" in done("metarun", *both, "--help", cwd=folder)
     for command in ("metarun", "metarun-data"):
-        found = metarun("list", cwd=tmp_path, command=command, **env)
-        assert found.returncode == 2 and said in found.stderr and "pip uninstall broken" in found.stderr
-        assert found.stderr.count("\n") == 1
+        found = metarun("list", "--config-dir", "", cwd=folder, command=command)
+        assert found.returncode == 2 and "--config-dir=: expected a folder" in found.stderr
+
+
+def test_who_reads_only_the_beginning_is_told_of_no_broken_pipe(tmp_path):
+    command = [str(Path(sys.executable).with_name("metarun")), "--help"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert not found.stderr
 
 
 BROKEN = {
@@ -166,6 +211,18 @@ BROKEN = {
     "lacks": ("def mine(*, thing):\n    return 5", "needs 'thing', which it is not given"),
     "no_syntax": ("def mine(:", "a function that can be imported (SyntaxError"),
     "exits": ("raise SystemExit(3)", "a function that can be imported (SystemExit: 3)"),
+    "exits_as_it_is_made": (
+        "def mine(*, encoder):\n    raise SystemExit(0)",
+        "own_bad_exits_as_it_is_made.py, line 2, in mine: SystemExit: 0",
+    ),
+    "exits_in_its_loss": (
+        "from own_tempered import tempered\n"
+        "def mine(*, encoder, objective, num_outputs):\n"
+        "    def loss(params, task, key):\n"
+        "        raise SystemExit(0)\n"
+        "    return tempered(encoder=encoder, objective=objective, num_outputs=num_outputs)._replace(loss=loss)",
+        "own_bad_exits_in_its_loss.py, line 4, in loss: SystemExit: 0",
+    ),
     "no_function": ("mine = 5", "it is no function but of type int"),
     "built_in": ("from builtins import print as mine", "returns a NoneType|is read by nothing|needs"),
     "misshapen": (
@@ -201,6 +258,132 @@ def test_a_broken_addition_ends_in_one_message(folder, capsys, name):
     message = capsys.readouterr().err
     assert any(words in message for words in (said.split("|") if name == "built_in" else [said]))
     assert message.count("metarun: ") == 1 and "Traceback" not in message
+
+
+EXITS_LATE = """
+import sys
+
+from own_tempered import tempered
+
+def mine(*, encoder, objective, num_outputs, late=True):
+    if not late:
+        sys.exit(0)
+    method = tempered(encoder=encoder, objective=objective, num_outputs=num_outputs)
+    def init(key, task, times=[]):
+        times.append(1)
+        if len(times) > 1:  # not as its shapes are asked for, but in the run
+            sys.exit(0)
+        return method.init(key, task)
+    return method._replace(init=init)
+"""
+
+
+def test_an_addition_that_exits_ends_neither_a_sweep_nor_a_program(folder, capsys):
+    Path("own_exits.py").write_text(EXITS_LATE)
+    Path("conf/method/exits.yaml").write_text("_target_: own_exits.mine\nlate: true\n")
+    with search_path.adding(["conf"]):
+        with pytest.raises(MetarunError, match=r"own_exits.py, line 8, in mine: SystemExit: 0"):
+            metarun_api.train("method=exits", "method.late=false", "model=mlp", "logger=jsonl", directory="made")
+        with pytest.raises(MetarunError, match=r"own_exits.py, line 13, in init: SystemExit: 0"):
+            metarun_api.train("method=exits", "model=mlp", "logger=jsonl", "steps=2", directory="late")
+    arguments = ["--config-dir=conf", *TINY, "-m", "method=exits,tempered", "hydra.sweep.dir=sweep"]
+    found = metarun(*arguments, cwd=folder)
+    assert found.returncode == 1 and "SystemExit: 0" in found.stderr and (folder / "sweep/1/result.json").exists()
+
+    def exits():
+        raise SystemExit(75)  # of metarun's own, such as that of the time limit
+
+    with pytest.raises(SystemExit, match="75"):
+        told(exits)
+
+
+BROKEN_YAML = {
+    "syntax": (b"_target_: [own.f\n  x: : y\n", "line 2: "),
+    "tab": (b"_target_: own.f\n\tx: 1\n", "line 2: "),
+    "latin": (b"# one\n# gr\xfc\xdfe\n_target_: own.f\n", "line 2: expected UTF-8"),
+    "tag": (b"_target_: own.f\nx: !!python/object/apply:os.system ['touch pwned']\n", "line 2: "),
+    "documents": (b"_target_: own.f\n---\n_target_: own.f\n", "line 2: expected a single document"),
+    "key": (b"_target_: own.f\n_target_: own.g\n", "line 2: found duplicate key _target_"),
+    "nul": (b"_target_: own.f\n\x00", "line 2: "),
+    "alias": (b"_target_: own.f\nx: &a [*a]\n", "an alias (*NAME) stands for what holds it"),
+    "circle": (b"defaults:\n  - circle\n_target_: own.f\n", "the defaults lead back to where they began"),
+    "list": (b"- a\n- b\n", "expected a mapping"),
+    "text": (b"hello\n", "expected a mapping"),
+    "number": (b"5\n", "expected a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_YAML)
+def test_a_broken_file_is_named(folder, capsys, name):
+    text, said = BROKEN_YAML[name]
+    file = folder / "conf" / "method" / f"{name}.yaml"
+    file.write_bytes(text)
+    with search_path.adding(["conf"]):
+        assert told(lambda: composed([f"method={name}"])) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"metarun: {file}") and said in message and message.count("\n") == 1
+        assert composed(["method=tempered"])  # of the others nothing changes
+        assert told(lambda: composed(["method=tempered", "method.odd=1"])) == 2
+        assert "method.odd: there is no such key" in capsys.readouterr().err
+    assert not (folder / "pwned").exists()
+
+
+def test_a_broken_file_is_named_by_every_command(folder):
+    (folder / "conf/method/bad.yaml").write_text("a: [\n")
+    (folder / "conf/dataset/bad.yaml").write_bytes(b"")
+    for arguments in (["method=bad"], ["-m", "method=bad,tempered"], ["method=bad", "--cfg", "job"]):
+        found = metarun("--config-dir", "conf", *arguments, cwd=folder)
+        assert (
+            found.returncode == 2 and "conf/method/bad.yaml, line 2: " in found.stderr and found.stderr.count("\n") == 1
+        )
+    assert not (folder / "outputs").exists() and not (folder / "multirun").exists()
+    assert "bad" in done("metarun", "--config-dir", "conf", "--help", cwd=folder)
+    assert "bad" in done("metarun-data", "list", "--config-dir", "conf", cwd=folder)
+
+
+def test_a_key_that_its_file_does_not_list_is_named_with_the_way_to_give_it(folder, capsys):
+    Path("conf/method/bare.yaml").write_text("_target_: own_tempered.tempered\n")
+    with search_path.adding(["conf"]):
+
+        def said(*arguments):
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(sys, "argv", ["metarun", *arguments])
+                assert told(lambda: composed(arguments)) == 2
+            return capsys.readouterr().err
+
+        assert "+method.temperature=2" in said("method=bare", "method.temperature=2")
+        assert "method.temperatur: there is no such key" in said("method=bare", "method.temperatur=2")
+        assert "method.encoder: there is no such key" in said("method=bare", "method.encoder=2")
+        composed(["method=bare", "+method.temperature=2"])
+
+
+WRAPPED = {
+    "partial": "import functools\nmine = functools.partial(tempered, temperature=2.0)\n",
+    "object": (
+        "class Mine:\n"
+        "    def __call__(self, *, encoder, objective, num_outputs):\n"
+        "        return tempered(encoder=encoder, objective=objective, num_outputs=num_outputs)\n"
+        "mine = Mine()\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_source_behind_what_wraps_a_function_is_part_of_the_hash(folder, name):
+    file = Path(f"own_wrapped_{name}.py")
+    file.write_text("from own_tempered import tempered\n" + WRAPPED[name])
+    Path("conf/method/wrapped.yaml").write_text(f"_target_: own_wrapped_{name}.mine\n")
+
+    def code():
+        with search_path.adding(["conf"]):
+            return Keys.of(*composed(["method=wrapped"]), FEW_SHOT).code(["method"])["method.code"]
+
+    first = code()
+    assert code() == first
+    file.write_text(file.read_text() + "# changed\n")
+    second = code()
+    Path("own_tempered.py").write_text(Path("own_tempered.py").read_text() + "# changed\n")
+    assert len({first, second, code()}) == 3
 
 
 def test_what_lacks_its_key_or_its_function_is_told(folder, capsys):

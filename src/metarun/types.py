@@ -148,7 +148,8 @@ class Method(NamedTuple):
       init: `(key, task) -> meta_params`; the task serves for its shapes.
       adapt: `(meta_params, support, key) -> adapted`, whatever the method adapts, at its evaluation setting.
       predict: `(adapted, x: [n, *feature]) -> outputs: [n, num_outputs]`.
-      loss: `(meta_params, task, key) -> (scalar, metrics)`, the outer loss whose gradient meta-training follows.
+      loss: `(meta_params, task, key) -> (scalar, metrics)`, the outer loss whose gradient meta-training follows; the metrics are
+        scalars by name, and "loss" is among them.
       unadapted: `(meta_params, support, key) -> adapted`, the state in which `adapt` starts, having seen no label.
       protocol: conventions of its evaluation that move a number without being the method, to be stated with it:
         inner steps at test, `query_statistics` ("query" where answers may depend on the other queries), ...

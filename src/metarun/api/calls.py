@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import mistakes, search_path
+from metarun.config.named_code import additions_end_nothing
 from metarun.errors import ConfigError, MetarunError, Stopped
 from metarun.training.stopping import Interrupted
 
@@ -26,7 +27,7 @@ def add_config_dir(*folders: str | Path) -> None:
       *folders: each with a folder for each group, such as `method/mine.yaml`.
 
     Raises:
-      metarun.errors.ConfigError: one is no folder.
+      metarun.errors.MetarunError: one is no folder, or mixes two layouts.
     """
     search_path.add(folders)
 
@@ -85,14 +86,15 @@ def explained(part: str, overrides: Sequence[str]) -> Iterator[None]:
       KeyboardInterrupt: Ctrl-C has.
     """
     try:
-        yield
+        with additions_end_nothing():
+            yield
     except MetarunError:
         raise
     except Interrupted as stopped:
         if stopped.code == 130:
             raise KeyboardInterrupt(str(stopped)) from None
         raise Stopped(str(stopped)) from None
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         message = mistakes.explained(error, getattr(error, "part", part), overrides)
         if message is None:
             raise

@@ -22,8 +22,9 @@ from jax import export as jax_export
 from metarun.api import loader
 from metarun.api.learner import Functions
 from metarun.api.run import Run
+from metarun.config import directories
 from metarun.data.standardizing import as_lists
-from metarun.errors import MetarunError, in_a_line, positive_int
+from metarun.errors import ConfigError, MetarunError, in_a_line, positive_int, some
 from metarun.system.files import json_bytes, plain, write_bytes
 from metarun.system.machine import versions
 from metarun.training.checkpoint import named_leaves
@@ -55,8 +56,10 @@ def export(
       query_statistics: as in `Run.adapt`.
 
     Raises:
-      MetarunError: the run is one of reinforcement learning; the method cannot be lowered, or answers differently then.
+      MetarunError: the run is one of reinforcement learning; the method cannot be lowered, or answers differently then;
+        the folder has other files than those of an export, or is one of those that a run is made of.
     """
+    _refuse_others_folder(Path(output).expanduser(), run.directory)
     functions = run.functions(None if way is None else positive_int("way", way), query_statistics)
     shots = positive_int("shot", run.config["shot"] if shot is None else shot)
     data, parameters = functions.data, jax.device_get(run.params)
@@ -73,12 +76,32 @@ def export(
             failed = in_a_line(error)
             continue
         for name, content in {**contents, ABOUT: json_bytes(plain(about))}.items():
-            write_bytes(Path(output).expanduser() / name, content)
+            try:
+                write_bytes(Path(output).expanduser() / name, content)
+            except MetarunError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise ConfigError(
+                        "output", output, f"a folder that can be written in ({error.__cause__})"
+                    ) from error
+                raise
         return about
     raise MetarunError(
         f"method={run.choices['method']} cannot be exported: {failed[:_SHOWN]}. Use it from Python instead: "
         "metarun.load(DIR).adapt(x, y)."
     )
+
+
+def _refuse_others_folder(output: Path, directory: Path) -> None:
+    """Raises `ConfigError` where files of an export would lie among others, or those of others would be replaced."""
+    new = "a new folder, such as output=exported, or that of an earlier export"
+    if output.exists() and not output.is_dir():
+        raise ConfigError("output", output, f"{new}; this is a file")
+    of_export = {ABOUT, LOADER, PARAMS, READER, ADAPT, PREDICT, "__pycache__"}
+    if output.is_dir() and (others := sorted({file.name for file in output.iterdir()} - of_export)):
+        raise ConfigError("output", output, f"{new}; this one has {some(others)}")
+    output, directory = output.resolve(), directory.resolve()
+    if output.is_relative_to(directory) and {*output.relative_to(directory).parts[:1]} & {*directories.FOLDERS}:
+        raise ConfigError("output", output, f"{new}; this one is a part of the run in {directory}")
 
 
 def _described(

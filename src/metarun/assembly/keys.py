@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.assembly.offered import OFFERED, SCALARS
-from metarun.config.named_code import CODE, TARGET, code_of, imported, is_own, names_code, place_in_additions
+from metarun.config.named_code import (
+    CODE,
+    TARGET,
+    code_of,
+    imported,
+    is_own,
+    module_of,
+    names_code,
+    place_in_additions,
+    would_end,
+)
 from metarun.config.schema import CIRCUMSTANCES
 from metarun.errors import MetarunError, in_a_line
 
@@ -89,8 +99,9 @@ class Factory(NamedTuple):
     def _made(self, call: Callable[[], Any]) -> Any:
         try:
             made = call()
-        except Exception as error:
-            if isinstance(error, MetarunError) or not self.is_added:
+        except BaseException as error:
+            is_error = isinstance(error, Exception) and not isinstance(error, MetarunError)
+            if not self.is_added or not (is_error or would_end(error)):
                 raise
             where = place_in_additions(error)
             where = f" in {where}" if where else ""
@@ -238,7 +249,9 @@ class Keys:
         for group in [each for each in OFFERED[self._part] if each not in CIRCUMSTANCES] if groups is None else groups:
             function = self.factory(group).function
             named = [value for key, value in self.values[group].items() if names_code(function, key, value)]
-            modules = [function.__module__, *(value.partition(":")[0] for value in named)]
+            own, target = module_of(function), self._node(group)[TARGET].replace(":", ".").rpartition(".")[0]
+            above = [target] * (target.split(".")[0] != own.split(".")[0])  # which may change what it hands on
+            modules = [own, *above, *(value.partition(":")[0] for value in named)]
             if hashes := [code for module in modules if (code := code_of(module))]:
                 found[f"{group}.{CODE}"] = "+".join(hashes)
         return found

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metarun.config.named_code import place_in_additions
+from metarun.config.named_code import place_in_additions, would_end
 from metarun.errors import MetarunError, in_a_line, some
 from metarun.few_shot.losses import OBJECTIVES
 from metarun.rl.environment import Continuous, Discrete, Environment, Step, no_action
@@ -154,8 +154,8 @@ def _traced(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         with jax.debug_key_reuse(False):
             return jax.eval_shape(function, *arguments)
-    except Exception as error:  # a stranger's code may raise anything
-        if isinstance(error, MetarunError):
+    except BaseException as error:  # a stranger's code may raise anything
+        if isinstance(error, MetarunError) or not (isinstance(error, Exception) or would_end(error)):
             raise
         where = place_in_additions(error)
         yield f"{name} fails{f' in {where}' if where else ''}: {in_a_line(error)[:500]}"

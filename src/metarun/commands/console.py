@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import directories, mistakes, search_path
-from metarun.config.named_code import place_in_additions
+from metarun.config.named_code import additions_end_nothing, place_in_additions
 from metarun.config.schema import FEW_SHOT
 from metarun.errors import MetarunError, in_a_line, positive_int
 from metarun.system.machine import versions
@@ -106,11 +106,13 @@ def told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     code = FAILED
     try:
-        entry()
+        with additions_end_nothing():
+            entry()
+            sys.stdout.flush()
         code = 0
     except MetarunError as error:
         code = said(error, MISTAKE)
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         message = mistakes.explained(error, getattr(error, "part", part), sys.argv[1:])
         if message is None:
             code = _of_addition(error)
@@ -118,6 +120,8 @@ def told(entry: Callable[[], object], part: str = FEW_SHOT) -> int:
             code = said(message, MISTAKE)
     except KeyboardInterrupt:
         code = said("interrupted; nothing was lost.", 130)
+    except BrokenPipeError:  # who reads what is printed has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         hint = f" {_UNWRITABLE}" if error.errno in _REFUSED_WRITING else ""

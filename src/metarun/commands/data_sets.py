@@ -18,7 +18,8 @@ def list_all(files: Sequence[Path]) -> None:
     console = Console()
     table = Table("dataset=", "what it is", box=None, pad_edge=False)
     for file in sorted(files, key=lambda file: file.stem):
-        table.add_row(file.stem, file.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+        first, _, _ = file.read_text(encoding="utf-8", errors="replace").partition("\n")
+        table.add_row(file.stem, first.lstrip("# "))
     console.print(table)
     found = entries()
     console.print(f"\nPrepared, in {cache_dir()}:" if found else f"\nNothing is prepared in {cache_dir()}.")

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun.config.directories import SWEEP_DONE, SWEEP_OTHERS, SWEEP_SEEDS
+from metarun.config.named_code import additions_end_nothing
 from metarun.errors import Diverged, MetarunError, Pruned, shown
 from metarun.system.files import write_json, writing
 from metarun.training.result import RESULT, read_result
@@ -254,16 +255,17 @@ def _train_group(made: Sequence[Point]) -> list[float | None | Exception]:
 
         def drive(number: int, experiment: Any) -> float | None:
             point = made[number]
-            results[number] = carried_out(
-                point.run,
-                point.directory,
-                point.report,
-                record=point.record,
-                console=quiet if number else aside,  # they go in step: the first speaks for all
-                experiment=experiment,
-                stop=stop.followers[number],
-                judge=point.judge,
-            )
+            with additions_end_nothing():
+                results[number] = carried_out(
+                    point.run,
+                    point.directory,
+                    point.report,
+                    record=point.record,
+                    console=quiet if number else aside,  # they go in step: the first speaks for all
+                    experiment=experiment,
+                    stop=stop.followers[number],
+                    judge=point.judge,
+                )
             return results[number]["val"]
 
         if len(made) > 1:

@@ -1,5 +1,6 @@
 """What `metarun` and `metarun-rl` do: train and test what the command line composes."""
 
+import argparse
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from metarun.commands.console import told, version
 from metarun.config import directories, search_path
 from metarun.config.composing import register
 from metarun.config.hydra_versions import BASE
+from metarun.config.named_code import additions_end_nothing
 from metarun.config.schema import COMMANDS, FEW_SHOT, RL
 from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError, MetarunError, positive_int, seed_of
@@ -39,7 +41,8 @@ def of_hydra(entry: Callable[[DictConfig], float | None], part: str) -> NoReturn
     def run(config: DictConfig) -> float | None:
         try:
             search_path.refuse_clashes(HydraConfig.get().runtime.choices, part)
-            return entry(config)
+            with additions_end_nothing():
+                return entry(config)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.RUN:
                 raise _Ended from error
@@ -66,7 +69,7 @@ class _Ended(BaseException):
 
 
 def _options_first(arguments: list[str], command: str) -> list[str]:
-    """Has options such as `-m` stand anywhere, and adds the folder of `--config-dir`.
+    """Has options such as `-m` stand anywhere, and adds the folders of `--config-dir`.
 
     Raises:
       MetarunError: an option that Hydra does not have, or no folder.
@@ -78,8 +81,9 @@ def _options_first(arguments: list[str], command: str) -> list[str]:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     parsed = parser.parse_intermixed_args(arguments)
-    if parsed.config_dir is not None:
-        search_path.add([parsed.config_dir])
+    folders = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # Hydra's own takes the last alone
+    folders.add_argument("--config-dir", "-cd", action="append", default=[])
+    search_path.add(folders.parse_known_args(arguments)[0].config_dir)
     options, settings = list(arguments), parsed.overrides
     for setting in settings:
         options.remove(setting)

@@ -79,7 +79,7 @@ def with_hydra(overrides: Sequence[str], part: str) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(conf_dir(part)), **hydra_versions.BASE):
             config = hydra.compose("config", list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         error.part = part  # type: ignore[union-attr]
         raise
     refuse_clashes(dict(config.hydra.runtime.choices), part)

@@ -29,7 +29,7 @@ OUTPUTS, SWEEPS = Path("outputs"), Path("multirun")
 HYDRA = ".hydra"
 # What is written into the directory of a run; of the folders, those that a run cannot do without.
 _FILES, _OWN = (LOCK, "result.json"), (HYDRA, "checkpoints")
-_FOLDERS = (*_OWN, "diverged", "plots", "evaluations", "predictions", "wandb")
+FOLDERS = (*_OWN, "diverged", "plots", "evaluations", "predictions", "wandb")
 # In the directory of a sweep: what Hydra writes there before it has a point made.
 MULTIRUN = "multirun.yaml"
 # In the directory of a search that names no storage: what has been tried.
@@ -90,7 +90,7 @@ def refuse_odd(directory: Path) -> None:
 
     A link would have a command write, or remove, what lies elsewhere.
     """
-    for name in (*_FILES, *_FOLDERS):
+    for name in (*_FILES, *FOLDERS):
         path = directory / name
         try:
             mode = os.lstat(path).st_mode

@@ -26,6 +26,8 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
 
+from metarun.config import choice_files
+
 GROUP = "experiment"
 QUICK = "_quick"
 
@@ -98,7 +100,17 @@ class ExperimentSource(FileConfigSource):
         """The configuration of a path; that of an experiment is made of its file."""
         name = self._experiment(config_path)
         if name is None:
-            return super().load_config(config_path)
+            file = Path(self.path, f"{config_path.removesuffix('.yaml')}.yaml")
+            if not file.is_file():
+                return super().load_config(config_path)
+            with choice_files.reading(file):
+                try:
+                    found = super().load_config(config_path)
+                except OSError:  # how OmegaConf refuses a number
+                    choice_files.refuse_others(file, None)
+                    raise
+            choice_files.refuse_others(file, found.config)
+            return found
         node = served(self._folder, name)
         if node is None:
             raise ConfigLoadError(f"Config not found : {config_path}")
@@ -213,11 +225,12 @@ def _outline(file: Path) -> dict[str, Any]:
 
 @cache
 def _parsed(file: Path, _changed: int) -> dict[str, Any]:
-    node: Any = OmegaConf.to_container(OmegaConf.load(file))
-    return node if isinstance(node, dict) else {}
+    node: Any = OmegaConf.to_container(choice_files.loaded(file))
+    return node
 
 
 @cache
 def _skimmed(file: Path, _changed: int) -> dict[str, Any]:
-    node = yaml.load(file.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    with choice_files.reading(file):
+        node = yaml.load(file.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return node if isinstance(node, dict) else {}

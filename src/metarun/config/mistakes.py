@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import re
 import shlex
 import traceback
@@ -21,9 +22,9 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from metarun.config import experiments, search_path
+from metarun.config import choice_files, experiments, named_code, search_path
 from metarun.config.schema import COMMANDS, SCHEMAS
-from metarun.errors import shown, some
+from metarun.errors import MetarunError, shown, some
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 # How OmegaConf calls types.
@@ -31,6 +32,8 @@ _NAMED = {"Integer": _WORDS[int], "Float": _WORDS[float], "Boolean": _WORDS[bool
 # Parts of an override: what comes before the key, the key, and the value.
 _OVERRIDE = re.compile(r"(?P<prefix>[~+]*)(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 
+# The function of Hydra that follows `defaults`.
+_DEFAULTS_TREE = "_create_defaults_tree_impl"
 # The head of a file that says where its keys are.
 _PACKAGE = re.compile(r"# @package (\S+)")
 
@@ -39,10 +42,12 @@ def explained(error: Exception, part: str, arguments: Sequence[str]) -> str | No
     """Says in one message what is wrong with a command; None of an error that is no mistake of a user's.
 
     Args:
-      error: which Hydra or OmegaConf has raised.
+      error: which Hydra or OmegaConf has raised, or Python where they went on for ever.
       part: of `conf/`, whose keys are meant.
       arguments: of the command line.
     """
+    if isinstance(error, RecursionError):
+        return _of_circle(error, part)
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, OverrideParseException):
@@ -70,6 +75,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while current is not None and isinstance(current, (HydraException, OmegaConfBaseException, ValueError)):
         yield current
         current = current.__cause__
+
+
+def _of_circle(error: RecursionError, part: str) -> str | None:
+    """What is said of files whose `defaults` lead back to themselves."""
+    trees = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == _DEFAULTS_TREE]
+    if not trees:
+        return None
+    paths = dict.fromkeys(str(frame.f_locals.get("path")) for frame in trees[-10:])  # those before lead there
+    folders = search_path.folders(part)
+    files = [file for path in paths for folder in folders if (file := folder / f"{path}.yaml").is_file()]
+    return f"{' and '.join(map(str, files))}: the defaults lead back to where they began. Leave that entry out."
 
 
 def _own_lines(text: str) -> Iterator[str]:
@@ -186,6 +202,8 @@ def _of_key(key: str, text: str, part: str, arguments: Sequence[str]) -> str:
     if name in _groups(part):
         return f"{name}={_given(name, arguments)}: expected the name of an option, as `{COMMANDS[part]} --help` lists them."
     known = _known_keys(part)
+    if unlisted := _unlisted(name, part, arguments):
+        return unlisted
     if options := known.get(name):
         meant = f"; there is with {some(sorted(options))}."
     elif near := difflib.get_close_matches(name, known, n=3):
@@ -193,6 +211,28 @@ def _of_key(key: str, text: str, part: str, arguments: Sequence[str]) -> str:
     else:
         meant = "."
     return f"{name}: there is no such key for this choice{meant} {ways_out}"
+
+
+def _unlisted(key: str, part: str, arguments: Sequence[str]) -> str | None:
+    """What is said of a key that the function of a chosen addition takes, and that its YAML does not list."""
+    group, _, name = key.partition(".")
+    option = _given(group, arguments)
+    for folder in search_path.additions(part) if option else ():
+        file = folder / group / f"{option}.yaml"
+        if not file.is_file():
+            continue
+        try:
+            target = str(choice_files.loaded(file).get(named_code.TARGET))
+            parameters = inspect.signature(named_code.imported(f"{group}.{named_code.TARGET}", target)).parameters
+        except (MetarunError, TypeError, ValueError):  # which is told of once this key is right
+            return None
+        if name in parameters and parameters[name].default is not inspect.Parameter.empty:
+            value = _given(key, arguments) or "VALUE"
+            return (
+                f"{key}: {file} does not list this key, which {target} takes. List it there, as "
+                f"{name}: {parameters[name].default}, or add it by +{key}={value}."
+            )
+    return None
 
 
 def _of_value(error: OmegaConfBaseException, part: str, arguments: Sequence[str]) -> str:
@@ -247,7 +287,10 @@ def _known_keys(part: str) -> dict[str, list[str]]:
     schema = OmegaConf.structured(SCHEMAS[part])
     keys: dict[str, list[str]] = {key: [] for key in [*schema, *(f"memory.{key}" for key in schema.memory)]}
     for group, file in search_path.files(part):
-        node: typing.Any = OmegaConf.load(file)
+        try:
+            node: typing.Any = choice_files.loaded(file)
+        except MetarunError:  # which is told of once it is chosen
+            continue
         node = node.get(group, node)  # one that sets keys of the run as well has its own under its name
         package = _PACKAGE.match(file.read_text(encoding="utf-8"))
         above = package[1] if package and package[1] != "_global_" else group

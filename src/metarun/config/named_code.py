@@ -13,6 +13,8 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from metarun.config.composing import composed
-from metarun.errors import ConfigError, MetarunError
+from metarun.errors import ConfigError, MetarunError, in_a_line
 
 TARGET = "_target_"
 # The key that says whether a run may go on with other source than it was begun with; and, in the identity of a run, the
@@ -47,7 +49,9 @@ def imported(key: str, target: object) -> Callable[..., Any]:
     with_working_directory()
     try:
         found = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # what a module of a user's does as it is imported, it may do wrong
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # what a module of a user's does as it is imported, it may do wrong
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, (ImportError, AttributeError)) else error
         raise ConfigError(
             key,
@@ -75,6 +79,24 @@ def place_in_additions(error: BaseException) -> str | None:
             code = frame.f_code
             found = f"{Path(code.co_filename).name}, line {line}, in {code.co_name}"
     return found
+
+
+def would_end(error: BaseException) -> bool:
+    """Whether an addition has raised what ends the program, such as `SystemExit`, which is not for it to do."""
+    return not isinstance(error, (Exception, KeyboardInterrupt)) and place_in_additions(error) is not None
+
+
+@contextmanager
+def additions_end_nothing() -> Iterator[None]:
+    """Has what an addition raises to end the program come as a `MetarunError`."""
+    try:
+        yield
+    except BaseException as error:
+        if not would_end(error):
+            raise
+        raise MetarunError(
+            f"{place_in_additions(error)}: {in_a_line(error)}. Code from outside ends no program: raise an error that says why."
+        ) from error
 
 
 def with_working_directory() -> None:
@@ -110,6 +132,13 @@ def installed(part: str, choices: Mapping[str, str]) -> dict[str, str | None]:
 def names_code(factory: Callable[..., Any], key: str, value: object) -> bool:
     """Whether a setting of a factory names code, as MODULE:FUNCTION; which ones can, `factory.code_keys` says."""
     return key in getattr(factory, "code_keys", ()) and isinstance(value, str) and ":" in value
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """The module that has the source of a function; of a `functools.partial` that of what it calls, of an object its class's."""
+    while isinstance(function, partial):
+        function = function.func
+    return function.__module__
 
 
 def code_of(name: str) -> str | None:
