@@ -41,7 +41,7 @@ def check_model(
         for number in (_OUTPUTS, None)
     )
     x = jax.random.uniform(jax.random.key(1), (_ROWS, *shape))
-    apply = jax.jit(model.apply, static_argnums=2)
+    apply = jax.jit(lambda params, x, reference: model.apply(params, x, reference), static_argnums=2)
     compiled: dict[str, Any] = {}
 
     def params(seed: int = 0) -> Any:
