@@ -7,7 +7,6 @@ computes more.
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import jax
@@ -129,9 +128,13 @@ def data_set_faults(dataset: DataSet) -> Iterator[str]:
     if odd := [*_fact_faults(dataset)]:
         yield from odd
         return
-    features = {}
+    features, said = {}, set[str]()
     for split in (*_SPLITS, *(() if dataset.train_classes is None else ("train_classes",))):
-        task = yield from _drawn_faults(split, getattr(dataset, split), dataset)
+        faults: list[str] = []
+        task = _drawn(split, getattr(dataset, split), dataset, faults)
+        # What is wrong in one split is most often so in the others: it is said once.
+        yield from (fault for fault in faults if fault.removeprefix(split) not in said)
+        said |= {fault.removeprefix(split) for fault in faults}
         if task is not None:
             features[split] = tuple(task.support.x.shape[1:])
     if len(set(features.values())) > 1:
@@ -201,17 +204,20 @@ def optimizer_faults(optimizer: optax.GradientTransformation, params: Any) -> It
     state = yield from _traced("init", optimizer.init, params, none_will_do=True)
     if state is _FAILED:
         return
-    update = yield from _traced("update", optimizer.update, params, state, params)
+    with jax.numpy_dtype_promotion("standard"):  # as a step has it, see `outer_loop.updated`
+        update = yield from _traced("update", optimizer.update, params, state, params)
     if update is None:
         return
     if not isinstance(update, tuple) or len(update) != 2:
         yield f"update returns {_said(update)}: expected (updates, state)."
         return
     updates, after = update
-    if _outline(updates) != _outline(params):
+    if [*map(jnp.shape, jax.tree.leaves(updates))] != [*map(jnp.shape, jax.tree.leaves(params))] or (
+        jax.tree.structure(updates) != jax.tree.structure(params)
+    ):
         yield (
-            f"update returns updates of other shapes than the parameters'{_first_difference(updates, params)}: expected one for "
-            "each parameter, of its shape and type."
+            f"update returns updates of other shapes than the parameters{_first_difference(updates, params)}: expected one for "
+            "each parameter, of its shape."
         )
     if _outline(after) != _outline(state):
         yield (
@@ -267,7 +273,7 @@ def _takes(function: Any, number: int) -> bool:
 
 
 def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def _is_finite(value: object) -> bool:
@@ -384,6 +390,17 @@ def _are_hashes(classes: Any) -> bool:
     )
 
 
+def _drawn(split: str, source: Any, dataset: DataSet, faults: list[str]) -> Any:
+    """The shapes of a task of a source, or None; adds to the faults."""
+
+    def drawn() -> Iterator[str]:
+        found.append((yield from _drawn_faults(split, source, dataset)))
+
+    found: list[Any] = []
+    faults.extend(drawn())
+    return found[0]
+
+
 def _drawn_faults(split: str, source: Any, dataset: DataSet) -> Any:
     """Yields the faults of a source and of one task that is drawn from it; returns the task's shapes, or None."""
     if not isinstance(source, TaskSource):
@@ -404,7 +421,8 @@ def _drawn_faults(split: str, source: Any, dataset: DataSet) -> Any:
     if task is None:
         return None
     if not isinstance(task, Task) or not all(isinstance(part, Split) for part in task):
-        yield f"{split}.sample returns {_said(task)}: expected a Task of two Splits of metarun.types."
+        found = f" of {' and '.join(map(_said, task))}" if isinstance(task, Task) else ""
+        yield f"{split}.sample returns {_said(task)}{found}: expected a Task of two Splits of metarun.types."
         return None
     for name, part in task._asdict().items():
         for of, array in part._asdict().items():

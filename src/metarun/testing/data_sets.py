@@ -107,14 +107,14 @@ def check_dataset(
                 yield f"{split} has support sets with more examples of one class than of another."
 
     def apart() -> Iterator[str]:
-        for one, other in combinations(sources, 2):
-            same = _same(drawn(one), drawn(other))
-            share = _shared(inputs(one), inputs(other))
-            if same:
-                yield f"{one} and {other} give the same tasks for the same keys: split by class before tasks are drawn."
-            elif share > _SHARED and not (
-                dataset.contents and (one, other) == ("train", "test")
-            ):  # of which `leaks` tells
+        pairs = [*combinations(sources, 2)]
+        if same := [f"{one} and {other}" for one, other in pairs if _same(drawn(one), drawn(other))]:
+            yield f"{', '.join(same)} give the same tasks for the same keys: split by class before tasks are drawn."
+            return
+        for one, other in pairs:
+            if dataset.contents and (one, other) == ("train", "test"):  # of which `leaks` tells
+                continue
+            if (share := _shared(inputs(one), inputs(other))) > _SHARED:
                 yield f"{share:.0%} of the inputs of {other} are in {one} too: split by class before tasks are drawn."
 
     def inputs(split: str) -> np.ndarray:
