@@ -457,7 +457,7 @@ def _become(command: Command, directory: Path, out: int, err: int) -> None:
 def ours(line: str, name: str) -> bool:
     """Whether a line on stderr is one of ours, or argparse's for one of our commands."""
     return not line.strip() or line.startswith(
-        ("metarun: ", "Building ", "usage: ", f"{name}: error: ", f"{name} ", "       ")
+        ("metarun: ", "sweep: ", "Building ", "usage: ", f"{name}: error: ", f"{name} ", "       ")
     )
 
 

@@ -269,6 +269,7 @@ def steps_at_ten_tasks_per_s(monkeypatch):
     return experiments
 
 
+@pytest.mark.slow
 def test_streaming_is_held_against_images_on_the_device(monkeypatch):
     monkeypatch.setattr(parts, "_CLASSES", 6)
     monkeypatch.setattr(parts, "_IMAGES", 20)
@@ -294,6 +295,7 @@ def test_evaluation_alone(monkeypatch):
     assert found["tasks"] == 2 and 0 < found["seconds"] < found["seconds_with_compiling"]
 
 
+@pytest.mark.slow
 def test_every_method_is_timed(steps_at_ten_tasks_per_s):
     names = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
     assert parts.methods(1.0) == dict.fromkeys(names, 10.0)

@@ -40,6 +40,15 @@ COMMENTED = sorted(file for file in CONF.glob("**/*.yaml") if file not in FILES 
 OF_TFDS = ("tfds", "cifar_fs", "fc100", "cub", "vgg_flower", "emnist", "quickdraw")
 
 
+def paper_of(experiment):
+    return experiment.partition("/")[0] + "/"
+
+
+def and_slowly(names, quick):
+    """The parameters of a test, of which all but some are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in {*quick})) for name in names]
+
+
 def choices_of(group):
     return sorted(file.stem for part in ("few_shot", "common") for file in (CONF / part / group).glob("*.yaml"))
 
@@ -186,7 +195,11 @@ def data_overrides(config, request):
     return few + overrides_for(dataset, request)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+# The first of each paper, and the others where there is time.
+FIRST = {paper: next(name for name in EXPERIMENTS if name.startswith(paper)) for paper in map(paper_of, EXPERIMENTS)}
+
+
+@pytest.mark.parametrize("experiment", and_slowly(EXPERIMENTS, FIRST.values()))
 def test_every_experiment_starts(experiment, request):
     config = composed(f"experiment={experiment}")
     run = built(f"experiment={experiment}", *data_overrides(config, request))
@@ -197,7 +210,7 @@ def test_every_experiment_starts(experiment, request):
     assert way is None or (config.way, config.shot) == (int(way), int(shot))
 
 
-@pytest.mark.parametrize("experiment", RUN)
+@pytest.mark.parametrize("experiment", and_slowly(RUN, RUN[:1]))
 def test_an_experiment_runs_two_steps(experiment, request, tmp_path):
     small = ["steps=2", "steps_per_dispatch=1", "eval_every=1", "val_tasks=4", "eval_tasks=4", "meta_batch_size=2"]
     run = built(f"experiment={experiment}", *small, *data_overrides(composed(f"experiment={experiment}"), request))

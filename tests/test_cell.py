@@ -135,6 +135,7 @@ def test_every_experiment_has_a_cell_and_a_quick_one_that_of_the_whole():
             assert name == f"{cell.quick_of}_quick" and named[name].measured is not None
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_of_cells_that_there_are_and_of_their_settings():
     part_of = {name: part for part in (FEW_SHOT, RL) for name in experiments.names(conf_dir(part) / "experiment")}
     for name, line in table().items():

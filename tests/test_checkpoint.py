@@ -268,6 +268,7 @@ def test_it_is_read_back_through_a_link(tmp_path):
     assert_same(checkpoint.load(checkpoint.newest(tmp_path / "lr[1]", never), state_of(0)), state_of(1))
 
 
+@pytest.mark.slow
 def test_a_run_in_a_directory_named_like_a_pattern_can_be_tested(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny = ["method=protonet", "model=mlp", "model.hidden=[4]", "way=2", "query_shot=1", "eval_query_shot=1"]

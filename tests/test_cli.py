@@ -216,6 +216,7 @@ def test_an_unwritable_output_directory_is_named(tmp_path):
     refused(metarun(*SMALL, f"hydra.run.dir={tmp_path}/file/run", cwd=tmp_path), f"{tmp_path}/file")
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_full_disk_is_named_and_the_run_continues_when_there_is_room(tmp_path):
     with small_disk(tmp_path / "disk", "4m") as disk:
@@ -259,6 +260,7 @@ def test_the_same_command_continues_what_a_signal_stopped(tmp_path):
     assert list(tmp_path.glob("outputs/*/*")) == [directory]
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_a_result_each(tmp_path):
     done = metarun("-m", *SMALL, "seed=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -86,6 +86,7 @@ def test_what_is_refused(run, compare, tmp_path):
     refused(compare(f"run={run}", f"with={run}", "outer_lr=1"), "outer_lr=1", "only these may be changed")
 
 
+@pytest.mark.slow
 def test_the_same_parameters_under_every_convention(other, evaluate):
     code, out, err = evaluate(f"run={other}", "protocol=sweep", "eval_tasks=16")
     assert code == 0, err

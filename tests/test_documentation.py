@@ -343,6 +343,7 @@ def run_all(page, at_work):
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
+@pytest.mark.slow
 def test_the_first_command_runs(at_work, capsys, monkeypatch):
     first = next(command for command in commands(ROOT / "README.md") if command.name == "metarun")
     code, out, err = call(ENTRIES["metarun"], capsys, monkeypatch, *shortened(first))

@@ -67,6 +67,7 @@ def test_the_test_of_the_run_is_reproduced_to_the_last_bit(run, evaluate):
     assert f"Written to {run}/evaluations/glyphs-5way-1shot-" in out
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_asked_together_or_its_best_alone(evaluate, capsys, monkeypatch, tmp_path):
     own = f"hydra.run.dir={tmp_path / 'run'}"
     code, _, err = call(cli.main, capsys, monkeypatch, "method=protonet", *SMALL, "ensemble=2", own)

@@ -330,6 +330,7 @@ def products(traced):
     }
 
 
+@pytest.mark.slow
 def test_each_experiment_is_traced_under_its_own_precision():
     alone = {}
     for precision in ("float32", "tensorfloat32"):

@@ -16,7 +16,7 @@ MISTAKE = Command("metarun", ["way=x"], mistake=True)
 GOOD = Ended(2, "", "metarun: way=x: expected a whole number, 1 or more.\n", ())
 
 
-@pytest.mark.parametrize("count", ["10", pytest.param("40", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", ["4", pytest.param("40", marks=pytest.mark.slow)])
 def test_command_lines_end_as_they_should(count):
     # In a process of its own: what has computed with JAX cannot be forked.
     command = [sys.executable, SCRIPT, "--count", count, "--seed", "1", "--seconds", "120"]

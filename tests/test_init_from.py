@@ -75,6 +75,7 @@ def test_the_protocol_and_the_identity_say_so(first):
     assert started.identity == {**plain.identity, **added} and not {*added} & {*plain.identity}
 
 
+@pytest.mark.slow
 def test_once_begun_the_other_is_not_needed(first, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(first, "other")

@@ -35,6 +35,7 @@ def apart(tmp_path_factory):
     return cwd / "sweep"
 
 
+@pytest.mark.slow
 def test_each_point_is_what_it_is_alone_bit_for_bit(apart, tmp_path):
     done = metarun("-m", *SMALL, *POINTS, "hydra/launcher=together", "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -56,6 +57,7 @@ def test_stopped_and_continued_they_are_too(apart, tmp_path):
         assert_same_arrays(tmp_path / "sweep" / str(point), apart / str(point))
 
 
+@pytest.mark.slow
 def test_points_that_differ_in_more_are_trained_in_groups_and_that_is_said(tmp_path):
     quick = [*SMALL[:-5], "steps=4", "steps_per_dispatch=2", "eval_every=2", "val_tasks=4", "eval_tasks=4"]
     points = ["model.hidden=[8],[4]", "seed=0,1", "outer_lr=0.002"]

@@ -169,6 +169,7 @@ def test_a_logger_among_several_that_there_is_not_is_refused_with_those_that_the
     assert done.returncode == 2 and words in done.stderr and not list(tmp_path.iterdir()), done.stderr
 
 
+@pytest.mark.slow
 def test_of_several_each_has_its_keys_under_its_own_name(tmp_path):
     for name, head in (("a", ""), ("b", "# @package logger.b\n")):
         file = tmp_path / "conf" / "logger" / f"{name}.yaml"

@@ -69,6 +69,7 @@ def test_rows_are_trained_on_tested_again_and_reported(files):
     refused(command(*data, "model=mlp", "dataset.flip=true", cwd=files), "dataset.flip")
 
 
+@pytest.mark.slow
 def test_signals_are_drawn(files):
     data = ["dataset=arrays", f"dataset.source={files / 'signals.npz'}", "way=2"]
     small = ["model=conv1d", "model.filters=4", "model.blocks=2", "method=protonet", "hydra.run.dir=signals"]
@@ -82,6 +83,7 @@ def test_signals_are_drawn(files):
     )
 
 
+@pytest.mark.slow
 def test_regression_on_tasks_of_ones_own(files):
     data = ["dataset=tasks", f"dataset.source={files / 'tasks.npz'}", "dataset.standardize_y=global"]
     small = ["model=mlp", "model.hidden=[8]", "method.inner_lr=0.01", "shot=2"]

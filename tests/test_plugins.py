@@ -114,6 +114,7 @@ def test_a_folder_of_a_users_own_is_known_to_every_command(folder):
         assert learner.classes == [*"abcde"] and learner.predict(signals).argmax(1).tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_with_additions_continues_after_a_kill(folder):
     arguments = ["--config-dir=conf", *TINY, "steps=400", "hydra.run.dir=killed"]
     begun = warm_commands.Started("metarun", arguments, cwd=folder)
@@ -238,6 +239,7 @@ def test_an_error_in_an_addition_is_told_and_its_traceback_is_at_hand(folder, ca
         told(ours)
 
 
+@pytest.mark.slow
 def test_the_example_keeps_the_contract_where_it_is_installed(tmp_path, plugin):
     """Its own tests, by a process of their own that knows nothing of this project's."""
     shutil.copytree(PACKAGE / "tests", tmp_path / "tests")

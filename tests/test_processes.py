@@ -85,7 +85,8 @@ def alone(tmp_path_factory):
     return run_alone(tmp_path_factory.mktemp("alone") / "run", LONG)
 
 
-@pytest.mark.parametrize("settings", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)], ids=["short", "long"])
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [SHORT, LONG], ids=["short", "long"])
 def test_two_processes_compute_what_one_does_with_as_many_devices(settings, request, tmp_path):
     alone = request.getfixturevalue("alone") if settings is LONG else run_alone(tmp_path / "alone", settings)
     codes, said = ended(start(tmp_path / "run", *settings))

@@ -186,6 +186,7 @@ def test_training_is_that_of_the_command(tmp_path, monkeypatch):
     assert metarun.train(*settings, steps=6, directory="called").result["steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_continued_by_the_same_call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = ["method=protonet", *TINY, "steps=6", "meta_batch_size=2"]

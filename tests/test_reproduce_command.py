@@ -117,6 +117,7 @@ def test_every_cell_has_a_name_of_its_own():
             assert by_name[each.cell.quick_of].cell.quick_of is None
 
 
+@pytest.mark.slow
 def test_a_cell_runs_resumes_adds_seeds_and_exits_by_its_verdict(tmp_path):
     one = metarun(CELL, *SMALL, "output=cell", cwd=tmp_path, command="metarun-reproduce")
     assert one.returncode == 3, one.stderr

@@ -57,6 +57,7 @@ def test_a_bad_point_costs_no_other_and_the_same_command_tries_it_again(tmp_path
         assert "failed: outer_lr=-1.0:" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path):
     long = ["-m", *POINT, "steps=400", "log_every=2", "eval_every=0", "seed=0,1"]
     process = Started("metarun", long, cwd=tmp_path)
@@ -76,6 +77,7 @@ def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path):
     assert only(tmp_path.glob("multirun/*/*")) == sweep and set(results(sweep)) == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_points_in_parallel_are_those_in_turn(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     # What joblib starts is told of the modules of the process that starts it, so that is the console script's.
@@ -88,6 +90,7 @@ def test_points_in_parallel_are_those_in_turn(tmp_path):
     refused(bad, "outer_lr=-1", "above 0")
 
 
+@pytest.mark.slow
 def test_a_search_goes_by_validation_and_goes_on_from_its_storage(tmp_path):
     optuna = pytest.importorskip("optuna")
     storage = f"sqlite:///{tmp_path}/search.db"

@@ -56,6 +56,7 @@ def test_map_tasks_equals_a_loop(devices, chunk, num_tasks):
     np.testing.assert_array_equal(out["a"], tasks["a"])
 
 
+@pytest.mark.slow
 def test_meta_gradients_on_up_to_eight_devices_are_those_of_one():
     program = Path(__file__).with_name("many_devices.py")
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)

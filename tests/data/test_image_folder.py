@@ -341,9 +341,10 @@ def test_a_layout_that_the_split_contradicts_is_refused(root):
 
 def test_at_their_defaults_the_keys_that_came_later_are_no_part_of_what_a_run_is():
     values = {"optimizer": {}, "dataset": {"split": None, "layout": "auto", "links": "inside"}}
-    assert identity(values, {}, {}) == {"dataset": None, "optimizer": None, "dataset.split": None}
+    choices = {"dataset": "image_folder", "optimizer": "adam"}
+    assert identity(values, choices, {}) == {**choices, "dataset.split": None}
     values["dataset"]["layout"] = "classes"
-    assert identity(values, {}, {})["dataset.layout"] == "classes"
+    assert identity(values, choices, {})["dataset.layout"] == "classes"
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def test_each_step_normalises_by_its_own_scale_and_shift(eval_steps, last):
         jax.tree.map(np.testing.assert_array_equal, unadapted.state, pick(meta_params, 0))
 
 
+@pytest.mark.slow
 def test_every_meta_parameter_of_all_knobs_together_is_trained():
     task = image_task()
     method = images(

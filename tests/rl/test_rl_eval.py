@@ -109,6 +109,7 @@ def test_a_mistake_is_one_message(finished, evaluate, arguments, words):
     assert not (finished / "evaluations").exists()
 
 
+@pytest.mark.slow
 def test_inner_steps_of_maml(evaluate, tmp_path):
     small = ["method=maml", "env.horizon=5", "method.hidden=[4]", "method.rollouts=2", "meta_batch_size=2"]
     quick = ["method.outer=ppo", "method.epochs=1", "method.first_order=true", "method.eval_inner_steps=2"]

@@ -43,11 +43,16 @@ def choices_of(group):
     return sorted(file.stem for file in (conf_dir(RL) / group).glob("*.yaml"))
 
 
+def and_slowly(names, quick):
+    """The parameters of a test, of which all but some are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in names]
+
+
 def built(*overrides):
     return build(*composed([*SMALL, *overrides], RL))
 
 
-@pytest.mark.parametrize("env", sorted({*choices_of("env")} - OF_EXTRAS))
+@pytest.mark.parametrize("env", and_slowly(sorted({*choices_of("env")} - OF_EXTRAS), ("bernoulli_bandit", "two_step")))
 def test_every_environment_is_learnt_in_and_stated(env, tmp_path):
     run = built(f"env={env}", *SHORT.get(env, []), *TINY)
     result = runner.run(run.experiment, run.settings, tmp_path, facts=run.facts, identity=run.identity)
@@ -89,7 +94,7 @@ def test_maml_states_its_returns_by_inner_step():
     assert run.experiment.protocol["method"]["eval_inner_steps"] == 3
 
 
-@pytest.mark.parametrize("method", sorted(set(choices_of("method")) - set(SMALLEST)))
+@pytest.mark.parametrize("method", and_slowly(sorted({*choices_of("method")} - {*SMALLEST}), ("random", "ucb1")))
 def test_every_yardstick_is_a_method_that_finds_itself(method, tmp_path):
     env = OF_ENV.get(method, "bernoulli_bandit")
     run = built(f"method={method}", f"env={env}", *SHORT.get(env, []))

@@ -151,7 +151,7 @@ def test_the_estimator_s_variance_falls_with_the_rollouts():
     assert spread(50) / spread(800) == pytest.approx(4, rel=0.3)
 
 
-@pytest.mark.parametrize("outer", ["trpo", "ppo"])
+@pytest.mark.parametrize("outer", [pytest.param("trpo", marks=pytest.mark.slow), "ppo"])
 def test_returns_rise_with_inner_steps_and_outer_ones(outer):
     environment = counting(horizon=3, episodes=1)
     learner = made(environment, rollouts=20, outer=outer, radius=0.05, epochs=3, eval_inner_steps=2, hidden=(8,))
