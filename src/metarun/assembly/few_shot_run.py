@@ -96,8 +96,14 @@ def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str,
 
 
 def _data_set(keys: Keys, *, test_only: bool) -> DataSet:
-    """The data set; of one for regression, what it takes of numbers of classes counts as not read."""
+    """The data set; of one for regression, what it takes of numbers of classes counts as not read.
+
+    Raises:
+      MetarunError: it comes from outside and is not what its type promises.
+    """
     dataset = keys.call("dataset", test_only=test_only)
+    if (factory := keys.factory("dataset")).is_added:
+        returned.refuse(factory.choice, returned.data_set_faults(dataset))
     if dataset.objective == "regression":
         keys.read -= {"way", "train_way"}
     return dataset
@@ -272,6 +278,10 @@ def _experiment(
     settings = settings_of(keys, trains=next(iter(variants.values())).trains_on != "nothing")
     meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
     layouts = layouts_of(keys["memory"]["chunk"], meta_batch_size)
+    optimizer = keys.call("optimizer")
+    if (factory := keys.factory("optimizer")).is_added:
+        params = shapes_of(next(iter(variants.values())), _facts_of(dataset))
+        returned.refuse(factory.choice, returned.optimizer_faults(optimizer, params))
     devices = list(layouts[0].mesh.devices.flat)
     bytes_available = available(devices, parse_limit(keys["memory"]["limit"]))
     sizes = {key: keys[key] for key in ("way", "shot", "query_shot", "eval_query_shot") if key in keys.read}
@@ -279,7 +289,7 @@ def _experiment(
     experiment = few_shot_experiment(
         variants,
         dataset,
-        keys.call("optimizer"),
+        optimizer,
         layouts,
         seed=seed_of("seed", keys["seed"]),
         eval_seed=seed_of("eval_seed", keys["eval_seed"]),
@@ -336,10 +346,8 @@ def _check_training(keys: Keys, choices: Mapping[str, str], dataset: DataSet, me
 
 
 def _refuse_misshapen(keys: Keys, dataset: DataSet, variants: Mapping[str, Method]) -> None:
-    """Raises `MetarunError` where what comes from outside returns what its type does not promise."""
-    factories = {group: keys.factory(group) for group in ("dataset", "model", "method")}
-    if factories["dataset"].is_added:
-        returned.refuse(factories["dataset"].choice, returned.data_set_faults(dataset))
+    """Raises `MetarunError` where a network or a method from outside returns what its type does not promise."""
+    factories = {group: keys.factory(group) for group in ("model", "method")}
     task = jax.eval_shape(dataset.test.sample, dataset.test.data, jax.random.key(0))
     if factories["model"].is_added:
         model = keys.call("model", num_outputs=dataset.num_outputs)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import jax
 from omegaconf import DictConfig
 
 from metarun.assembly import returned
@@ -53,13 +54,17 @@ def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str,
     meta_batch_size = positive_int("meta_batch_size", keys["meta_batch_size"])
     # Steps of a trial are small: on a CPU, too, all trials of a device go together.
     layouts = layouts_of(keys["memory"]["chunk"], meta_batch_size, default_layout()._replace(chunk=None))
-    learner = partial(
-        keys.call,
-        "method",
-        environment=environment,
-        optimizer=partial(keys.call, "optimizer"),
-    )
+    optimizers = []
+
+    def optimizer(**given: Any) -> Any:
+        optimizers.append(keys.call("optimizer", **given))
+        return optimizers[-1]
+
+    learner = partial(keys.call, "method", environment=environment, optimizer=optimizer)
     learners = {layout.chunk_of(meta_batch_size): learner(layout=layout) for layout in layouts}
+    if (factory := keys.factory("optimizer")).is_added and optimizers:
+        params = jax.eval_shape(next(iter(learners.values())).init, jax.random.key(0))
+        returned.refuse(factory.choice, returned.optimizer_faults(optimizers[0], params))
     settings = settings_of(keys, trains=next(iter(learners.values())).trains)
     devices = list(layouts[0].mesh.devices.flat)
     start = start_of(keys[INIT_FROM], begun)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from metarun.assembly.keys import factory_of
+from metarun.assembly.returned import in_sentences
 from metarun.errors import MetarunError, in_a_line
 
 
@@ -57,9 +58,9 @@ def hold(what: str, promises: Mapping[str, Callable[[], Iterator[str]]], only: C
         if number and only is not None and name not in only:
             continue
         try:
-            found = " ".join(faults())
-        except Exception as error:  # of what is checked, which may raise anything
-            found = f"It fails: {in_a_line(error)[:500]}"
+            found = in_sentences(faults())
+        except (Exception, SystemExit) as error:  # of what is checked, which may raise anything
+            found = f"It fails: {in_a_line(error)[:500]}."
         if found:
             broken[name] = found
             if number == 0:
@@ -76,15 +77,23 @@ def made(
     Raises:
       ContractError: it fails, or returns another type than its group's.
     """
+    name = name_of(factory)
+    if not callable(factory):
+        raise ContractError(name, {"factory": "It is not callable: expected the function that makes it, by its keys."})
     try:
-        return factory_of(factory, name_of(factory), group, part).bound(settings, given)()
+        return factory_of(factory, name, group, part).bound(settings, given)()
     except MetarunError as error:
-        raise ContractError(name_of(factory), {"factory": str(error)}) from error
+        raise ContractError(name, {"factory": str(error)}) from error
+    except (Exception, SystemExit) as error:
+        raise ContractError(name, {"factory": f"It fails: {in_a_line(error)[:500]}."}) from error
 
 
-def name_of(factory: Callable[..., Any]) -> str:
-    """A factory in words."""
-    return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
+def name_of(factory: Any) -> str:
+    """A factory in words; of what is none, its value."""
+    if not callable(factory):
+        return f"{factory!r:.100}"
+    its = getattr(factory, "func", factory)  # of a partial
+    return f"{its.__module__}.{getattr(its, '__qualname__', type(its).__name__)}"
 
 
 def retraced(name: str, function: Callable[..., Any], *arguments: Any) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The contract of a data set."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import jax
@@ -9,12 +10,15 @@ import numpy as np
 
 from metarun.assembly.returned import data_set_faults
 from metarun.config.schema import FEW_SHOT
+from metarun.data.contents import content_hashes
+from metarun.errors import some
 from metarun.testing.contract import compiled_quickly, hold, made, name_of, not_finite, retraced
 from metarun.trust import leaks
 from metarun.types import DataSet
 
 _WAY, _SHOT, _QUERY_SHOT = 3, 1, 2
 _SIGMAS = 4
+_SHARED, _TWICE = 0.01, 0.05  # what chance may bring: of inputs in two splits, of tasks with a class twice
 # What a broken check says is to be mended.
 _MEND = {
     "labels_by_position": "The place of an example says what its label is: put support and query sets into random order.",
@@ -36,7 +40,9 @@ def check_dataset(
     - drawn by the key: the same key gives the same task, another key another one;
     - finite: inputs are finite numbers;
     - labels: of each class there are `shot` in the support set, and its numbers are those of the task;
-    - leaks: neither place nor class nor input gives a label away, queries are not support examples, splits share no class;
+    - splits: of classes, the splits are not the same tasks and share no inputs;
+    - leaks: neither place nor class nor input gives a label away, queries are not support examples, a class has one label in a
+      task, splits share no class;
     - stream: where there is one, it gives the same tasks.
 
     Args:
@@ -60,13 +66,16 @@ def check_dataset(
     dataset = made(factory, "dataset", FEW_SHOT, given, settings or {})
     sources = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     way = dataset.num_outputs if dataset.objective == "classification" else None
-    compiled: dict[str, Any] = {split: jax.jit(jax.vmap(source.sample, (None, 0))) for split, source in sources.items()}
+    compiled: dict[str, Any] = {}
     kept: dict[tuple[str, int], Any] = {}
+    # A class and its quarter turns, where they are classes of their own, are the same by their contents.
+    turned = bool(isinstance(dataset.protocol, Mapping) and dataset.protocol.get("rotations"))
 
     def drawn(split: str, seed: int = 0) -> Any:
         if (split, seed) not in kept:
-            keys = jax.random.split(jax.random.key(seed), num_tasks)
-            kept[split, seed] = jax.device_get(compiled[split](sources[split].data, keys))
+            keys, source = jax.random.split(jax.random.key(seed), num_tasks), sources[split]
+            draw = compiled.setdefault(split, jax.jit(jax.vmap(source.sample, (None, 0))))
+            kept[split, seed] = jax.device_get(draw(source.data, keys))
         return kept[split, seed]
 
     def by_key() -> Iterator[str]:
@@ -92,12 +101,34 @@ def check_dataset(
             ]
             if len(counts) < 2 or any(each.shape[1] != way for each in counts):
                 yield f"{split} has labels outside of 0 to {(way or 0) - 1}."
+            elif (lacking := np.flatnonzero((counts[0] == 0).all(0))).size:
+                yield f"{split} never has the labels {some([*map(str, lacking)])}, and num_outputs is {way}."
             elif (counts[0] != counts[0][:, :1]).any():
                 yield f"{split} has support sets with more examples of one class than of another."
+
+    def apart() -> Iterator[str]:
+        pairs = [*combinations(sources, 2)]
+        if same := [f"{one} and {other}" for one, other in pairs if _same(drawn(one), drawn(other))]:
+            yield f"{', '.join(same)} give the same tasks for the same keys: split by class before tasks are drawn."
+            return
+        for one, other in pairs:
+            if dataset.contents and (one, other) == ("train", "test"):  # of which `leaks` tells
+                continue
+            if (share := _shared(inputs(one), inputs(other))) > _SHARED:
+                yield f"{share:.0%} of the inputs of {other} are in {one} too: split by class before tasks are drawn."
+
+    def inputs(split: str) -> np.ndarray:
+        """The hashes of what a split shows: of all it has, where it says so, else of the tasks drawn."""
+        if (its := (dataset.contents or {}).get(split)) is not None:
+            return np.concatenate([np.empty(0, np.uint64), *its])
+        return np.concatenate([content_hashes(part.x.reshape(-1, *part.x.shape[2:])) for part in drawn(split)])
 
     def found_leaks() -> Iterator[str]:
         tasks = drawn("test")
         contents = dataset.contents or {}
+        for split in sources:
+            if way is not None and not turned and contents.get(split):
+                yield from _twice(split, leaks.traces(drawn(split), way, contents[split])["classes"])
         found = leaks.verdicts(
             leaks.traces(tasks, way, contents.get("test")), way, dataset.contents, "fitted" in dataset.protocol
         )
@@ -126,8 +157,25 @@ def check_dataset(
         "finite": finite,
     }
     if way is not None:
-        promises["labels"] = labels
+        promises |= {"labels": labels, "splits": apart}
     hold(name_of(factory), {**promises, "leaks": found_leaks, "stream": stream})
+
+
+def _shared(one: np.ndarray, other: np.ndarray) -> float:
+    """The share of the different numbers of the other that are in the one."""
+    found = np.unique(other)
+    return float(np.isin(found, one).mean()) if found.size else 0.0
+
+
+def _twice(split: str, classes: np.ndarray) -> Iterator[str]:
+    """A fault where tasks have a class under two labels; `classes` as of `leaks.traces`."""
+    ordered = np.sort(classes, 1)
+    share = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1).mean()
+    if share > _TWICE:
+        yield (
+            f"In {share:.0%} of the tasks of {split}, a class has two labels: draw classes without replacement, from as many "
+            f"as a task has ways, {classes.shape[1]}, or more."
+        )
 
 
 def _same(one: Any, other: Any) -> bool:
