@@ -39,6 +39,12 @@ def draw_classes(root, num_classes=12, count=6):
         draw(root / f"{c:02}", f"class {c}", count)
 
 
+def arrays_in(path):
+    """The arrays of an `.npz`, name -> array; the file is closed again."""
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
 def begun(directory, *overrides, part=FEW_SHOT):
     """Makes the directory of a run that has saved its initial parameters, and been stopped."""
     config, choices = composed(overrides, part)

@@ -209,6 +209,7 @@ def test_operations_of_a_program():
     assert "| 1500.00 | 85.7% | 1.0 | dot_general | f32[5,64] |" in hotspots._table(seconds, calls, 2)
 
 
+@pytest.mark.slow
 def test_profile_of_a_step(tmp_path):
     code = f"""
 import sys

@@ -113,6 +113,7 @@ def test_the_same_parameters_under_every_convention(other, evaluate):
     assert len({row["result"]["protocol_id"] for row in rows.values()}) == len(rows)
 
 
+@pytest.mark.slow
 def test_a_method_without_inner_steps_has_no_such_convention(run, evaluate):
     code, out, err = evaluate(f"run={run}", "protocol=sweep")
     assert code == 0, err

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import begun, draw_classes
+from small_run import arrays_in, begun, draw_classes
 
 import embed
 from metarun.assembly import saved_run
@@ -34,7 +34,7 @@ def test_the_encoder_of_a_run_gives_what_its_learner_sees(pictures, tmp_path, mo
     data = ["dataset=image_folder", f"dataset.source={pictures}", *DATA]
     run = begun(tmp_path / "run", *data, "method=pretrain", *SMALL, "model.norm=layer")
     embed.main([str(pictures), str(tmp_path / "features.npz"), "--encoder", str(run)])
-    found = np.load(tmp_path / "features.npz")
+    found = arrays_in(tmp_path / "features.npz")
     assert found["x"].shape == (48, 2 * 2 * 4) and found["y"][5] == "01" and found["picture"][5] == "01/1.png"
     # A linear last layer with equal weights adds up the features: what the learner's own answer is made of.
     saved = saved_run.read(str(run), print)
@@ -76,7 +76,7 @@ def test_a_function_of_ones_own(pictures, tmp_path, monkeypatch, capsys):
     embed.main([str(tmp_path / "split"), "features.npz", "--encoder", "my_encoder:embed", *size])
     said = capsys.readouterr()
     assert "9 rows of 3 features, 3 classes, in features.npz" in said.out and "train/a/notes.txt" in said.err
-    found = np.load("features.npz")
+    found = arrays_in("features.npz")
     assert found["split"].tolist() == ["test"] * 3 + ["train"] * 6 and found["y"][0] == "test/c"
     np.testing.assert_allclose(found["x"][:3] * 255, [[0, 100, 200], [10, 100, 200], [20, 100, 200]], atol=1e-3)
     inverted = embed.embedded("split", "my_encoder:embed", image_size=6, channels=3, invert=True)

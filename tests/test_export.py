@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_run import begun, call, draw_classes, refused
+from small_run import arrays_in, begun, call, draw_classes, refused
 
 import metarun
 from metarun.api import export, loader
@@ -112,7 +112,7 @@ def test_a_method_takes_any_number_of_examples_where_it_can(name, examples, dire
         for number in (1, 11):
             found = read.predict(read.adapt(x[rows], y[rows]), queries[:number])
             np.testing.assert_allclose(found, learner.predict(queries[:number]), atol=1e-6)
-    stored = np.load(tmp_path / "params.npz")
+    stored = arrays_in(tmp_path / "params.npz")
     assert sum(stored[key].size for key in stored) == sum(leaf.size for leaf in jax.tree.leaves(run.params))
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_run import begun, call
+from small_run import arrays_in, begun, call
 from test_cli import metarun as command
 from test_cli import refused
 
@@ -50,6 +50,7 @@ def result_of(done, directory):
     return result
 
 
+@pytest.mark.slow
 def test_rows_are_trained_on_tested_again_and_reported(files):
     data = ["dataset=arrays", f"dataset.source={files / 'rows.npz'}", "way=2"]
     done = command(*data, *SMALL, "model=mlp", "model.hidden=[8]", "method=protonet", "hydra.run.dir=rows", cwd=files)
@@ -131,11 +132,11 @@ def test_rows_of_ones_own_are_answered(asked, predict, tmp_path):
     assert [line[:2] for line in lines] == [["0", "bee"], ["1", "ant"], ["2", "ox"]]
     # Distances are those of rows standardised by the run's training classes.
     loaded = arrays.load(source=str(asked / "data.npz"))
-    train = np.load(asked / "data.npz")
+    train = arrays_in(asked / "data.npz")
     seen = train["x"][np.isin(train["y"], loaded.classes["train"])]
-    support, query = (np.load(asked / f"{name}.npz")["x"] for name in ("support", "query"))
+    support, query = (arrays_in(asked / f"{name}.npz")["x"] for name in ("support", "query"))
     squares = np.square((query[:, None] - support[None]) / seen.std(0)).sum(2)
-    y = np.load(asked / "support.npz")["y"]
+    y = arrays_in(asked / "support.npz")["y"]
     logits = np.stack([-squares[:, y == name].min(1) for name in header[2:]], 1)
     wanted = np.exp(logits - logits.max(1, keepdims=True))
     found = np.array([line[2:] for line in lines], float)
@@ -169,7 +170,7 @@ def test_from_python_and_exported_it_answers_the_same(asked, predict, tmp_path):
     assert code == 0, err
     lines = (tmp_path / "probabilities.csv").read_text().splitlines()[1:]
     expected = np.array([line.split(",")[2:] for line in lines], float)
-    support, queries = np.load(asked / "support.npz"), np.load(asked / "query.npz")["x"]
+    support, queries = arrays_in(asked / "support.npz"), arrays_in(asked / "query.npz")["x"]
     run = metarun.load(asked / "run")
     learner = run.adapt(support["x"], support["y"])
     assert learner.classes == ["ant", "bee", "ox"]

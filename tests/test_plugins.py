@@ -70,6 +70,7 @@ def done(command, *arguments, cwd, env=None):
     return found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_known_to_every_command(tmp_path, plugin):
     def run(command, *arguments):
         return done(command, *arguments, cwd=tmp_path, env=plugin)

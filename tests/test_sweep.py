@@ -27,6 +27,7 @@ def results(sweep):
     return {path.parent.name: json.loads(path.read_text())["value"] for path in sweep.glob("*/result.json")}
 
 
+@pytest.mark.slow
 def test_a_sweep_says_what_came_of_its_points_and_the_next_is_a_new_one(tmp_path):
     done = metarun("-m", *POINT, "seed=0,1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -274,6 +274,7 @@ def test_where_gymnax_is_missing_the_way_to_it_is_named(monkeypatch):
         from_gymnax()
 
 
+@pytest.mark.slow
 def test_rl2_learns_to_balance_poles_of_different_lengths(tmp_path):
     small = ["meta_batch_size=32", "steps=30", "method.hidden=16", "eval_tasks=50", "env.horizon=50"]
     code, out, err = ran(

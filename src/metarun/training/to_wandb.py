@@ -44,10 +44,11 @@ def to_wandb(
     known = id_of(directory, "wandb", settings, resume_step)
     own_id = known or secrets.token_hex(8)
     place = place_of(directory)
+    asked: Any = mode  # which W&B checks
     run = wandb.init(
         project=project,
         entity=entity,
-        mode=mode,
+        mode=asked,
         id=own_id,
         resume="allow",
         name=name or name_of(directory),
