@@ -65,6 +65,7 @@ def call(entry, capsys, monkeypatch, *arguments):
     # Hydra's logging would disable the loggers that there are, and close the stderr that Abseil was imported with: pytest's.
     for module in ("hydra.core.utils", "hydra._internal.hydra"):
         monkeypatch.setattr(f"{module}.configure_log", lambda *_, **__: None)
+    monkeypatch.setattr("logging.config.dictConfig", lambda *_: None)  # a launcher has the function under its own name
     with pytest.raises(SystemExit) as stopped:
         entry()
     said = capsys.readouterr()
