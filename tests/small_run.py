@@ -65,7 +65,8 @@ def call(entry, capsys, monkeypatch, *arguments):
     # Hydra's logging would disable the loggers that there are, and close the stderr that Abseil was imported with: pytest's.
     for module in ("hydra.core.utils", "hydra._internal.hydra"):
         monkeypatch.setattr(f"{module}.configure_log", lambda *_, **__: None)
-    monkeypatch.setattr("logging.config.dictConfig", lambda *_: None)  # a launcher has the function under its own name
+    # By which a launcher, that has the function under a name of its own, comes to it.
+    monkeypatch.setattr("hydra._internal.logging_config.configure_logging", lambda *_: None)
     with pytest.raises(SystemExit) as stopped:
         entry()
     said = capsys.readouterr()
