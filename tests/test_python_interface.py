@@ -199,7 +199,15 @@ def test_a_run_that_was_stopped_is_continued_by_the_same_call(tmp_path, monkeypa
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_ctrl_c_is_a_keyboard_interrupt(tmp_path, monkeypatch):
+@pytest.fixture
+def heeds_ctrl_c():
+    """As in a terminal: what a script starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_a_keyboard_interrupt(heeds_ctrl_c, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = ["method=protonet", *TINY, "steps=400", "steps_per_dispatch=1", "eval_every=0", "meta_batch_size=2"]
     monkeypatch.setattr(training, "report_of", lambda part: signal.raise_signal(signal.SIGINT))
