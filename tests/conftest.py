@@ -36,7 +36,19 @@ def pytest_configure(config):
 
 
 # Those that take longest begin first: no worker shall be left with one at the end, while the other waits.
-LONGEST = ("test_slurm.py", "test_contract.py", "test_sweep.py", "test_processes.py")
+LONGEST = (
+    "test_slurm.py",
+    "test_trackers.py",
+    "test_build.py",
+    "test_cli.py",
+    "test_rl_experiment.py",
+    "test_plugins.py",
+    "test_foreign_runs.py",
+    "test_sweep.py",
+    "test_experiment.py",
+    "test_predict_command.py",
+    "test_contract.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -22,6 +22,7 @@ SMALL = recipe.Work((8, 8, 1), 4, "stride", inner_lr=0.1, inner_steps=1, meta_ba
 SCRIPTS = Path(benchmark.__file__).parent
 
 
+@pytest.mark.slow
 def test_loss_and_meta_gradients_of_a_are_those_of_other_libraries(capsys):
     assert benchmark.main(["--config", "A", "--check", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

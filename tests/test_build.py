@@ -314,6 +314,7 @@ def test_a_method_without_inner_steps_has_nothing_to_rematerialise(tmp_path, mon
         built(*plain, "memory.remat=true")
 
 
+@pytest.mark.slow
 def test_images_stay_on_the_host_where_they_would_take_half_of_a_device():
     # The images of glyphs take 19 MB, a step of a small network much less.
     small = ["method=protonet", "model=mlp"]

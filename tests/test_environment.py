@@ -8,6 +8,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from metarun.assembly.few_shot_run import build
 from metarun.config.composing import composed
@@ -44,6 +45,7 @@ def drawn():
     return json.dumps([protocol_id(run.experiment.protocol), digest, tested.per_task.tolist(), types])
 
 
+@pytest.mark.slow
 def test_the_test_is_the_same_whatever_the_environment_says_of_random_numbers(tmp_path):
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, **HOSTILE, "PYTHONPATH": path}

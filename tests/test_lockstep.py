@@ -89,6 +89,7 @@ def test_groups_are_those_that_differ_in_numbers_alone():
         lockstep.train([trials[0], streamed], lambda number, trial: None)
 
 
+@pytest.mark.slow
 def test_those_behind_catch_up_and_those_that_leave_are_not_waited_for():
     trials = [experiment(learner(), blobs(), seed=seed) for seed in range(3)]
     dispatches = {0: [5, 5, 5, 5], 1: [5, 5], 2: [2, 3, 5, 4, 1, 5]}

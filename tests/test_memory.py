@@ -244,6 +244,7 @@ print(json.dumps(counts))
 """
 
 
+@pytest.mark.slow
 def test_what_changes_no_shape_compiles_nothing_again(tmp_path):
     configurations = ["seed=0", "seed=1", "eval_seed=1", "outer_lr=0.01", "eval_tasks=7 steps=3", "meta_batch_size=4"]
     env = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}

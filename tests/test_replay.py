@@ -111,6 +111,7 @@ def ran(command, *arguments, cwd):
     return metarun(*arguments, cwd=cwd, command=command, COLUMNS="200")
 
 
+@pytest.mark.slow
 def test_the_step_again_and_with_other_settings(tmp_path):
     refused(ran("metarun", *SMALL, "method.inner_lr=1e20", "hydra.run.dir=run", cwd=tmp_path), "metarun-replay run=")
     replay = partial(ran, "metarun-replay", "run=run", cwd=tmp_path)

@@ -120,6 +120,7 @@ def test_inner_steps_of_maml(evaluate, tmp_path):
     assert len(found["curves"]["learner"]) == 2 and found["protocol"]["method"]["eval_inner_steps"] == 1
 
 
+@pytest.mark.slow
 def test_an_agent_that_was_not_learnt(evaluate, tmp_path):
     run = trained(tmp_path / "run", "method=ucb1", "env.episodes=4", "eval_tasks=8")
     code, _, err = evaluate(f"run={run}", "env.arms=3")
