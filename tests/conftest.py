@@ -29,6 +29,10 @@ def pytest_configure(config):
     backend.set_up(os.environ["JAX_COMPILATION_CACHE_DIR"])
     import jax
 
+    from hydra._internal import logging_config
+
+    # Hydra's logging would disable the loggers that there are, and close the stderr that Abseil was imported with: pytest's.
+    logging_config.configure_logging = lambda *_: None
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_debug_key_reuse", True)

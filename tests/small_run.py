@@ -62,11 +62,6 @@ def begun(directory, *overrides, part=FEW_SHOT):
 def call(entry, capsys, monkeypatch, *arguments):
     """Calls a console command. Returns its exit code, and what it prints on stdout and stderr."""
     monkeypatch.setattr(sys, "argv", [entry.__name__, *map(str, arguments)])
-    # Hydra's logging would disable the loggers that there are, and close the stderr that Abseil was imported with: pytest's.
-    for module in ("hydra.core.utils", "hydra._internal.hydra"):
-        monkeypatch.setattr(f"{module}.configure_log", lambda *_, **__: None)
-    # By which a launcher, that has the function under a name of its own, comes to it.
-    monkeypatch.setattr("hydra._internal.logging_config.configure_logging", lambda *_: None)
     with pytest.raises(SystemExit) as stopped:
         entry()
     said = capsys.readouterr()
