@@ -28,7 +28,6 @@ def pytest_configure(config):
     gc.disable()
     backend.set_up(os.environ["JAX_COMPILATION_CACHE_DIR"])
     import jax
-
     from hydra._internal import logging_config
 
     # Hydra's logging would disable the loggers that there are, and close the stderr that Abseil was imported with: pytest's.
