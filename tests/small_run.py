@@ -45,6 +45,11 @@ def arrays_in(path):
         return {name: file[name] for name in file.files}
 
 
+def and_slowly(names, quick):
+    """The parameters of a test, of which all but some are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in {*quick})) for name in names]
+
+
 def begun(directory, *overrides, part=FEW_SHOT):
     """Makes the directory of a run that has saved its initial parameters, and been stopped."""
     config, choices = composed(overrides, part)

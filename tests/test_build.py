@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 from small_omniglot import write_archives
+from small_run import and_slowly
 
 from metarun.assembly.few_shot_run import build
 from metarun.config import experiments
@@ -42,11 +43,6 @@ OF_TFDS = ("tfds", "cifar_fs", "fc100", "cub", "vgg_flower", "emnist", "quickdra
 
 def paper_of(experiment):
     return experiment.partition("/")[0] + "/"
-
-
-def and_slowly(names, quick):
-    """The parameters of a test, of which all but some are slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in {*quick})) for name in names]
 
 
 def choices_of(group):

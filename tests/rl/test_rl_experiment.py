@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counting_environment import counting
+from small_run import and_slowly
 
 from metarun.assembly.rl_run import build
 from metarun.compiled.task_map import default_layout
@@ -41,11 +42,6 @@ OF_ENV = {"informed": "informative_bandit", "psrl": "tabular_mdp", "opsrl": "tab
 
 def choices_of(group):
     return sorted(file.stem for file in (conf_dir(RL) / group).glob("*.yaml"))
-
-
-def and_slowly(names, quick):
-    """The parameters of a test, of which all but some are slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in names]
 
 
 def built(*overrides):
