@@ -359,13 +359,18 @@ def test_the_first_command_runs(at_work, capsys, monkeypatch):
 @pytest.mark.parametrize("page", [ROOT / "README.md", *TUTORIALS], ids=name_of)
 def test_the_commands_run(page, at_work):
     if page.stem == "extending":
-        (python, test), (yaml,) = blocks(page, "python"), blocks(page, "yaml")
+        (python, interface, test), (yaml,) = blocks(page, "python"), blocks(page, "yaml")
         (at_work / "own_method.py").write_text(python)
         (at_work / "test_own_method.py").write_text(test)
         (at_work / "conf" / "method").mkdir(parents=True)
         (at_work / "conf" / "method" / "tempered.yaml").write_text(yaml)
     run_all(page, at_work)
     if page.stem == "extending":
+        first = next(command for command in commands(page) if command.name == "metarun")
+        short = [word for word in shortened(first) if "=" in word and not word.startswith("hydra.")]
+        script = interface.replace('"method=tempered"', ", ".join(map(repr, short)))
+        assert "steps=" in script
+        subprocess.run([sys.executable, "-c", script], cwd=at_work, check=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own_method.py"]
         subprocess.run(command, cwd=at_work, check=True)
 
