@@ -8,7 +8,7 @@ import pytest
 from metarun.errors import ConfigError
 from metarun.rl.environment import random_agent
 from metarun.rl.environments import locomotion
-from metarun.rl.environments.locomotion import State, physics_of
+from metarun.rl.physics import ENGINES, State, physics_of
 from metarun.rl.trial import play
 
 pytest.importorskip("gymnasium")
@@ -26,11 +26,11 @@ def as_mjx_is_written():
         yield
 
 
-@pytest.fixture(scope="module")
-def made():
+@pytest.fixture(scope="module", params=["mujoco", pytest.param("mjx", marks=pytest.mark.slow)])
+def made(request):
     return {
-        "cheetah_velocity": locomotion.cheetah_velocity(horizon=5),
-        "ant_velocity": locomotion.ant_velocity(horizon=5),
+        "cheetah_velocity": locomotion.cheetah_velocity(horizon=5, engine=request.param),
+        "ant_velocity": locomotion.ant_velocity(horizon=5, engine=request.param),
     }
 
 
@@ -57,9 +57,9 @@ def walked(model, steps, seed=0):
         ("ant.xml", {"integrator": 0, "cone": 1}),
     ],
 )
-def test_a_step_is_that_of_mujoco_in_c(file, options):
-    physics = physics_of(file, 1, **options)
-    exact = physics_of(file, 1, **options, iterations=100, ls_iterations=50)
+def test_a_step_of_mjx_is_that_of_mujoco_in_c(file, options):
+    physics = physics_of(file, 1, "mjx", **options)
+    exact = physics_of(file, 1, "mjx", **options, iterations=100, ls_iterations=50)
     (qpos, qvel, warmstart), actions = walked(exact.model, 120)
 
     def step(qpos, qvel, warmstart, action):
@@ -81,7 +81,7 @@ def test_a_step_is_that_of_mujoco_in_c(file, options):
 
 
 def test_the_cheetah_s_model_is_the_file_s():
-    mass = physics_of("half_cheetah.xml", 1).model.body_mass
+    mass = physics_of("half_cheetah.xml", 1, "mjx").model.body_mass
     assert mass.sum() == pytest.approx(14) and (mass[1:] > 0).all()
 
 
@@ -169,3 +169,30 @@ def test_what_is_not_allowed_is_named():
     for setting in ("horizon", "episodes", "frame_skip"):
         with pytest.raises(ConfigError, match=f"env.{setting}=0: expected"):
             locomotion.cheetah_velocity(**{setting: 0})
+    with pytest.raises(ConfigError, match=r"env\.engine=bullet: expected .*auto.*mjx.*mujoco"):
+        locomotion.ant_velocity(engine="bullet")
+
+
+def test_the_engine_is_chosen_by_the_device_and_stated(monkeypatch):
+    stated = {engine: locomotion.cheetah_velocity(engine=engine).protocol["physics"] for engine in ENGINES}
+    assert stated == {"auto": "MuJoCo in C, Euler", "mjx": "MJX, Euler", "mujoco": "MuJoCo in C, Euler"}
+    assert locomotion.cheetah_velocity().protocol["physics"] == "MJX, Euler", "as runs were that do not say it"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert locomotion.cheetah_velocity(engine="auto").protocol["physics"] == "MJX, Euler"
+
+
+@pytest.mark.slow
+def test_both_engines_walk_alike():
+    """Episodes of random actions, which soon differ between the engines as chaos has it, have the same distribution."""
+    found = []
+    for seed, engine in enumerate(("mujoco", "mjx", "mujoco")):
+        environment = locomotion.cheetah_direction(horizon=60, engine=engine)
+        keys = jax.random.split(jax.random.key(seed), 400)
+        agent = random_agent(environment.actions)
+        trial = jax.jit(jax.vmap(lambda key: play(environment, agent, jnp.float32(1), key)))(keys)  # noqa: B023
+        height, turned = trial.seen.observation[:, -1, 0], trial.seen.observation[:, -1, 1]
+        found.append(np.stack([trial.reward.sum(1), height, turned], 1))
+    for other in found[1:]:
+        pooled = np.sqrt((found[0].var(0) + other.var(0)) / 400)
+        assert (np.abs(found[0].mean(0) - other.mean(0)) < 4 * pooled).all()
+        np.testing.assert_allclose(found[0].std(0), other.std(0), rtol=0.2)

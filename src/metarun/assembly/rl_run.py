@@ -22,7 +22,7 @@ from metarun.assembly.run_parts import (
 from metarun.assembly.starting import identity_of, start_of
 from metarun.compiled.memory import available, parse_limit
 from metarun.compiled.task_map import default_layout
-from metarun.config.schema import INIT_FROM, RL
+from metarun.config.schema import INIT_FROM, PHYSICS, RL
 from metarun.errors import positive_int, seed_of
 from metarun.rl.environment import random_agent
 from metarun.rl.experiment import rl_experiment
@@ -94,4 +94,7 @@ def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str,
     loggers = loggers_of(keys, choices)
     keys.read.add("optimizer")  # which a yardstick has no use for
     keys.refuse_unread(set_by_user(keys, RL))
-    return Run(experiment, settings, facts, identity(keys.values, choices, keys.code() | identity_of(start)), loggers)
+    trained_on = keys.code() | identity_of(start)
+    if "physics" in environment.protocol:  # which `env.engine=auto` leaves to the machine
+        trained_on[PHYSICS] = environment.protocol["physics"]
+    return Run(experiment, settings, facts, identity(keys.values, choices, trained_on), loggers)

@@ -19,8 +19,17 @@ CIRCUMSTANCES = (
 )
 # The key that names the run whose parameters another begins with; and, in a run's identity, the hash of these.
 INIT_FROM, INIT_SHA256 = "init_from", "init_from.sha256"
+# In a run's identity, what in fact computes the physics of its environment, where there is any.
+PHYSICS = "env.physics"
 # Keys that came later, with the value at which a run is what it was without them and the same to be continued.
-LATER = {INIT_FROM: None, "dataset.layout": "auto", "dataset.links": "inside", "dataset.range": None}
+LATER = {
+    INIT_FROM: None,
+    "dataset.layout": "auto",
+    "dataset.links": "inside",
+    "dataset.range": None,
+    "env.engine": "mjx",
+    PHYSICS: "MJX, Euler",
+}
 # These move none either, but a run that is resumed has to keep them.
 PACE = ("log_every", "steps_per_dispatch")
 # The folders of `conf/`: what each command composes from, besides what is common to both.

@@ -1,15 +1,16 @@
 """Animals that learn to run at a velocity or in a direction: the half-cheetah and the ant, in MuJoCo's physics.
 
-The physics is MJX, MuJoCo in JAX, so that a rollout compiles into one program like any other. The models are those that
-gymnasium brings with it. Both come with the extra `physics`.
+The physics is that of `rl/physics.py`: MuJoCo in C, of which a compiled rollout asks each step of all its episodes at once, or
+MJX, MuJoCo in JAX, which is part of the program. The models are those that gymnasium brings with it. All come with the
+extra `physics`.
 
 Source: Finn et al. 2017, Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, section 5.3, and the code
 published with it, for rllab, of which goals, rewards, starts, seconds of an action and, but for contact forces,
-observations are. What differs: rllab has an older MuJoCo, in C, this is MJX in float32, so returns will not agree to
-the last digit. MJX also turns the pyramid that stands for a cone of friction, so that steps of an ant that slides are
-not quite those of C. gymnasium's half-cheetah has the numbers of rllab's; its ant has another `solimp` and half of its
-timestep. An action of the ant lasts two timesteps, which is as long as rllab's one, and the integrator is Euler
-instead of RK4: two evaluations of the dynamics an action, not eight.
+observations are. What differs: rllab has an older MuJoCo, in C, and states are float32 here between two steps, so returns
+will not agree to the last digit. MJX computes all in float32. It also turns the pyramid that stands for a cone of friction,
+so that steps of an ant that slides are not quite those of C. gymnasium's half-cheetah has the numbers of rllab's; its
+ant has another `solimp` and half of its timestep. An action of the ant lasts two timesteps, which is as long as
+rllab's one, and the integrator is Euler instead of RK4: two evaluations of the dynamics an action, not eight.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from metarun.rl.environment import Body, Continuous, Environment, Step, random_a
 from metarun.rl.physics import Physics, State, physics_of
 from metarun.types import Array
 
+# The default of `engine` is what it was before there was another: so that a run that was saved then is read as it was trained.
 _SPREAD_OF_POSITION, _SPREAD_OF_VELOCITY = 0.01, 0.1  # standard deviations at the start of an episode
 _NAMES = {"mjx": "MJX", "mujoco": "MuJoCo in C"}
 _UPRIGHT = (0.2, 1.0)  # heights of the ant's torso, in metres, outside of which it has fallen
@@ -45,9 +47,7 @@ class Goals(NamedTuple):
     said: str
 
 
-def cheetah_velocity(
-    *, horizon: int = 200, episodes: int = 1, frame_skip: int = 1, engine: str = "auto"
-) -> Environment:
+def cheetah_velocity(*, horizon: int = 200, episodes: int = 1, frame_skip: int = 1, engine: str = "mjx") -> Environment:
     """A half-cheetah, in a vertical plane, that is to run at a velocity g, uniform in (0, 2) m/s and not observed.
 
     The reward is -|v - g| - 0.05 |a|^2, with v of the centre of mass over the step.
@@ -56,6 +56,7 @@ def cheetah_velocity(
       horizon: steps of an episode.
       episodes: of a trial.
       frame_skip: timesteps of 0.01 s of an action; 1 as in rllab, where gymnasium has 5.
+      engine: of the physics, one of `physics.ENGINES`.
 
     Raises:
       ConfigError: for a value that is not allowed.
@@ -65,7 +66,7 @@ def cheetah_velocity(
 
 
 def cheetah_direction(
-    *, horizon: int = 200, episodes: int = 1, frame_skip: int = 1, engine: str = "auto"
+    *, horizon: int = 200, episodes: int = 1, frame_skip: int = 1, engine: str = "mjx"
 ) -> Environment:
     """A half-cheetah that is to run forwards, g = 1, or backwards, g = -1: the reward is g v - 0.05 |a|^2.
 
@@ -76,17 +77,18 @@ def cheetah_direction(
     return _cheetah(_directions(), horizon, episodes, frame_skip, engine)
 
 
-def ant_velocity(*, horizon: int = 200, episodes: int = 1, frame_skip: int = 2, engine: str = "auto") -> Environment:
+def ant_velocity(*, horizon: int = 200, episodes: int = 1, frame_skip: int = 2, engine: str = "mjx") -> Environment:
     """An ant that is to run along x at a velocity g, uniform in (0, 3) m/s and not observed.
 
     The reward is 1.05 - |v - g| - 0.005 |a|^2, with v of the centre of mass over the step. An episode is terminated
     where the torso leaves heights from 0.2 to 1 m. rllab takes off a cost of contact forces, of at most 0.042, and observes
-    these forces; MJX does not compute them.
+    these forces.
 
     Args:
       horizon: steps of an episode, at most.
       episodes: of a trial.
       frame_skip: timesteps of 0.01 s of an action; 2 are the 0.02 s of rllab, where gymnasium has 5.
+      engine: of the physics, one of `physics.ENGINES`.
 
     Raises:
       ConfigError: for a value that is not allowed.
@@ -95,7 +97,7 @@ def ant_velocity(*, horizon: int = 200, episodes: int = 1, frame_skip: int = 2, 
     return _ant(_velocities(3.0, alive=1.0), horizon, episodes, frame_skip, engine)
 
 
-def ant_direction(*, horizon: int = 200, episodes: int = 1, frame_skip: int = 2, engine: str = "auto") -> Environment:
+def ant_direction(*, horizon: int = 200, episodes: int = 1, frame_skip: int = 2, engine: str = "mjx") -> Environment:
     """An ant that is to run forwards along x, g = 1, or backwards, g = -1: the reward is 0.05 + g v - 0.005 |a|^2.
 
     These two are all tasks there are, in training and in a test. The rest is as of `ant_velocity`.
