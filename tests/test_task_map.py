@@ -81,6 +81,21 @@ def test_the_default_uses_every_device_and_one_task_at_a_time_on_a_cpu():
 
 
 @pytest.mark.parametrize(
+    "devices, chunk, num_tasks, at_once, expected",
+    [
+        (1, None, 50, 5, 5),
+        (1, None, 50, 7, 5),  # 7 would leave a chunk of which 6 of 7 tasks are padding
+        (1, None, 4, 20, 4),
+        (1, 2, 50, 5, 2),
+        (2, None, 50, 10, 5),
+        (1, None, 7, 6, 1),
+    ],
+)
+def test_what_stays_in_a_cache_parts_the_tasks_evenly(devices, chunk, num_tasks, at_once, expected):
+    assert layout(devices, chunk).cached(num_tasks, at_once).chunk == expected
+
+
+@pytest.mark.parametrize(
     "devices, chunk, num_tasks, chunks",
     [(2, 1, 8, [1]), (1, None, 8, [8, 4, 2, 1]), (2, None, 25, [13, 7, 4, 2, 1]), (1, 3, 8, [3, 2, 1]), (2, 9, 1, [1])],
 )

@@ -176,3 +176,20 @@ def test_a_network_unrolled_is_the_network_fed_row_by_row(name):
             state, output = step(params, state, row)
             outputs.append(output)
         np.testing.assert_allclose(jax.jit(network.unroll)(params, rows), np.stack(outputs), rtol=1e-10)
+
+
+@pytest.mark.parametrize("products", [0, 4])
+def test_the_gradient_of_an_unrolled_gru_is_that_of_its_steps(products):
+    with jax.enable_x64(True):
+        rows = jax.random.normal(jax.random.key(0), (6, 2))
+        network = gru(num_outputs=2, hidden=3, products=products)
+        params = trained(network, rows)
+        by_steps = lambda params, rows: jax.lax.scan(
+            lambda state, x: network.step(params, state, x), network.start(rows.dtype), rows
+        )[1]
+        score = lambda unroll: lambda params, rows: (unroll(params, rows) * jnp.arange(12.0).reshape(6, 2)).sum()
+        found, expected = (
+            jax.jit(jax.grad(score(unroll), (0, 1)))(params, rows) for unroll in (network.unroll, by_steps)
+        )
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)

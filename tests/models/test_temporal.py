@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from metarun.models import temporal
+from metarun.models.causal_snail import causal_snail
 from metarun.models.temporal import attended, delayed, dilations
 
 
 def modules(num_positions=6):
     return {
         "snail": temporal._Snail(2, num_positions, 3, ((4, 3), (5, 4))),
-        "wavenet": temporal._WaveNet(2, num_positions, 16),
+        "wavenet": temporal._WaveNet(2, num_positions, 16, 5),
     }
 
 
@@ -144,7 +145,7 @@ def test_snail_row_by_row_is_snail_over_all_rows(length):
     sizes = {"num_outputs": 3, "num_positions": 8, "filters": 4, "attention": [(2, 3), (4, 2), (3, 3)]}
     with jax.enable_x64(True):
         rows, ends = jax.random.normal(jax.random.key(0), (length, 5)), jax.random.normal(jax.random.key(1), (2, 5))
-        network, model = temporal.recurrent_snail(num_inputs=5, **sizes), temporal.snail(**sizes)
+        network, model = causal_snail(**sizes), temporal.snail(**sizes)
         params = jax.jit(model.init)(jax.random.key(2), rows, ends)
         alone = jax.jit(network.init)(jax.random.key(2), rows[0])
         jax.tree.map(np.testing.assert_array_equal, alone, params)
@@ -158,3 +159,16 @@ def test_snail_row_by_row_is_snail_over_all_rows(length):
             answers = model.answer(params, model.read(params, rows), ends)
             for end, answer in zip(ends, answers, strict=True):
                 np.testing.assert_allclose(step(params, past, end)[1], answer, rtol=1e-10, atol=1e-12)
+
+
+def test_the_gradient_of_snail_for_trials_is_that_of_snail():
+    sizes = {"num_outputs": 3, "num_positions": 8, "filters": 4, "attention": [(2, 3), (4, 2), (3, 3)]}
+    with jax.enable_x64(True):
+        rows, network = rows_of(7, 5), causal_snail(**sizes)
+        params = jax.jit(network.init)(jax.random.key(2), rows[0])
+        module = temporal._Snail(3, 8, 4, ((2, 3), (4, 2), (3, 3)))
+        score = lambda outputs: (outputs * jnp.arange(21.0).reshape(7, 3)).sum()
+        whole = lambda params, rows: score(module.apply({"params": params}, rows, 7))
+        found = jax.jit(jax.grad(lambda *args: score(network.unroll(*args)), (0, 1)))(params, rows)
+        expected = jax.jit(jax.grad(whole, (0, 1)))(params, rows)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), found, expected)

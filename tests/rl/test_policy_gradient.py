@@ -15,7 +15,9 @@ from metarun.errors import ConfigError
 from metarun.models.recurrent import gru
 from metarun.rl.environments.bandits import bernoulli_bandit
 from metarun.rl.meta_learner import Training
-from metarun.rl.methods.rl2 import of_pairs, rl2
+from metarun.rl.methods.rl2 import rl2
+from metarun.rl.methods.snail import snail
+from metarun.rl.pairs import of_pairs
 from metarun.rl.policy_gradient import TrialLearning, side_by_side, trial_learner
 from metarun.rl.proximal import clipped
 from metarun.types import RecurrentModel
@@ -135,6 +137,19 @@ def test_pairs_of_the_last_observation_and_action_are_fed_with_what_they_earned(
     for row, features in zip(rows, expected, strict=True):
         state, found = network.step((), state, row)
         np.testing.assert_array_equal(found, features)
+
+
+def test_snail_is_fed_pairs_where_products_are_asked_for():
+    environment = counting(horizon=2, episodes=2)
+    sizes = {"filters": 3, "attention": [[2, 2], [2, 2]]}
+    given = {"optimizer": sgd, "layout": LAYOUT, "meta_batch_size": 4, "steps": 1}
+    init = lambda **more: snail(environment=environment, **given, **sizes, **more).init(jax.random.key(0))
+    fed = lambda params: params["block0_attention"]["keys"]["kernel"].shape[0]
+    observed, actions = environment.observation_size, environment.actions.n
+    assert fed(init()) == observed + actions + 2
+    assert fed(init(products=True)) == observed + 2 * (observed + 1) * actions + 2
+    with pytest.raises(ConfigError, match="method.products=1"):
+        init(products=1)
 
 
 def test_a_value_of_its_own_leaves_the_policy_alone():

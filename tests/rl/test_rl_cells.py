@@ -43,7 +43,7 @@ MAML_QUICK = {"maml_point_navigation_quick": -3.33, "maml_point_navigation_as_pu
 LEARNT = ("rl2", "snail", "maml")
 OF_MISHRA = ("snail", "maml")
 FOLDER = conf_dir(RL) / "experiment"
-NAMES = sorted(experiments.names(FOLDER))
+NAMES = sorted(name for name in experiments.names(FOLDER) if not name.startswith("unpublished/"))
 
 
 def published():

@@ -45,6 +45,17 @@ class Layout(NamedTuple):
         share = -(-num_tasks // self.mesh.size)
         return min(self.chunk or share, share)
 
+    def cached(self, num_tasks: int, at_once: int) -> "Layout":
+        """The layout with chunks of no more than `at_once` tasks on a CPU, so that what is kept of them fits its cache.
+
+        Of the sizes up to `at_once`, it is the largest that parts a device's share of `num_tasks` evenly.
+        """
+        if self.mesh.devices.flat[0].platform != "cpu":
+            return self
+        share = -(-num_tasks // self.mesh.size)
+        most = min(self.chunk_of(num_tasks), at_once)
+        return self._replace(chunk=max(size for size in range(1, most + 1) if share % size == 0))
+
 
 def placed(tree: Any, sharding: NamedSharding) -> Any:
     """Arrays as they are on the devices of `sharding`, some of which other processes may hold.

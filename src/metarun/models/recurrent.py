@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from metarun.models.gated_states import gated_states
 from metarun.types import Array, Params, RecurrentModel, SequenceModel
 
 
@@ -119,7 +120,20 @@ def gru(*, num_outputs: int, hidden: int, products: int = 0) -> RecurrentModel:
     Source: Cho et al. 2014, Learning Phrase Representations using RNN Encoder-Decoder, section 2.3.
     """
     module = _Layer(nn.GRUCell, num_outputs, hidden, products)
-    return _recurrent(module, lambda dtype: jnp.zeros(hidden, dtype), lambda params: params)
+    network = _recurrent(module, lambda dtype: jnp.zeros(hidden, dtype), lambda params: params)
+
+    def unroll(params: Params, rows: Array) -> Array:
+        # What does not wait for the last state is computed for all rows at once.
+        cell, dense = params["cell"], lambda name, x: x @ params[name]["kernel"] + params[name]["bias"][None]
+        joined = lambda names, part: jnp.concatenate([cell[name][part] for name in names], -1)
+        inputs, states = ("ir", "iz", "in"), ("hr", "hz", "hn")
+        from_inputs = rows @ joined(inputs, "kernel") + joined(inputs, "bias")[None]
+        h = gated_states(from_inputs, joined(states, "kernel"), cell["hn"]["bias"])
+        if products:
+            h = jnp.concatenate([h, dense("what", h) * dense("where", rows)], 1)
+        return dense("head", h)
+
+    return network._replace(unroll=unroll)
 
 
 def cosine(keys: Array, slots: Array) -> Array:

@@ -8,14 +8,14 @@ last element alone cost little more than one.
 from collections.abc import Sequence
 from functools import partial
 from math import ceil, log2, sqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from metarun.errors import ConfigError, positive_int
-from metarun.types import Array, Params, RecurrentModel, SequenceModel
+from metarun.types import Array, SequenceModel
 
 
 def delayed(rows: Array, length: int, dilation: int) -> Array:
@@ -34,21 +34,6 @@ def attended(length: int, num_ends: int) -> Array:
 def dilations(num_positions: int) -> list[int]:
     """1, 2, 4, ..., so many that kernels of size 2 with these dilations in turn see `num_positions` positions back."""
     return [2**i for i in range(ceil(log2(num_positions)))]
-
-
-class Past(NamedTuple):
-    """What a step of a network over time needs of the steps before it.
-
-    Attributes:
-      time: steps taken, int32.
-      rows: what each convolution was fed, name -> `[num_positions, size]`.
-      keys, values: of each attention block, name -> `[num_positions, size]`.
-    """
-
-    time: Array
-    rows: dict[str, Array]
-    keys: dict[str, Array]
-    values: dict[str, Array]
 
 
 class _GatedConvolution(nn.Module):
@@ -101,18 +86,24 @@ class _WaveNet(nn.Module):
     num_outputs: int
     num_positions: int
     filters: int
+    products: int
 
     @nn.compact
     def __call__(self, rows: Array, length: int) -> Array:
         dense = lambda size, name: nn.Dense(size, param_dtype=rows.dtype, name=name)
-        rows = dense(self.filters, "input")(rows)
+        given, rows = rows, dense(self.filters, "input")(rows)
         skips, steps = [], dilations(self.num_positions)
         for dilation in steps:
             gated = _GatedConvolution(self.filters, dilation, name=f"dilation{dilation}")(rows, length)
             skips.append(dense(self.filters, f"skip{dilation}")(gated))
             if dilation < steps[-1]:
                 rows = rows + dense(self.filters, f"residual{dilation}")(gated)
-        return dense(self.num_outputs, "head")(nn.relu(dense(self.filters, "hidden")(nn.relu(sum(skips)))))
+        seen: Any = sum(skips)
+        hidden = nn.relu(dense(self.filters, "hidden")(nn.relu(seen)))
+        if self.products:
+            products = dense(self.products, "what")(delayed(seen, length, 1)) * dense(self.products, "where")(given)
+            hidden = jnp.concatenate([hidden, products], 1)
+        return dense(self.num_outputs, "head")(hidden)
 
 
 def _sequence_model(module: nn.Module) -> SequenceModel:
@@ -159,64 +150,16 @@ def snail(*, num_outputs: int, num_positions: int, filters: int, attention: Sequ
     return _sequence_model(_Snail(num_outputs, num_positions, filters, tuple((key, value) for key, value in attention)))
 
 
-def recurrent_snail(
-    *, num_outputs: int, num_inputs: int, num_positions: int, filters: int, attention: Sequence[tuple[int, int]]
-) -> RecurrentModel:
-    """`snail` one row after the other: what later rows need of earlier ones is kept and not computed again.
-
-    Args:
-      num_outputs, filters, attention: as for `snail`.
-      num_inputs: size of a row.
-      num_positions: T, the length of the sequence, beyond which it cannot be fed.
-    """
-    module: Any = _Snail(num_outputs, num_positions, filters, tuple((key, value) for key, value in attention))
-    blocks = [(f"block{i}", dilations(num_positions) if i else [], sizes) for i, sizes in enumerate(attention)]
-
-    def start(dtype: Any) -> Past:
-        zeros = lambda size: jnp.zeros((num_positions, size), dtype)
-        rows, keys, values, size = {}, {}, {}, num_inputs
-        for name, steps, (key_size, value_size) in blocks:
-            for dilation in steps:
-                rows[f"{name}_dilation{dilation}"] = zeros(size)
-                size += filters
-            keys[f"{name}_attention"], values[f"{name}_attention"] = zeros(key_size), zeros(value_size)
-            size += value_size
-        return Past(jnp.int32(0), rows, keys, values)
-
-    def step(params: Params, past: Past, row: Array) -> tuple[Past, Array]:
-        time, rows, keys, values = past.time, dict(past.rows), dict(past.keys), dict(past.values)
-        dense = lambda layer, x: x @ layer["kernel"] + layer["bias"]
-        for block, steps, (key_size, _) in blocks:
-            for dilation in steps:
-                name = f"{block}_dilation{dilation}"
-                earlier = jnp.where(time < dilation, 0, rows[name][jnp.maximum(time - dilation, 0)])
-                rows[name] = rows[name].at[time].set(row)
-                signal, gate = jnp.split(dense(params[name]["taps"], jnp.concatenate([earlier, row])), 2)
-                row = jnp.concatenate([row, jnp.tanh(signal) * jax.nn.sigmoid(gate)])
-            name = f"{block}_attention"
-            keys[name] = keys[name].at[time].set(dense(params[name]["keys"], row))
-            values[name] = values[name].at[time].set(dense(params[name]["values"], row))
-            logits = keys[name] @ dense(params[name]["queries"], row) / sqrt(key_size)
-            weights = jax.nn.softmax(logits, where=jnp.arange(num_positions, dtype=time.dtype) <= time)
-            row = jnp.concatenate([row, weights @ values[name]])
-        return Past(time + 1, rows, keys, values), dense(params["head"], row)
-
-    return RecurrentModel(
-        init=lambda key, x: module.init(key, x[None], 1)["params"],
-        start=start,
-        step=step,
-        unroll=lambda params, rows: module.apply({"params": params}, rows, rows.shape[0]),
-    )
-
-
-def wavenet(*, num_outputs: int, num_positions: int, filters: int) -> SequenceModel:
+def wavenet(*, num_outputs: int, num_positions: int, filters: int, products: int = 0) -> SequenceModel:
     """Gated causal convolutions of kernel size 2 with residual and skip connections; two layers on the skips' sum.
 
     Args:
       num_outputs: outputs of a position.
       num_positions: length that the stack has to see: ceil(log2 num_positions) convolutions, of dilations 1, 2, 4, ...
       filters: of every layer.
+      products: of a linear layer over the skips' sum at the position before with one over the row itself, which the last
+        layer is given too: so what was seen is compared with what is asked in one step. The paper has none.
 
     Source: van den Oord et al. 2016, WaveNet: A Generative Model for Raw Audio, sections 2.3 and 2.4, figure 4.
     """
-    return _sequence_model(_WaveNet(num_outputs, num_positions, filters))
+    return _sequence_model(_WaveNet(num_outputs, num_positions, filters, products))

@@ -156,13 +156,16 @@ def trial_agent(environment: Environment, network: Network) -> TrialAgent:
     return TrialAgent(environment, policy, model)
 
 
-def trial_learner(training: Training, network: Network, learning: TrialLearning) -> MetaLearner:
+def trial_learner(
+    training: Training, network: Network, learning: TrialLearning, at_once: int | None = None
+) -> MetaLearner:
     """A meta-learner whose network goes through trials.
 
     Args:
       training: what every method is given; each trial of an outer step is in a task of its own.
       network: whose last output is the value.
       learning: how it learns from trials.
+      at_once: trials that a core of a CPU differentiates at once, see `Layout.cached`; None: as many as it plays.
 
     Raises:
       ConfigError: the trials of an outer step cannot be parted evenly.
@@ -172,6 +175,7 @@ def trial_learner(training: Training, network: Network, learning: TrialLearning)
     """
     environment, layout, trials = training.environment, training.layout, training.meta_batch_size
     epochs, parts = learning.epochs_and_parts(trials)
+    learning_layout = layout if at_once is None else layout.cached(trials // parts, at_once)
     agent = trial_agent(environment, network)
     optimizer = training.optimizer(steps=training.steps * epochs * parts)
 
@@ -185,7 +189,7 @@ def trial_learner(training: Training, network: Network, learning: TrialLearning)
             params, opt_state = params_and_opt_state
             part = jax.tree.map(lambda x: x[rows], lessons)
             loss_fn = lambda params, _, lesson: loss_of(agent, learning, params, lesson)
-            gradient, metrics = mean_gradient(loss_fn, layout, params, (), part)
+            gradient, metrics = mean_gradient(loss_fn, learning_layout, params, (), part)
             return updated(optimizer, gradient, params, opt_state), metrics
 
         shuffled = jax.vmap(lambda key: jax.random.permutation(key, trials))(jax.random.split(key, epochs))
