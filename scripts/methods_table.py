@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """Runs every method of conf/few_shot/method through the `metarun` command, and writes what they reached as a Markdown table.
 
-    python scripts/methods_table.py DIRECTORY [--methods maml,protonet,...] [metarun overrides ...]
+    python scripts/methods_table.py DIRECTORY [--methods maml,protonet,...] [--seconds S] [metarun overrides ...]
 
 Method NAME runs in DIRECTORY/NAME. The same call continues what was interrupted, runs again what failed, and leaves
 finished runs as they are; the table is in DIRECTORY/methods.md, written anew after each run. Exits with 1 if a method
 failed.
+
+With --seconds, each method trains for about as long: a short run, in DIRECTORY/pace/NAME, tells how many outer steps that is.
 """
 
 import argparse
@@ -13,13 +15,14 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 METARUN = str(Path(sys.executable).with_name("metarun"))
 METHODS = Path(__file__).parents[1] / "conf" / "few_shot" / "method"
 BASELINE = "nearest_neighbor"
+PACE = 1000  # outer steps by which a method's pace is measured
 COLUMNS = ("method", "idea and paper", "test", "over raw pixels", "tasks/s", "minutes", "checks", "command")
 
 
@@ -66,8 +69,8 @@ def row(method: str, command: Sequence[str], result: dict[str, Any] | None, base
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def table(directory: Path, methods: Iterable[str], overrides: Sequence[str]) -> str:
-    """The table of the runs in `directory`, the raw-pixel baseline stated above it."""
+def table(directory: Path, methods: Iterable[str], overrides: Callable[[str], Sequence[str]]) -> str:
+    """The table of the runs in `directory`, the raw-pixel baseline stated above it; `overrides` are those of a method."""
     baseline = result_of(directory / BASELINE)
     raw = f"`{BASELINE}`: {measured(baseline)}" if baseline else f"not run (method={BASELINE})"
     lines = [f"Raw-pixel baseline, {raw}.", ""]
@@ -81,9 +84,29 @@ def table(directory: Path, methods: Iterable[str], overrides: Sequence[str]) -> 
         ]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     for method in methods:
-        command = ["metarun", f"method={method}", *overrides]
+        command = ["metarun", f"method={method}", *overrides(method)]
         lines.append(row(method, command, result_of(directory / method), baseline))
     return "\n".join(lines) + "\n"
+
+
+def paced(directory: Path, method: str, seconds: float, overrides: Sequence[str]) -> list[str]:
+    """The overrides with as many `steps` as the method takes in so many seconds of training, by a run of PACE steps."""
+    pace = directory / "pace" / method
+    short = [
+        f"steps={PACE}",
+        f"log_every={PACE // 10}",
+        "eval_every=0",
+        "eval_tasks=4",
+        f"hydra.run.dir={pace.resolve()}",
+    ]
+    if result_of(pace) is None:
+        subprocess.run([METARUN, f"method={method}", *overrides, *short], stdout=subprocess.DEVNULL)
+    result = result_of(pace)
+    if result is None:
+        return [*overrides]
+    config = (pace / ".hydra" / "config.yaml").read_text(encoding="utf-8")
+    tasks_per_step = next(int(line.split()[1]) for line in config.splitlines() if line.startswith("meta_batch_size:"))
+    return [*overrides, f"steps={round(seconds * result['tasks_per_second'] / tasks_per_step)}"]
 
 
 def main() -> int:
@@ -91,19 +114,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--methods", default=",".join(known), help="names with commas between them; all by default")
+    parser.add_argument(
+        "--seconds", type=float, help="of training, the same for every method; by default, its own steps"
+    )
     options, overrides = parser.parse_known_args()
     # The baseline first: every row is held against it.
     methods = sorted(options.methods.split(","), key=lambda method: method != BASELINE)
     if unknown := set(methods).difference(known):
         parser.error(f"no method is called {', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
-    failed = []
+    failed, settings = [], {}
     for method in methods:
         print(f"{method}:", flush=True)
-        run = [METARUN, f"method={method}", *overrides, f"hydra.run.dir={options.directory.resolve() / method}"]
+        settings[method] = (
+            overrides if options.seconds is None else paced(options.directory, method, options.seconds, overrides)
+        )
+        run = [METARUN, f"method={method}", *settings[method], f"hydra.run.dir={options.directory.resolve() / method}"]
         if subprocess.run(run).returncode != 0:
             failed.append(method)
         options.directory.mkdir(parents=True, exist_ok=True)
-        (options.directory / "methods.md").write_text(table(options.directory, methods, overrides), encoding="utf-8")
+        (options.directory / "methods.md").write_text(
+            table(options.directory, methods, lambda method: settings.get(method, overrides)), encoding="utf-8"
+        )
     print(f"{options.directory / 'methods.md'}: {len(methods) - len(failed)} of {len(methods)} methods ran.")
     if failed:
         print(f"Failed: {', '.join(failed)}.")

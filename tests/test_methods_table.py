@@ -21,7 +21,7 @@ def test_a_row_says_what_a_run_reached_and_which_check_failed(tmp_path):
     passed = {"query_order": {"passed": True}, "chance_before_adaptation": {"passed": True}}
     finished(tmp_path, "maml", value=0.875, checks=passed | {"chance_before_adaptation": {"passed": False}})
     finished(tmp_path, "nearest_neighbor", value=0.5, checks=passed)
-    lines = table(tmp_path, ["maml", "anil"], ["steps=9", "dataset.source=a b"]).splitlines()
+    lines = table(tmp_path, ["maml", "anil"], lambda method: ["steps=9", "dataset.source=a b"]).splitlines()
     assert lines[0].startswith("glyphs, 5-way 1-shot, 600 test tasks") and "2 x cpu" in lines[0]
     assert lines[2] == "Raw-pixel baseline, `nearest_neighbor`: 50.00 ± 1.00%."
     maml, anil = ([cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[-2:])
