@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 from omegaconf import OmegaConf
+from small_run import and_slowly
 
 from metarun.config.composing import composed
 from metarun.config.search_path import conf_dir
@@ -20,6 +21,7 @@ NETWORKS = {
 QUICK = ("bernoulli_bandit", "two_step")
 # They need what an extra installs.
 OF_EXTRAS = ("ant_direction", "ant_velocity", "cheetah_direction", "cheetah_velocity", "gymnax")
+ENVIRONMENTS = sorted({file.stem for file in (conf_dir("rl") / "env").glob("*.yaml")} - {*OF_EXTRAS})
 
 
 def of_choice(group, name, part="few_shot"):
@@ -33,9 +35,7 @@ def test_every_network_is_held_to_it():
     assert {file.stem for file in (conf_dir() / "model").glob("*.yaml")} == {*NETWORKS}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "resnet12")) for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", and_slowly(NETWORKS, {*NETWORKS} - {"resnet12"}))
 def test_a_network_keeps_the_contract(name):
     small, shape = NETWORKS[name]
     factory, settings = of_choice("model", name)
@@ -47,13 +47,6 @@ def test_a_data_set_keeps_the_contract(name):
     check_dataset(*of_choice("dataset", name))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
-        for name in sorted(file.stem for file in (conf_dir("rl") / "env").glob("*.yaml"))
-        if name not in OF_EXTRAS
-    ],
-)
+@pytest.mark.parametrize("name", and_slowly(ENVIRONMENTS, QUICK))
 def test_an_environment_keeps_the_contract(name):
     check_environment(*of_choice("env", name, "rl"))

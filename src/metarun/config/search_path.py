@@ -42,10 +42,10 @@ def folders(part: str) -> list[Path]:
     Args:
       part: of `conf/`: `FEW_SHOT` or `RL`.
     """
-    found = [conf_dir(part), conf_dir(COMMON), *additions(part)]
-    return list({folder.resolve(): folder for folder in reversed(found)}.values())[
-        ::-1
-    ]  # each once, where it comes first
+    found: dict[Path, Path] = {}
+    for folder in (conf_dir(part), conf_dir(COMMON), *additions(part)):
+        found.setdefault(folder.resolve(), folder)
+    return [*found.values()]
 
 
 def additions(part: str) -> list[Path]:
