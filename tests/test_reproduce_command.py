@@ -153,7 +153,7 @@ def test_what_is_refused(tmp_path, capsys, monkeypatch):
     refused(command("finn2017/maml_omniglot_5w2s"), "there is no such cell", "finn2017/maml_omniglot_5w1s", "--list")
     refused(command("maml_omniglot_5w1s"), "It is finn2017/maml_omniglot_5w1s.")
     refused(command("maml_omniglot_20w5s"), "It is finn2017/maml_omniglot_20w5s or raghu2020/maml_omniglot_20w5s.")
-    refused(command("unpublished/rnn_omniglot_5w1s_quick"), "there is no such cell")
+    refused(command("unpublished/omniglot_rnn_5w1s"), "there is no such cell")
     refused(command(), "Which cell", "--list")
     refused(command(CELL, "seeds=0"), "seeds=0", "1 or more")
     refused(command(CELL, "seeds=many"), "seeds=many")

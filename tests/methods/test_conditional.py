@@ -1,20 +1,24 @@
 """Conditional networks: which of them depends on the order of the support set, and the neural process by hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from point_task import curve_task, point_task
 
 from metarun.errors import ConfigError
-from metarun.few_shot.methods.conditional import conditional
+from metarun.few_shot.methods.conditional import conditional, context_vector
+from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
-from metarun.types import Split
+from metarun.types import Model, Split, Task
 
 
 def method(body, objective="classification", num_outputs=3, shot=2, **options):
-    encoder = mlp(num_outputs=None, hidden=[6])
+    encoder, model = mlp(num_outputs=None, hidden=[6]), mlp(num_outputs=num_outputs, hidden=[6])
     settings = {"filters": 7, "embedding": 5, **options}
-    return conditional(encoder=encoder, objective=objective, num_outputs=num_outputs, shot=shot, body=body, **settings)
+    return conditional(
+        model=model, encoder=encoder, objective=objective, num_outputs=num_outputs, shot=shot, body=body, **settings
+    )
 
 
 @pytest.mark.parametrize("body", ["neural_process", "wavenet"])
@@ -39,8 +43,8 @@ def test_context_by_hand():
     ]
     for task, learner, num_outputs in cases:
         meta_params = jax.jit(learner.init)(jax.random.key(1), task)
-        context = jax.jit(learner.adapt)(meta_params, task.support, None).state.memory
-        encoder, linear, h = meta_params["encoder"], meta_params["embedding"], meta_params["sequence"]["h"]
+        context = jax.jit(learner.adapt)(meta_params, task.support, None).state.memory.read
+        encoder, linear, network = (meta_params[name] for name in ("encoder", "embedding", "sequence"))
 
         def dense(layer, v):
             return v @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
@@ -50,10 +54,10 @@ def test_context_by_hand():
             # A one-hot label is as long as an embedding; a regression's target is read as it is.
             target = np.sqrt(linear["head"]["bias"].size) * np.eye(num_outputs)[y] if num_outputs > 1 else y
             v = dense(linear["head"], np.maximum(dense(encoder["dense0"], x), 0))
-            v = np.concatenate([v, target, [0]])
-            for layer in ("dense0", "dense1"):
-                v = np.maximum(dense(h[layer], v), 0)
-            represented.append(dense(h["head"], v))
+            v = np.concatenate([v / np.sqrt(np.mean(v**2)), target, [0]])
+            for layer in ("h_0", "h_1"):
+                v = np.maximum(dense(network[layer], v), 0)
+            represented.append(dense(network["h_2"], v))
         groups = [task.support.y == label for label in range(3)] if num_outputs > 1 else [slice(None)]
         expected = np.concatenate([np.mean(np.array(represented)[group], 0) for group in groups])
         np.testing.assert_allclose(context, expected, rtol=1e-4, atol=1e-5)
@@ -67,7 +71,82 @@ def test_a_query_is_answered_from_no_other_query(body):
     np.testing.assert_array_equal(np.any(before != after, 1), np.arange(6) == 2)
 
 
-@pytest.mark.parametrize("key, value", [("body", "pixelcnn"), ("filters", 0), ("embedding", -1)])
+@pytest.mark.parametrize("key, value", [("body", "pixelcnn"), ("filters", 0), ("embedding", -1), ("products", -1)])
 def test_a_setting_that_cannot_be_used_is_named(key, value):
     with pytest.raises(ConfigError, match=f"method.{key}={value}"):
         method(**{"body": "wavenet", key: value})
+
+
+def test_answers_of_a_neural_process_by_hand():
+    """g of what was read and the query; beside its hidden layer, products of a linear layer over each."""
+    task, learner = point_task(jax.random.key(0)), method("neural_process", products=4)
+    meta_params = jax.jit(learner.init)(jax.random.key(1), task)
+    adapted = jax.jit(learner.adapt)(meta_params, task.support, None)
+    answers = jax.jit(learner.predict)(adapted, task.query.x)
+    params, context = jax.tree.map(np.asarray, (meta_params, adapted.state.memory.read))
+
+    def dense(layer, v):
+        return v @ layer["kernel"] + layer["bias"]
+
+    for x, answer in zip(np.asarray(task.query.x), answers, strict=True):
+        v = dense(params["embedding"]["head"], np.maximum(dense(params["encoder"]["dense0"], x), 0))
+        end = np.concatenate([v / np.sqrt(np.mean(v**2)), np.zeros(3), [np.sqrt(v.size)]])
+        network = params["sequence"]
+        hidden = np.concatenate([context, end])
+        for layer in ("g_0", "g_1"):
+            hidden = np.maximum(dense(network[layer], hidden), 0)
+        products = dense(network["what"], context) * dense(network["where"], end)
+        expected = dense(network["g_2"], np.concatenate([hidden, products]))
+        np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)
+
+
+def linear_model():
+    """outputs = x W, of which every derivative is known."""
+    return Model(
+        init=lambda key, x: {"head": jax.random.normal(key, (x.shape[-1], 2), x.dtype)},
+        apply=lambda params, x, reference=None: x @ params["head"],
+    )
+
+
+def test_a_context_vector_is_adapted_and_nothing_else():
+    """Of a linear network and the squared error, z' = z - lr 2/(n d) sum_i W_z (W_x^T x_i + W_z^T z - y_i)."""
+    x, y = jax.random.normal(jax.random.key(0), (5, 3)), jax.random.normal(jax.random.key(1), (5, 2))
+    task = Task(Split(x, y), Split(x[:2], y[:2]))
+    learner = context_vector(model=linear_model(), objective="regression", context_channels=4, inner_lr=0.3)
+    meta_params = jax.jit(learner.init)(jax.random.key(2), task)
+    assert meta_params["context"].shape == (4,) and meta_params["params"]["head"].shape == (7, 2)
+    meta_params["context"] = jax.random.normal(jax.random.key(3), (4,))
+    params, context = jax.jit(learner.adapt)(meta_params, task.support, None).state
+    w, z = np.asarray(meta_params["params"]["head"]), np.asarray(meta_params["context"])
+    errors = np.asarray(x) @ w[:3] + z @ w[3:] - np.asarray(y)
+    expected = z - 0.3 * 2 / (5 * 2) * (errors @ w[3:].T).sum(0)
+    np.testing.assert_allclose(context, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(params["head"], meta_params["params"]["head"])
+    adapted = jax.jit(learner.adapt)(meta_params, task.support, None)
+    answers = jax.jit(learner.predict)(adapted, task.query.x)
+    np.testing.assert_allclose(answers, np.asarray(x[:2]) @ w[:3] + expected @ w[3:], rtol=1e-5, atol=1e-6)
+
+
+def test_a_context_of_images_is_further_channels():
+    x = jax.random.uniform(jax.random.key(0), (6, 8, 8, 1))
+    task = Task(Split(x[:4], jnp.array([0, 1, 0, 1])), Split(x[4:], jnp.array([0, 1])))
+    options = {"objective": "classification", "num_outputs": 2, "shot": 2, "context_channels": 3}
+    learner = conditional(
+        model=conv4(num_outputs=2, filters=4, norm="none"),
+        encoder=conv4(num_outputs=None, filters=4),
+        body="context_vector",
+        **options,
+    )
+    meta_params = jax.jit(learner.init)(jax.random.key(1), task)
+    assert meta_params["context"].shape == (8, 8, 3)
+    assert meta_params["params"]["conv0"]["kernel"].shape == (3, 3, 4, 4)
+    with jax.enable_x64(True):
+        as_float64 = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype.kind == "f" else a, tree)
+        task, meta_params = as_float64(task), as_float64(meta_params)
+        loss = jax.jit(lambda context: learner.loss({**meta_params, "context": context}, task, None)[0])
+        context = meta_params["context"] + 0.1
+        gradient = jax.jit(jax.grad(loss))(context)
+        along = jax.random.normal(jax.random.key(5), context.shape, context.dtype)
+        step = 1e-5
+        difference = (loss(context + step * along) - loss(context - step * along)) / (2 * step)
+        np.testing.assert_allclose((gradient * along).sum(), difference, rtol=1e-4)

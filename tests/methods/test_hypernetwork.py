@@ -199,3 +199,32 @@ def test_a_model_without_scale_shift_and_bias_leaves_film_nothing():
     method = hypernetwork(model=bare, encoder=bare, objective="classification", num_outputs=WAY, generates="film")
     with pytest.raises(ConfigError, match="method.generates=film"):
         jax.jit(method.init)(jax.random.key(0), task)
+
+
+@pytest.mark.parametrize("statistics", ["support", "query"])
+def test_the_embedding_s_loss_is_that_of_nearest_class_means_of_the_features(statistics):
+    task = image_task(jax.random.key(1))
+    plain, weighted = (learner("conv4", query_statistics=statistics, embedding_loss=w) for w in (0.0, 0.5))
+    params = anywhere(plain, task)
+    loss, metrics = jax.jit(weighted.loss)(params, task, jax.random.key(2))
+    without, _ = jax.jit(plain.loss)(params, task, jax.random.key(2))
+    np.testing.assert_allclose(metrics["loss"], without, rtol=1e-5)
+    np.testing.assert_allclose(loss, without + 0.5 * metrics["embedding_loss"], rtol=1e-5)
+
+    encoder = conv4(num_outputs=None, filters=4)
+    flat = lambda x: np.asarray(x).reshape(len(x), -1)
+    support = flat(jax.jit(encoder.apply)(params["encoder"], task.support.x))
+    both = jnp.concatenate([task.support.x, task.query.x])
+    if statistics == "support":
+        query = flat(jax.jit(lambda x: encoder.apply(params["encoder"], x, len(support)))(both))[len(support) :]
+    else:
+        query = flat(jax.jit(encoder.apply)(params["encoder"], task.query.x))
+    means = np.stack([support[np.asarray(task.support.y) == k].mean(0) for k in range(WAY)])
+    logits = -((query[:, None] - means[None]) ** 2).sum(-1)
+    log_probs = (
+        logits
+        - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        - logits.max(1, keepdims=True)
+    )
+    expected = -log_probs[np.arange(len(query)), np.asarray(task.query.y)].mean()
+    np.testing.assert_allclose(metrics["embedding_loss"], expected, rtol=1e-4)

@@ -24,7 +24,7 @@ def test_a_label_enters_one_step_after_its_input():
     @jax.jit
     def read(support):
         adapted = learner.adapt(meta_params, support, None)
-        return adapted.state.memory.outputs, learner.predict(adapted, task.query.x)
+        return adapted.state.memory.read.outputs, learner.predict(adapted, task.query.x)
 
     outputs, answers = read(task.support)
     for t in range(6):
@@ -41,7 +41,7 @@ def test_jacobian_in_the_labels_is_strictly_causal():
     meta_params = jax.jit(learner.init)(jax.random.key(1), task)
 
     def outputs(y):
-        return learner.adapt(meta_params, task.support._replace(y=y), None).state.memory.outputs[:, 0]
+        return learner.adapt(meta_params, task.support._replace(y=y), None).state.memory.read.outputs[:, 0]
 
     jacobian = jax.jit(jax.jacobian(outputs))(task.support.y)[:, :, 0]
     np.testing.assert_array_equal(jacobian != 0, np.tril(np.ones((3, 3), bool), -1))
@@ -59,7 +59,7 @@ def test_loss_is_the_mean_over_the_positions_that_count(support_loss):
         outputs = np.asarray(outputs)
         return [np.log(np.exp(o).sum()) - o[label] for o, label in zip(outputs, np.asarray(y), strict=True)]
 
-    seen = losses(adapted.state.memory.outputs, task.support.y)
+    seen = losses(adapted.state.memory.read.outputs, task.support.y)
     asked = losses(answers, task.query.y)
     expected = np.mean([np.mean([*seen, last]) for last in asked]) if support_loss else np.mean(asked)
     loss, metrics = jax.jit(learner.loss)(meta_params, task, jax.random.key(2))

@@ -24,7 +24,7 @@ def test_labels_move_no_output_before_their_own_position(cell):
     @jax.jit
     def read(y):
         adapted = learner.adapt(meta_params, task.support._replace(y=y), None)
-        return adapted.state.memory.outputs, learner.predict(adapted, task.query.x)
+        return adapted.state.memory.read.outputs, learner.predict(adapted, task.query.x)
 
     outputs, answers = read(task.support.y)
     for t in range(6):

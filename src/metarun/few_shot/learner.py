@@ -169,11 +169,11 @@ def conditioned(
     """
 
     def reads(read, way):
-        return lambda meta_params, support, key: read(meta_params, support.x, _targets(support, objective, way), key)
+        return lambda meta_params, support, key: read(meta_params, support.x, target_rows(support, objective, way), key)
 
     def read_nothing(meta_params, support, key):
         nothing = jnp.full_like(
-            _targets(support, objective, num_outputs), 1 / num_outputs if objective == "classification" else 0
+            target_rows(support, objective, num_outputs), 1 / num_outputs if objective == "classification" else 0
         )
         return read(meta_params, support.x, nothing, key)
 
@@ -191,9 +191,35 @@ def conditioned(
     )
 
 
+def encoded(encode: Callable[[Array, int | None], Array], task: Task, query_statistics: str) -> tuple[Array, Array]:
+    """What an encoder makes of both sets of a task, each input passing it once: the support set's `[k, *]`, the queries' `[n, *]`.
+
+    It is what `adapt` and `predict` see of them, though `predict` passes the support set again.
+
+    Args:
+      encode: `(x: [n, *feature], reference) -> [n, *]`, see `learner`.
+      query_statistics: see `learner`.
+    """
+    support, query = task.support.x, task.query.x
+    if query_statistics == "support":
+        both = encode(jnp.concatenate([support, query]), support.shape[0])
+        return both[: support.shape[0]], both[support.shape[0] :]
+    if query_statistics == "query":
+        return encode(support, None), encode(query, None)
+    each = lax.map(lambda one: encode(jnp.concatenate([support, one[None]]), None)[-1], query)
+    return encode(support, None), each
+
+
 def flat(features: Array) -> Array:
     """`[n, *feature]` -> `[n, size]`."""
     return features.reshape(features.shape[0], -1)
+
+
+def target_rows(support: Split, objective: str, num_outputs: int) -> Array:
+    """Labels as one-hot rows, targets of a regression as they are: `[n, num_outputs]`."""
+    if objective == "classification":
+        return jax.nn.one_hot(support.y, num_outputs, dtype=support.x.dtype)
+    return support.y
 
 
 def class_means(features: Array, targets: Array) -> Array:
@@ -221,9 +247,3 @@ def _predict(
         return answer(state, jnp.concatenate([reference, x]), reference.shape[0])[reference.shape[0] :]
     # One at a time, since together they would hold the support set once for every query.
     return lax.map(lambda one: answer(state, jnp.concatenate([reference, one[None]]), None)[-1], x)
-
-
-def _targets(support: Split, objective: str, num_outputs: int) -> Array:
-    if objective == "classification":
-        return jax.nn.one_hot(support.y, num_outputs, dtype=support.x.dtype)
-    return support.y

@@ -1,94 +1,158 @@
-"""Conditional networks: one network takes the support set in beside the query.
+"""Conditional networks: one network that answers is told of the task by what the support set has become.
 
-Sources: van den Oord et al. 2016, WaveNet; Garnelo et al. 2018, Conditional Neural Processes.
+Sources: van den Oord et al. 2016, WaveNet; Garnelo et al. 2018, Conditional Neural Processes; Finn et al. 2017, appendix
+C.2, and Rei 2015, Online Representation Learning in Recurrent Neural Network Language Models, for the context vector.
 """
 
-import jax
 import jax.numpy as jnp
 
-from metarun.errors import one_of, positive_int
-from metarun.few_shot.learner import class_means
+from metarun.config.flat_keys import with_settings
+from metarun.errors import non_negative_int, one_of, positive_float, positive_int
+from metarun.few_shot.in_context import Reading
+from metarun.few_shot.inner_loop import gradient_descent, numbers_of_steps, split_loss
+from metarun.few_shot.learner import stepwise
 from metarun.few_shot.sequence import beside, longest, sequence_learner
 from metarun.models import temporal
-from metarun.models.mlp import mlp
-from metarun.types import Method, Model, SequenceModel
+from metarun.models.neural_process import neural_process
+from metarun.types import Method, Model
 
-BODIES = ("wavenet", "neural_process")
+BODIES = ("wavenet", "neural_process", "context_vector")
 
 
+@with_settings(reading=Reading())
 def conditional(
     *,
+    model: Model,
     encoder: Model,
     objective: str,
     num_outputs: int,
     shot: int,
+    reading: Reading,
     train_shot: int | None = None,
     body: str = "neural_process",
-    embedding: int = 64,
     filters: int = 128,
-    query_statistics: str = "support",
-    numberings: int = 1,
+    products: int = 64,
+    context_channels: int = 1,
+    inner_lr: float = 2.0,
+    inner_steps: int = 1,
+    eval_inner_steps: int | None = None,
+    remat: bool = False,
 ) -> Method:
     """outputs = g((x_1, y_1), ..., (x_k, y_k), (x, ?)).
 
     Args:
-      encoder: features of an input; a linear layer to `embedding` follows.
+      model: the network that a context vector is an input of.
+      encoder: features of an input; a linear layer to `embedding` numbers follows, of which the two other bodies are made.
       objective: "classification" or "regression".
       num_outputs: the way, or the size of a regression target.
       shot: support examples of each class.
-      train_shot: the same in training; None: as in test.
-      body: "wavenet", gated causal dilated convolutions over the sequence, which see the whole of it; or
-        "neural_process", whose answers do not depend on the order of the support set.
-      embedding: size of an input's embedding.
+      reading: how the two other bodies are trained; a context vector has of it `query_statistics` alone.
+      train_shot: support examples of each class in training; None: as in test.
+      body: "wavenet", gated causal dilated convolutions over the sequence, which see the whole of it; "neural_process",
+        whose answers do not depend on the order of the support set; or "context_vector", see `context_vector`.
       filters: size of every layer of the body.
-      query_statistics: see `learner`.
-      numberings: see `sequence.renumbered`.
+      products: of what was read with the query, which the last layer of these two bodies is given; 0: none.
+      context_channels, inner_lr, inner_steps, eval_inner_steps, remat: see `context_vector`.
 
     Raises:
       ConfigError: for a value that is not allowed.
     """
-    filters = positive_int("method.filters", filters)
-    if one_of("method.body", body, BODIES) == "wavenet":
-        num_positions = longest(objective, num_outputs, shot, train_shot)
-        network = temporal.wavenet(num_outputs=num_outputs, num_positions=num_positions, filters=filters)
+    if one_of("method.body", body, BODIES) == "context_vector":
+        return context_vector(
+            model=model,
+            objective=objective,
+            context_channels=context_channels,
+            inner_lr=inner_lr,
+            inner_steps=inner_steps,
+            eval_inner_steps=eval_inner_steps,
+            query_statistics=reading.query_statistics,
+            remat=remat,
+        )
+    filters, products = positive_int("method.filters", filters), non_negative_int("method.products", products)
+    if body == "wavenet":
+        network = temporal.wavenet(
+            num_outputs=num_outputs,
+            num_positions=longest(objective, num_outputs, shot, train_shot),
+            filters=filters,
+            products=products,
+        )
     else:
-        network = _neural_process(num_outputs, filters, by_class=objective == "classification")
+        by_class = objective == "classification"
+        network = neural_process(num_outputs=num_outputs, size=filters, products=products, by_class=by_class)
     return sequence_learner(
         model=network,
         encoder=encoder,
-        embedding=embedding,
         labels=beside,
         objective=objective,
         num_outputs=num_outputs,
-        query_statistics=query_statistics,
-        numberings=numberings,
+        reading=reading,
     )
 
 
-def _neural_process(num_outputs: int, size: int, *, by_class: bool) -> SequenceModel:
-    """g(r, (x, ?)) with r the mean of h(x_i, y_i), or their means within each class side by side.
+def context_vector(
+    *,
+    model: Model,
+    objective: str,
+    context_channels: int = 1,
+    inner_lr: float = 2.0,
+    inner_steps: int = 1,
+    eval_inner_steps: int | None = None,
+    query_statistics: str = "query",
+    remat: bool = False,
+) -> Method:
+    """min over theta, z of E_task [ L_query(theta, z') ], z' = z - inner_lr * grad_z L_support(theta, z), k times.
 
-    Source: Garnelo et al. 2018, equations 2 to 4; by class, section 4.3.
+    The context z stands beside every input as further channels: of images, `[height, width, context_channels]`. The network
+    is the same for all tasks, and what it is told of a task is z'.
+
+    Args:
+      model: the network, over inputs of `context_channels` more channels.
+      objective: "classification" or "regression".
+      context_channels: channels of z, or of a flat input its entries.
+      inner_lr: step size on z.
+      inner_steps: inner steps in training; at least 1.
+      eval_inner_steps: inner steps in evaluation; None: as in training.
+      query_statistics: see `learner`.
+      remat: trade time for memory in the inner steps, see `inner_loop.iterate`; chosen by `memory.remat`.
+
+    Returns:
+      A `Method` whose meta-parameters are {"params": theta, "context": z}; z begins at 0.
+
+    Raises:
+      ConfigError: for a value that is not allowed.
+
+    Source: Finn et al. 2017, appendix C.2, after Rei 2015.
     """
-    h = mlp(num_outputs=size, hidden=(size, size))
-    g = mlp(num_outputs=num_outputs, hidden=(size, size))
+    channels, lr = (
+        positive_int("method.context_channels", context_channels),
+        positive_float("method.inner_lr", inner_lr),
+    )
+    support_loss = split_loss(model.apply, objective)
 
-    def read(params, rows):
-        # A row is an embedding, a target and a flag, see `beside`.
-        targets = rows[:, -num_outputs - 1 : -1]
-        weights = targets if by_class else jnp.ones_like(targets[:, :1])
-        return class_means(h.apply(params["h"], rows), weights).reshape(-1)
+    def beside_context(x, context):
+        return jnp.concatenate([x, jnp.broadcast_to(context, (x.shape[0], *context.shape))], -1)
 
-    def beside_context(context, ends):
-        return jnp.concatenate([jnp.broadcast_to(context, (ends.shape[0], context.size)), ends], 1)
+    def init(key, task):
+        x = task.support.x
+        context = jnp.zeros((*x.shape[1:-1], channels), x.dtype)
+        return {"params": model.init(key, beside_context(x, context)), "context": context}
 
-    def init(key, rows, ends):
-        h_key, g_key = jax.random.split(key)
-        contexts = jnp.zeros((num_outputs if by_class else 1) * size, rows.dtype)
-        return {"h": h.init(h_key, rows), "g": g.init(g_key, beside_context(contexts, ends))}
+    def adapted(meta_params, support, key, num_steps):
+        def loss(context):
+            return support_loss(meta_params["params"], support._replace(x=beside_context(support.x, context)))
 
-    return SequenceModel(
+        context = gradient_descent(loss, meta_params["context"], lr=lr, num_steps=num_steps, remat=remat)
+        return meta_params["params"], context
+
+    def answer(state, x, reference):
+        params, context = state
+        return model.apply(params, beside_context(x, context), reference)
+
+    return stepwise(
         init=init,
-        read=read,
-        answer=lambda params, context, ends: g.apply(params["g"], beside_context(context, ends)),
+        adapt=adapted,
+        num_steps=numbers_of_steps(inner_steps, eval_inner_steps),
+        answer=answer,
+        objective=objective,
+        query_statistics=query_statistics,
     )

@@ -10,10 +10,11 @@ from math import prod
 import jax
 import jax.numpy as jnp
 
-from metarun.errors import ConfigError, one_of, positive_int
-from metarun.few_shot.learner import class_means, conditioned, flat
+from metarun.errors import ConfigError, non_negative_float, one_of, positive_int
+from metarun.few_shot.in_context import nearest_mean_loss
+from metarun.few_shot.learner import class_means, conditioned, encoded, flat, query_loss, target_rows
 from metarun.models.mlp import mlp
-from metarun.types import Array, Method, Model, Params
+from metarun.types import Array, Method, Model, Params, Task
 
 GENERATES = ("all", "film", "head")
 
@@ -28,6 +29,7 @@ def hypernetwork(
     embedding_size: int = 64,
     code_size: int = 8,
     query_statistics: str = "support",
+    embedding_loss: float = 0.0,
 ) -> Method:
     """theta(S) = theta_0 + U c(S): parameters of `model` are learnt constants plus what the support set S asks for.
 
@@ -52,6 +54,8 @@ def hypernetwork(
       embedding_size: size of e_n.
       code_size: size of c; unused by "head" in classification.
       query_statistics: see `learner`.
+      embedding_loss: weight of `in_context.nearest_mean_loss` of the features f(x), which queries pass f for; a regression
+        has none. With it f learns what is alike, before the generator has learnt what to write of it.
 
     Returns:
       A `Method` whose `sizes` tell how many parameters are generated and what generates them.
@@ -65,6 +69,7 @@ def hypernetwork(
     phi = mlp(num_outputs=embedding_size, hidden=[embedding_size])
     code_size = positive_int("method.code_size", code_size)
     rho = mlp(num_outputs=code_size, hidden=[embedding_size])
+    weight = non_negative_float("method.embedding_loss", embedding_loss)
 
     def is_generated(name):
         in_head = name.startswith("head.")
@@ -75,9 +80,11 @@ def hypernetwork(
     def from_class(name):
         return by_class and name.startswith("head.")
 
-    def seen(encoder_params, x, targets):
+    def features(meta_params, x, reference=None):
+        return flat(encoder.apply(meta_params["encoder"], x, reference))
+
+    def seen(features, targets):
         """What phi takes of each example."""
-        features = flat(encoder.apply(encoder_params, x))
         return features if by_class else jnp.concatenate([features, targets], 1)
 
     def init(key, task):
@@ -96,7 +103,6 @@ def hypernetwork(
             shape = (embedding_size, prod(leaf.shape[:-1]))
             return jax.random.normal(key, shape, x.dtype) / prod(shape) ** 0.5
 
-        encoder_params = encoder.init(keys[1], x)
         generator_keys = jax.random.split(keys[2], len(written))
         meta_params = {
             "learnt": {name: leaf for name, leaf in start.items() if not from_class(name)},
@@ -104,15 +110,17 @@ def hypernetwork(
                 name: generator(key, name, leaf)
                 for key, (name, leaf) in zip(generator_keys, written.items(), strict=True)
             },
-            "encoder": encoder_params,
-            "phi": phi.init(keys[3], seen(encoder_params, x, jnp.zeros((x.shape[0], num_outputs), x.dtype))),
+            "encoder": encoder.init(keys[1], x),
         }
+        nothing = jnp.zeros((x.shape[0], num_outputs), x.dtype)
+        meta_params["phi"] = phi.init(keys[3], seen(features(meta_params, x), nothing))
         if not all(map(from_class, written)):
             meta_params["rho"] = rho.init(keys[4], jnp.zeros((1, embedding_size), x.dtype))
         return meta_params
 
-    def read(meta_params, x, targets, key):
-        embeddings = phi.apply(meta_params["phi"], seen(meta_params["encoder"], x, targets))
+    def generated(meta_params, x, features, targets):
+        """theta(S), of support inputs `x`, what f makes of them, and their targets."""
+        embeddings = phi.apply(meta_params["phi"], seen(features, targets))
         pooled = class_means(embeddings, targets) if by_class else embeddings
         if "rho" in meta_params:
             code = rho.apply(meta_params["rho"], jax.nn.relu(pooled).mean(0, keepdims=True))
@@ -136,14 +144,25 @@ def hypernetwork(
             "reader": sum(_count(meta_params[name]) for name in ("encoder", "phi", "rho") if name in meta_params),
         }
 
-    return conditioned(
+    method = conditioned(
         init=init,
-        read=read,
+        read=lambda params, x, targets, key: generated(params, x, features(params, x), targets),
         answer=model.apply,
         objective=objective,
         num_outputs=num_outputs,
         query_statistics=query_statistics,
     )._replace(sizes=sizes)
+    judged = query_loss(answer=model.apply, objective=objective, query_statistics=query_statistics)
+
+    def loss_with_embedding(meta_params, task, key):
+        support, query = encoded(lambda x, reference: features(meta_params, x, reference), task, query_statistics)
+        targets = target_rows(task.support, objective, num_outputs)
+        loss, metrics = judged(generated(meta_params, task.support.x, support, targets), task)
+        draw = Task(task.support._replace(x=support), task.query._replace(x=query))
+        of_embedding = nearest_mean_loss(draw, num_outputs)
+        return loss + weight * of_embedding, {**metrics, "embedding_loss": of_embedding}
+
+    return method._replace(loss=loss_with_embedding) if weight and objective == "classification" else method
 
 
 def _named(params: Params) -> Mapping[str, Array]:

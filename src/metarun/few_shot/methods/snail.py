@@ -5,39 +5,38 @@ Source: Mishra, Rohaninejad, Chen and Abbeel 2018, A Simple Neural Attentive Met
 
 from collections.abc import Sequence
 
+from metarun.config.flat_keys import with_settings
 from metarun.errors import positive_int
+from metarun.few_shot.in_context import Reading
 from metarun.few_shot.sequence import beside, longest, sequence_learner
 from metarun.models import temporal
 from metarun.types import Method, Model
 
 
+@with_settings(reading=Reading())
 def snail(
     *,
     encoder: Model,
     objective: str,
     num_outputs: int,
+    reading: Reading,
     shot: int,
     train_shot: int | None = None,
-    embedding: int = 64,
     filters: int = 128,
     attention: Sequence[Sequence[int]] = ((64, 32), (256, 128), (512, 256)),
-    query_statistics: str = "support",
-    numberings: int = 1,
 ) -> Method:
     """Temporal convolutions and causal attention in turn, over (x_1, y_1), ..., (x_k, y_k), (x, ?).
 
     Args:
-      encoder: features of an input; a linear layer to `embedding` follows. For Omniglot the paper has the Conv-4 with
+      encoder: features of an input; a linear layer to `embedding` numbers follows. For Omniglot the paper has the Conv-4 with
         max-pooling.
       objective: "classification" or "regression".
       num_outputs: the way, or the size of a regression target.
       shot: support examples of each class; k + 1 is the T of the paper.
       train_shot: the same in training; None: as in test. T is the larger.
-      embedding: size of an input's embedding.
       filters: of a temporal convolution.
       attention: [key size, value size] of each attention block; between each two stand ceil(log2 T) convolutions.
-      query_statistics: see `learner`.
-      numberings: see `sequence.renumbered`.
+      reading: how it is trained, see `in_context.Reading`.
 
     Raises:
       ConfigError: for a value that is not allowed.
@@ -53,10 +52,8 @@ def snail(
     return sequence_learner(
         model=network,
         encoder=encoder,
-        embedding=embedding,
         labels=beside,
         objective=objective,
         num_outputs=num_outputs,
-        query_statistics=query_statistics,
-        numberings=numberings,
+        reading=reading,
     )
