@@ -104,12 +104,16 @@ def in_context(
             "train_way", classes, f"{num_outputs} or more, the way: tasks are cut from the classes of a draw"
         )
 
+    def answered(state, x, reference):
+        # The reference rows serve the encoder's statistics; they are no queries, and `learner` drops their answers.
+        skipped = reference or 0
+        outputs = answer(state.meta_params, state.memory, embed(state.meta_params, x, reference)[skipped:])
+        return jnp.pad(outputs, ((skipped, 0), (0, 0)))
+
     method = conditioned(
         init=init,
         read=lambda params, x, targets, key: Read(params, read(params, embed(params, x, None), targets)),
-        answer=lambda state, x, reference: answer(
-            state.meta_params, state.memory, embed(state.meta_params, x, reference)
-        ),
+        answer=answered,
         objective=objective,
         num_outputs=num_outputs,
         query_statistics=statistics,
