@@ -15,9 +15,8 @@ from metarun.rl.pairs import of_pairs
 from metarun.rl.policy_gradient import TrialLearning, policy_and_value, trial_learner
 from metarun.types import RecurrentModel
 
-_ROWS_AT_ONCE = (
-    512  # that a core differentiates at once: more leave the cache of 1 MB, and a product takes twice as long
-)
+# That a core differentiates at once: more leave the cache of 1 MB, and a product takes twice as long.
+_ROWS_AT_ONCE = 512
 
 
 @with_settings(training=Training, learning=TrialLearning())
