@@ -21,9 +21,9 @@ def method(body, objective="classification", num_outputs=3, shot=2, **options):
     )
 
 
-@pytest.mark.parametrize("body", ["neural_process", "wavenet"])
+@pytest.mark.parametrize("body", ["neural_process", "wavenet", "context_vector"])
 @pytest.mark.parametrize("objective", ["classification", "regression"])
-def test_only_the_neural_process_is_invariant_to_the_order_of_the_support_set(body, objective):
+def test_only_wavenet_depends_on_the_order_of_the_support_set(body, objective):
     with jax.enable_x64(True):
         if objective == "classification":
             task, learner = point_task(jax.random.key(0)), method(body)
@@ -32,7 +32,7 @@ def test_only_the_neural_process_is_invariant_to_the_order_of_the_support_set(bo
         meta_params = jax.jit(learner.init)(jax.random.key(1), task)
         answer = jax.jit(lambda support: learner.predict(learner.adapt(meta_params, support, None), task.query.x))
         answers = [answer(task.support), answer(Split(task.support.x[::-1], task.support.y[::-1]))]
-    assert np.allclose(*answers, rtol=1e-10, atol=1e-10) == (body == "neural_process")
+    assert np.allclose(*answers, rtol=1e-10, atol=1e-10) == (body != "wavenet")
 
 
 def test_context_by_hand():
@@ -63,7 +63,7 @@ def test_context_by_hand():
         np.testing.assert_allclose(context, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("body", ["neural_process", "wavenet"])
+@pytest.mark.parametrize("body", ["neural_process", "wavenet", "context_vector"])
 def test_a_query_is_answered_from_no_other_query(body):
     learner, task = method(body), point_task(jax.random.key(0))
     adapted = jax.jit(learner.adapt)(jax.jit(learner.init)(jax.random.key(1), task), task.support, None)
@@ -135,6 +135,7 @@ def test_a_context_of_images_is_further_channels():
         model=conv4(num_outputs=2, filters=4, norm="none"),
         encoder=conv4(num_outputs=None, filters=4),
         body="context_vector",
+        products=0,
         **options,
     )
     meta_params = jax.jit(learner.init)(jax.random.key(1), task)
@@ -150,3 +151,79 @@ def test_a_context_of_images_is_further_channels():
         step = 1e-5
         difference = (loss(context + step * along) - loss(context - step * along)) / (2 * step)
         np.testing.assert_allclose((gradient * along).sum(), difference, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["classification", "regression"])
+def test_a_context_that_is_multiplied_descends_the_support_loss(objective):
+    """z' of one step, its gradient by finite differences of a network that is written out here."""
+    with jax.enable_x64(True):
+        if objective == "classification":
+            task, num_outputs = point_task(jax.random.key(0)), 3
+        else:
+            task, num_outputs = curve_task(jax.random.key(0)), 1
+        task = jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype.kind == "f" else a, task)
+        learner = method(
+            "context_vector",
+            objective,
+            num_outputs,
+            shot=2,
+            products=4,
+            context_channels=2,
+            inner_lr=0.7,
+            inner_steps=1,
+        )
+        meta_params = jax.jit(learner.init)(jax.random.key(1), task)
+        params = jax.tree.map(np.asarray, meta_params)
+        x, y = np.asarray(task.support.x), np.asarray(task.support.y)
+
+        def dense(layer, v):
+            return v @ layer["kernel"] + layer["bias"]
+
+        def embedded(v):
+            return dense(params["embedding"]["head"], np.maximum(dense(params["encoder"]["dense0"], v), 0))
+
+        def outputs(context, v):
+            what, where = dense(params["what"]["head"], embedded(context)), dense(params["where"]["head"], embedded(v))
+            return np.stack([dense(params["last"]["head"], np.concatenate([w * row for w in what])) for row in where])
+
+        def loss(context):
+            o = outputs(context, x)
+            if objective == "regression":
+                return ((o - y) ** 2).mean()
+            return np.mean(np.log(np.exp(o).sum(1)) - o[np.arange(len(y)), y])
+
+        z = params["context"]
+        assert z.shape == (2, *x.shape[1:])
+        gradient, step = np.zeros_like(z), 1e-6
+        for index in np.ndindex(*z.shape):
+            along = np.zeros_like(z)
+            along[index] = step
+            gradient[index] = (loss(z + along) - loss(z - along)) / (2 * step)
+        adapted = jax.jit(learner.adapt)(meta_params, task.support, None)
+        answers = jax.jit(learner.predict)(adapted, task.query.x)
+        np.testing.assert_allclose(answers, outputs(z - 0.7 * gradient, np.asarray(task.query.x)), rtol=1e-6, atol=1e-8)
+
+
+def test_a_context_that_is_multiplied_has_exact_outer_gradients():
+    """Through the inner steps, whose number in evaluation may be another."""
+    with jax.enable_x64(True):
+        task = jax.tree.map(
+            lambda a: a.astype(jnp.float64) if a.dtype.kind == "f" else a, point_task(jax.random.key(0))
+        )
+        options = {"products": 4, "context_channels": 2, "inner_lr": 0.7, "inner_steps": 2}
+        learner = method("context_vector", **options)
+        meta_params = jax.jit(learner.init)(jax.random.key(1), task)
+        loss = jax.jit(lambda meta_params: learner.loss(meta_params, task, None)[0])
+        gradient = jax.jit(jax.grad(loss))(meta_params)
+        leaves, structure = jax.tree.flatten(meta_params)
+        keys = jax.random.split(jax.random.key(2), len(leaves))
+        along = structure.unflatten([jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)])
+        step = 1e-6
+        ends = [loss(jax.tree.map(lambda a, b, s=sign: a + s * step * b, meta_params, along)) for sign in (1, -1)]
+        slope = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(along), strict=True))
+        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
+        longer = method("context_vector", **options, eval_inner_steps=3)
+        assert longer.protocol["eval_inner_steps"] == 3
+        np.testing.assert_array_equal(loss(meta_params), jax.jit(longer.loss)(meta_params, task, None)[0])
+        answers = [m.predict(m.adapt(meta_params, task.support, None), task.query.x) for m in (learner, longer)]
+        assert not np.allclose(*answers)

@@ -1,6 +1,6 @@
 """How learners are trained that read a support set in context, having its embeddings and its labels as inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from metarun.config.flat_keys import hold
 from metarun.errors import ConfigError, non_negative_float, one_of, positive_int
-from metarun.few_shot.learner import STATISTICS, class_means, conditioned, encoded, target_rows
+from metarun.few_shot.learner import STATISTICS, class_means, conditioned, encoded, flat, target_rows
 from metarun.few_shot.losses import OBJECTIVES, cross_entropy
 from metarun.few_shot.similarity import euclidean
-from metarun.types import Array, Method, Params, Split, Task
+from metarun.models.mlp import mlp
+from metarun.types import Array, Method, Model, Params, Split, Task
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,31 @@ class Read(NamedTuple):
     memory: Any
 
 
+def embedder(
+    encoder: Model, size: int
+) -> tuple[Callable[[Params, Array, int | None], Array], Callable[[Array, Array, Array], Params]]:
+    """An embedding: the features of an input, and a linear layer to `size` numbers.
+
+    Args:
+      encoder: `x: [n, *feature] -> [n, *features]`.
+      size: of an embedding.
+
+    Returns:
+      `embed`, see `in_context`; and `(encoder_key, embedding_key, x) -> {"encoder", "embedding"}`, the part of the
+      meta-parameters that it reads.
+    """
+    linear = mlp(num_outputs=size, hidden=())
+
+    def embed(meta_params, x, reference=None):
+        return linear.apply(meta_params["embedding"], flat(encoder.apply(meta_params["encoder"], x, reference)))
+
+    def init(encoder_key, embedding_key, x):
+        params = encoder.init(encoder_key, x)
+        return {"encoder": params, "embedding": linear.init(embedding_key, flat(encoder.apply(params, x)))}
+
+    return embed, init
+
+
 def in_context(
     *,
     init: Callable[[Array, Task], Params],
@@ -78,6 +104,8 @@ def in_context(
     num_outputs: int,
     reading: Reading,
     support_outputs: Callable[[Any], Array] | None = None,
+    train_read: Callable[[Params, Array, Array], Any] | None = None,
+    protocol: Mapping[str, Any] | None = None,
 ) -> Method:
     """A learner that sees inputs through their embeddings alone, and the labels of the support set beside them.
 
@@ -92,6 +120,8 @@ def in_context(
       reading: how it is trained.
       support_outputs: `memory -> [k, num_outputs]`, answers to the support inputs, each given before its own label was
         read: the loss is then the mean over them and one query. None: over the queries.
+      train_read: `read` in training; None: the same.
+      protocol: as in `learner.learner`.
 
     Raises:
       ConfigError: a draw has fewer classes than a task.
@@ -117,11 +147,12 @@ def in_context(
         objective=objective,
         num_outputs=num_outputs,
         query_statistics=statistics,
+        protocol=protocol,
     )
 
     def loss_of(meta_params, task):
         """Of a task whose inputs are embeddings."""
-        memory = read(meta_params, task.support.x, target_rows(task.support, objective, num_outputs))
+        memory = (train_read or read)(meta_params, task.support.x, target_rows(task.support, objective, num_outputs))
         outputs = answer(meta_params, memory, task.query.x)
         loss = score.loss(outputs, task.query.y).mean()
         if support_outputs is not None:

@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metarun.few_shot.in_context import Reading, in_context
-from metarun.few_shot.learner import flat
-from metarun.models.mlp import mlp
+from metarun.few_shot.in_context import Reading, embedder, in_context
 from metarun.types import Array, Method, Model, SequenceModel
 
 _LEAST = 1e-6  # added to the mean square of an embedding, so that the direction of zeros has a gradient
@@ -95,13 +93,10 @@ def sequence_learner(
     Raises:
       ConfigError: for a value that is not allowed.
     """
-    linear = mlp(num_outputs=reading.embedding, hidden=())
+    embed, init_embedding = embedder(encoder, reading.embedding)
     # Beside an embedding, whose length is sqrt(embedding), a one-hot label of length 1 is hardly seen: with labels of the
     # same length, learning takes a quarter of the steps. A regression's target is an entry among others.
     length = sqrt(reading.embedding) if objective == "classification" else 1.0
-
-    def embed(meta_params, x, reference=None):
-        return linear.apply(meta_params["embedding"], flat(encoder.apply(meta_params["encoder"], x, reference)))
 
     def rows(embeddings, labels):
         return jnp.concatenate([normal(embeddings), length * labels], 1)
@@ -109,9 +104,7 @@ def sequence_learner(
     def init(key, task):
         encoder_key, embedding_key, sequence_key = jax.random.split(key, 3)
         x = task.support.x
-        meta_params = {"encoder": encoder.init(encoder_key, x)}
-        features = flat(encoder.apply(meta_params["encoder"], x))
-        meta_params["embedding"] = linear.init(embedding_key, features)
+        meta_params = init_embedding(encoder_key, embedding_key, x)
         seen, _ = labels(jnp.zeros((x.shape[0], num_outputs), x.dtype))
         first = rows(embed(meta_params, x), seen)
         return {**meta_params, "sequence": model.init(sequence_key, first, first)}

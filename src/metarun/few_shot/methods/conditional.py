@@ -4,15 +4,19 @@ Sources: van den Oord et al. 2016, WaveNet; Garnelo et al. 2018, Conditional Neu
 C.2, and Rei 2015, Online Representation Learning in Recurrent Neural Network Language Models, for the context vector.
 """
 
+import jax
 import jax.numpy as jnp
+import optax
 
 from metarun.config.flat_keys import with_settings
 from metarun.errors import non_negative_int, one_of, positive_float, positive_int
-from metarun.few_shot.in_context import Reading
+from metarun.few_shot.in_context import Reading, embedder, in_context
 from metarun.few_shot.inner_loop import gradient_descent, numbers_of_steps, split_loss
 from metarun.few_shot.learner import stepwise
+from metarun.few_shot.losses import OBJECTIVES
 from metarun.few_shot.sequence import beside, longest, sequence_learner
 from metarun.models import temporal
+from metarun.models.mlp import mlp
 from metarun.models.neural_process import neural_process
 from metarun.types import Method, Model
 
@@ -46,29 +50,39 @@ def conditional(
       objective: "classification" or "regression".
       num_outputs: the way, or the size of a regression target.
       shot: support examples of each class.
-      reading: how the two other bodies are trained; a context vector has of it `query_statistics` alone.
+      reading: how it is trained; a context vector without products has of it `query_statistics` alone.
       train_shot: support examples of each class in training; None: as in test.
       body: "wavenet", gated causal dilated convolutions over the sequence, which see the whole of it; "neural_process",
         whose answers do not depend on the order of the support set; or "context_vector", see `context_vector`.
       filters: size of every layer of the body.
-      products: of what was read with the query, which the last layer of these two bodies is given; 0: none.
+      products: of what was read with the query, which the last layer is given; 0: none. Of a context vector, see
+        `context_inputs`.
       context_channels, inner_lr, inner_steps, eval_inner_steps, remat: see `context_vector`.
 
     Raises:
       ConfigError: for a value that is not allowed.
     """
-    if one_of("method.body", body, BODIES) == "context_vector":
-        return context_vector(
-            model=model,
-            objective=objective,
-            context_channels=context_channels,
-            inner_lr=inner_lr,
-            inner_steps=inner_steps,
-            eval_inner_steps=eval_inner_steps,
-            query_statistics=reading.query_statistics,
-            remat=remat,
-        )
     filters, products = positive_int("method.filters", filters), non_negative_int("method.products", products)
+    if one_of("method.body", body, BODIES) == "context_vector":
+        descent = {
+            "context_channels": context_channels,
+            "inner_lr": inner_lr,
+            "inner_steps": inner_steps,
+            "eval_inner_steps": eval_inner_steps,
+            "remat": remat,
+        }
+        if not products:
+            return context_vector(
+                model=model, objective=objective, query_statistics=reading.query_statistics, **descent
+            )
+        return context_inputs(
+            encoder=encoder,
+            objective=objective,
+            num_outputs=num_outputs,
+            products=products,
+            reading=reading,
+            **descent,
+        )
     if body == "wavenet":
         network = temporal.wavenet(
             num_outputs=num_outputs,
@@ -155,4 +169,92 @@ def context_vector(
         answer=answer,
         objective=objective,
         query_statistics=query_statistics,
+    )
+
+
+def context_inputs(
+    *,
+    encoder: Model,
+    objective: str,
+    num_outputs: int,
+    reading: Reading,
+    products: int = 64,
+    context_channels: int = 1,
+    inner_lr: float = 10.0,
+    inner_steps: int = 1,
+    eval_inner_steps: int | None = None,
+    remat: bool = False,
+) -> Method:
+    """outputs = W [ (A e(z'_c)) * (B e(x)) for every channel c ] + b, with z' = z - inner_lr * grad_z L_support(theta, z), k times.
+
+    A context vector for a network that multiplies. Every channel of the context z is read as an input is, by the same
+    embedding e, and the last layer is given the products of what becomes of it and of the query. As in `context_vector`, z
+    alone is adapted. Its network can compare an input with the context where both have passed all layers, and not only
+    where they enter.
+
+    Args:
+      encoder: features of an input, of which a linear layer makes e.
+      objective: "classification" or "regression".
+      num_outputs: the way, or the size of a regression target.
+      reading: how it is trained. The support set's embeddings do not depend on z, and are computed once.
+      products: rows of A and B, which begin as equals.
+      context_channels: channels of z, each of the size of an input.
+      inner_lr, inner_steps, eval_inner_steps, remat: as in `context_vector`.
+
+    Returns:
+      A `Method` whose meta-parameters are {"encoder", "embedding", "what", "where", "last", "context"}: A, B, W and z, which begins at
+      random.
+
+    Raises:
+      ConfigError: for a value that is not allowed.
+    """
+    channels = positive_int("method.context_channels", context_channels)
+    lr = positive_float("method.inner_lr", inner_lr)
+    train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
+    embed, init_embedding = embedder(encoder, reading.embedding)
+    factor, last = mlp(num_outputs=products, hidden=()), mlp(num_outputs=num_outputs, hidden=())
+
+    def init(key, task):
+        encoder_key, embedding_key, factor_key, last_key, context_key = jax.random.split(key, 5)
+        x = task.support.x
+        meta_params = init_embedding(encoder_key, embedding_key, x)
+        factors = factor.init(factor_key, embed(meta_params, x))
+        return {
+            **meta_params,
+            "what": factors,
+            "where": factors,
+            "last": last.init(last_key, jnp.zeros((1, channels * products), x.dtype)),
+            "context": jax.random.normal(context_key, (channels, *x.shape[1:]), x.dtype),
+        }
+
+    def answer(meta_params, what, embeddings):
+        where = factor.apply(meta_params["where"], embeddings)
+        return last.apply(meta_params["last"], (what[None] * where[:, None]).reshape(len(where), -1))
+
+    def read(num_steps):
+        def read_by_descent(meta_params, embeddings, targets):
+            def what(context):
+                return factor.apply(meta_params["what"], embed(meta_params, context))
+
+            def loss(context):
+                outputs = answer(meta_params, what(context), embeddings)
+                if objective == "classification":
+                    return optax.softmax_cross_entropy(outputs, targets).mean()
+                return OBJECTIVES[objective].loss(outputs, targets).mean()
+
+            context = gradient_descent(loss, meta_params["context"], lr=lr, num_steps=num_steps, remat=remat)
+            return what(context)
+
+        return read_by_descent
+
+    return in_context(
+        init=init,
+        embed=embed,
+        read=read(eval_steps),
+        train_read=read(train_steps),
+        answer=answer,
+        objective=objective,
+        num_outputs=num_outputs,
+        reading=reading,
+        protocol={"eval_inner_steps": eval_steps},
     )
