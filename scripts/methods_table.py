@@ -60,7 +60,8 @@ def row(method: str, command: Sequence[str], result: dict[str, Any] | None, base
         cells += ["", "did not finish", "", "", "", ""]
     else:
         cells.append(idea(result["method"]))
-        failed = [name.replace("_", " ") for name, check in result["checks"].items() if not check["passed"]]
+        made = {name: check["passed"] for name, check in result["checks"].items() if check["passed"] is not None}
+        failed = [name.replace("_", " ") for name, passed in made.items() if not passed]
         over = ""
         if baseline is not None and None not in (result["value"], baseline["value"]):
             difference = result["value"] - baseline["value"]
@@ -70,8 +71,7 @@ def row(method: str, command: Sequence[str], result: dict[str, Any] | None, base
             over,
             f"{result['tasks_per_second']:.0f}",
             f"{(result['seconds'] + result['compile_seconds']) / 60:.1f}",
-            f"{len(result['checks']) - len(failed)} of {len(result['checks'])} passed"
-            + (f"; failed: {', '.join(failed)}" if failed else ""),
+            f"{len(made) - len(failed)} of {len(made)} passed" + (f"; failed: {', '.join(failed)}" if failed else ""),
         ]
     cells.append(f"`{shlex.join(command)}`")
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"

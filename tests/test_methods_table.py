@@ -21,6 +21,7 @@ def finished(directory, method, **entries):
 
 def test_a_row_says_what_a_run_reached_and_which_check_failed(tmp_path):
     passed = {"query_order": {"passed": True}, "chance_before_adaptation": {"passed": True}}
+    passed |= {"labels_by_class": {"passed": None}}  # which was not made
     finished(tmp_path, "maml", value=0.875, checks=passed | {"chance_before_adaptation": {"passed": False}})
     finished(tmp_path, "nearest_neighbor", value=0.5, checks=passed)
     lines = table(
