@@ -66,13 +66,13 @@ def test_what_is_said_of_it():
 
 
 def test_a_short_version_is_held_to_what_the_same_command_has_given():
-    """0.98 is nearer to the published 0.987 than to ours of the short version, which is what it is held to."""
+    """Not to the published figure, which stands beside it."""
     ours = named(SHORT).measured.value
     for value, verdict in ((ours, "AS EXPECTED"), (ours + 0.03, "NOT AS EXPECTED"), (ours - 0.008, "UNDECIDED")):
         words = words_of(SHORT, ["dataset.source=x", "log_every=1"], value)
         assert f"verdict: {verdict}." in words and "REPRODUCED" not in words
     assert f"expected {100 * ours:.2f}% ±" in words and "published 98.70% ± 0.40%" in words and "margin ±1" in words
-    assert "with 3.3% of the tasks of the paper's training: it checks an installation, and reproduces nothing." in words
+    assert "with 6.7% of the tasks of the paper's training: it checks an installation, and reproduces nothing." in words
     assert "2 of the paper's" not in words and "Without" not in words
     other = words_of(SHORT, ["steps=200", "outer_lr=0.5"], ours)
     assert f"Without steps, outer_lr, the cell has given {100 * ours:.2f}%" in other and "another command" in other
@@ -202,7 +202,8 @@ def test_the_list_names_cells_with_their_figures(tmp_path):
     run, short, unrun = done.stdout.strip().split("\n\n")
     assert run.startswith("Whole cells that have been run") and unrun.startswith("Whole cells that have not been run")
     verdicts = {words[0]: words[3] for row in run.splitlines() if len(words := re.split("  +", row)) == 6}
-    assert verdicts["snell2017/protonet_omniglot_5w5s"] == REPRODUCED and verdicts[CELL] == UNDECIDED
+    assert verdicts["snell2017/protonet_omniglot_5w5s"] == REPRODUCED
+    assert verdicts["duan2016/rl2_bandit_5_10"] == UNDECIDED
     assert verdicts["snell2017/protonet_omniglot_20w1s"] == NOT_REPRODUCED
     assert SHORT in short and CELL + " " not in short and "reproduced" not in short and "_quick" not in run + unrun
 

@@ -311,12 +311,12 @@ def said(
 
 
 def _share(named: Named) -> str:
-    """How much of its paper's training a short version has, or of its test where nothing is learnt."""
+    """How much of its paper's training a short version has; of its test, where it is the test that is shorter."""
     short, whole = (composed([f"experiment={name}"], named.part)[0] for name in (named.name, named.cell.quick_of))
-    if not whole.steps:
+    short_tasks, whole_tasks = (config.steps * config.meta_batch_size for config in (short, whole))
+    if short_tasks == whole_tasks:
         return f"{short.eval_tasks} of the paper's {whole.eval_tasks} test tasks"
-    share = 100 * short.steps * short.meta_batch_size / (whole.steps * whole.meta_batch_size)
-    return f"{share:.2g}% of the tasks of the paper's training"
+    return f"{100 * short_tasks / whole_tasks:.2g}% of the tasks of the paper's training"
 
 
 def _why(outcome: Reproduction) -> str:
