@@ -16,7 +16,7 @@ from metarun.errors import MetarunError
 from metarun.trust.cell import Cell, Figure
 from metarun.trust.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 
-CELL = "finn2017/maml_omniglot_5w1s_quick"
+CELL, SHORT = "finn2017/maml_omniglot_5w1s", "finn2017/maml_omniglot_5w1s_quick"
 # Of a run that takes seconds, without Omniglot.
 SMALL = [
     "dataset=glyphs",
@@ -33,8 +33,17 @@ def result(value, ci95=0.003, passed=True):
     return {"metric": "accuracy", "value": value, "ci95": ci95, "num_tasks": 600, "checks": checks, "steps": 100}
 
 
-def named(**changes):
-    return find(CELL)._replace(**changes)
+def named(name=CELL):
+    return find(name)
+
+
+def words_of(name, overrides, *values):
+    """What is said of a run of a cell by some settings that has given such values."""
+    stream, cell = io.StringIO(), named(name)
+    own_keys = [each.key for each in differing(cell, overrides, whole=False)]
+    outcome = judged(cell, [result(value) for value in values])
+    said(cell, outcome, differing(cell, overrides), Console(file=stream, width=200), own_keys)
+    return " ".join(stream.getvalue().split())
 
 
 @pytest.mark.parametrize("values, expected", [([0.9865], REPRODUCED), ([0.965], NOT_REPRODUCED), ([0.978], UNDECIDED)])
@@ -49,14 +58,34 @@ def test_nothing_is_reproduced_whose_checks_fail():
 
 
 def test_what_is_said_of_it():
-    stream = io.StringIO()
-    outcome = judged(named(), [result(value) for value in (0.972, 0.974, 0.979)])
-    said(named(), outcome, differing(named(), []), Console(file=stream, width=100))
-    words = " ".join(stream.getvalue().split())
+    words = words_of(CELL, ["steps=16000"], 0.972, 0.974, 0.979)
     assert "98.70% ± 0.40% Finn et al. 2017, table 1" in words
     assert "600 tasks and 3 seeds (97.20%, 97.40%, 97.90%)" in words
     assert "No number of test tasks would decide" in words and "difference -1.2 ±" in words
     assert "steps: 16000, the paper's 60000" in words
+
+
+def test_a_short_version_is_held_to_what_the_same_command_has_given():
+    """Not to the published figure, which stands beside it."""
+    ours = named(SHORT).measured.value
+    for value, verdict in ((ours, "AS EXPECTED"), (ours + 0.03, "NOT AS EXPECTED"), (ours - 0.008, "UNDECIDED")):
+        words = words_of(SHORT, ["dataset.source=x", "log_every=1"], value)
+        assert f"verdict: {verdict}." in words and "REPRODUCED" not in words
+    assert f"expected {100 * ours:.2f}% ±" in words and "published 98.70% ± 0.40%" in words and "margin ±1" in words
+    assert "with 6.7% of the tasks of the paper's training: it checks an installation, and reproduces nothing." in words
+    assert "2 of the paper's" not in words and "Without" not in words
+    other = words_of(SHORT, ["steps=200", "outer_lr=0.5"], ours)
+    assert f"Without steps, outer_lr, the cell has given {100 * ours:.2f}%" in other and "another command" in other
+
+
+def test_a_short_version_of_what_learns_nothing_says_its_share_of_the_test():
+    assert "100 of the paper's 1000 test tasks" in words_of("duan2016/random_mdp_50_quick", [], 500.0)
+
+
+def test_a_short_version_that_was_not_measured_has_nothing_to_be_held_to(monkeypatch):
+    monkeypatch.setattr(reproduce, "measured", lambda *_: None)
+    with pytest.raises(MetarunError, match="no figure of ours"):
+        reproduce.reproduce(SHORT, {}, Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize("steps, advised", [(100, True), (0, False)])
@@ -70,22 +99,19 @@ def test_other_seeds_are_advised_where_something_is_learnt(steps, advised):
 def test_what_differs_from_the_papers_settings_is_that_of_the_test_first():
     found = differing(named(), ["shot=5", "outer_lr=0.5", "memory.chunk=2", "log_every=1", "dataset.source=x"])
     keys = [difference.key for difference in found]
-    assert keys[:2] == ["shot", "eval_query_shot"] and {"outer_lr", "steps", "meta_batch_size"} <= {*keys[2:]}
+    assert keys[:1] == ["shot"] and "outer_lr" in keys[1:]
+    short = [difference.key for difference in differing(named(SHORT), [])]
+    assert short[0] == "eval_query_shot" and {"steps", "meta_batch_size"} <= {*short[1:]}
     assert not {"memory.chunk", "log_every", "dataset.source", "cell", "cell.quick_of", "experiment"} & {*keys}
     assert next(each for each in found if each.key == "outer_lr")[1:] == (0.001, 0.5)
-    assert differing(find("finn2017/maml_omniglot_5w1s"), []) == []
+    assert differing(named(), []) == []
 
 
 def test_a_run_by_other_settings_is_not_said_to_be_the_one_that_was_measured():
-    def words(overrides):
-        stream, outcome = io.StringIO(), judged(named(), [result(0.9865)])
-        own_keys = [each.key for each in differing(named(), overrides, whole=False)]
-        said(named(), outcome, differing(named(), overrides), Console(file=stream, width=200), own_keys)
-        return stream.getvalue()
-
-    measured = f"{100 * named().measured.value:.2f}%"
-    assert f"This command has given {measured}" in words(["dataset.source=x", "log_every=1"])
-    other = words(["steps=200", "outer_lr=0.5"])
+    cell = "snell2017/protonet_omniglot_5w5s"
+    measured = f"{100 * named(cell).measured.value:.2f}%"
+    assert f"This command has given {measured}" in words_of(cell, ["dataset.source=x", "log_every=1"], 0.9865)
+    other = words_of(cell, ["steps=200", "outer_lr=0.5"], 0.9865)
     assert "This command has given" not in other
     assert f"Without steps, outer_lr, the cell has given {measured}" in other
 
@@ -173,9 +199,13 @@ def test_the_list_names_cells_with_their_figures(tmp_path):
     done = metarun("--list", cwd=tmp_path, command="metarun-reproduce")
     line = next(line for line in done.stdout.splitlines() if line.startswith(f"{CELL} "))
     assert "98.70% ± 0.40%" in line and f"{100 * find(CELL).measured.value:.2f}% ±" in line and "table 1" in line
-    verdicts = {words[0]: words[3] for row in done.stdout.splitlines() if len(words := re.split("  +", row)) == 6}
-    assert verdicts[CELL] == UNDECIDED and verdicts["snell2017/protonet_omniglot_5w1s_quick"] == REPRODUCED
-    assert verdicts["snell2017/protonet_omniglot_20w5s_quick"] == NOT_REPRODUCED
+    run, short, unrun = done.stdout.strip().split("\n\n")
+    assert run.startswith("Whole cells that have been run") and unrun.startswith("Whole cells that have not been run")
+    verdicts = {words[0]: words[3] for row in run.splitlines() if len(words := re.split("  +", row)) == 6}
+    assert verdicts["snell2017/protonet_omniglot_5w5s"] == REPRODUCED
+    assert verdicts["duan2016/rl2_bandit_5_10"] == UNDECIDED
+    assert verdicts["snell2017/protonet_omniglot_20w1s"] == NOT_REPRODUCED
+    assert SHORT in short and CELL + " " not in short and "reproduced" not in short and "_quick" not in run + unrun
 
 
 def test_a_test_that_is_not_finite_has_no_verdict():

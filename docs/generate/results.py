@@ -2,7 +2,6 @@
 
 from generate.markdown import cell, code, table
 from metarun.commands.reproduce import Named, cells
-from metarun.trust.equivalence import Ours, verdict
 
 _HEADER = (
     "cell",
@@ -40,10 +39,7 @@ def _row(named: Named) -> tuple[str, ...]:
         mine = [""] * 7
         note = figure.note
     else:
-        found = ""
-        if ours.ci95 is not None:
-            of_it = Ours([ours.value], ours.ci95, num_tasks=ours.tasks)
-            found = verdict(of_it, figure.value, figure.ci95, named.cell.margin, forecast=False).verdict
+        found = "" if ours.ci95 is None else named.verdict_on(ours) or "a check of an installation"
         numbers = [f"{ours.minutes:.0f}", f"{ours.tasks:,}", str(ours.seeds), f"{ours.steps:,}"]
         mine = [with_interval(named, ours.value, ours.ci95), found, *numbers, cell(f"{ours.device}, {ours.date}")]
         note = "; ".join(filter(None, [figure.note, ours.note]))

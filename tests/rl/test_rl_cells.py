@@ -39,7 +39,7 @@ MAML = {
     "maml_cheetah_direction": (315.7, 6.3),
 }
 # Those of short versions that are tested after fewer gradient steps, two and one.
-MAML_QUICK = {"maml_point_navigation_quick": -3.33, "maml_point_navigation_as_published_quick": -11.68}
+MAML_QUICK = {"maml_point_navigation_as_published_quick": -11.68}
 LEARNT = ("rl2", "snail", "maml")
 OF_MISHRA = ("snail", "maml")
 FOLDER = conf_dir(RL) / "experiment"

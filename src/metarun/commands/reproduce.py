@@ -1,5 +1,8 @@
 """What `metarun-reproduce` does: a cell of a paper's table is run, or resumed, and its verdict said.
 
+A whole cell is held to the published figure. A short version is no reproduction of it: it is held to what the same command has
+given us, and so tells whether an installation computes what it should.
+
 The run itself is the command that anybody can type, in a process of its own.
 """
 
@@ -28,7 +31,14 @@ from metarun.trust.protocol import ABSENT, Difference, flattened
 
 # Exit codes; 1 and 2 are those of errors.
 EXIT = {REPRODUCED: 0, NOT_REPRODUCED: 3, UNDECIDED: 4}
+# What the same verdicts are called of a short version.
+SHORT = {REPRODUCED: "as expected", NOT_REPRODUCED: "not as expected", UNDECIDED: UNDECIDED}
 OUTPUT = Path("outputs") / "reproduce"
+_HEADINGS = (
+    "Whole cells that have been run, by the paper's settings:",
+    "Short versions, which check an installation: their result should be the one measured here, and is no reproduction:",
+    "Whole cells that have not been run:",
+)
 _SHOWN = 12  # differing settings that are listed
 # What differs between runs without moving a number.
 _MOVES_NOTHING = {*CIRCUMSTANCES, *PACE}
@@ -57,6 +67,26 @@ class Named(NamedTuple):
         """What the same command has given us; None if it has not been run to its end."""
         return measured(self.name, self.part)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether it is a short version, and so no reproduction."""
+        return self.cell.quick_of is not None
+
+    @property
+    def held_to(self) -> Figure | None:
+        """What its result is held against: the paper's figure, or of a short version ours; None where we have none."""
+        if not self.is_short:
+            return self.published
+        ours = self.measured
+        return None if ours is None else Figure(ours.value, ours.ci95, f"ours, {ours.date}, {ours.device}")
+
+    def verdict_on(self, ours: Measured) -> str:
+        """The verdict on what a whole cell has given us; "" of a short version, which that is the measure of."""
+        if self.is_short:
+            return ""
+        of_it = Ours([ours.value], ours.ci95, num_tasks=ours.tasks)
+        return verdict(of_it, self.published.value, self.published.ci95, self.cell.margin, forecast=False).verdict
+
 
 class Reproduction(NamedTuple):
     """What has come of a cell.
@@ -83,21 +113,26 @@ def cells() -> Iterator[Named]:
 
 
 def listed(console: Console) -> None:
-    """Prints every cell with its published figure and, where it has been measured, ours and the verdict on it."""
-    rows = [("cell", "published", "measured", "verdict", "minutes", "source")]
+    """Prints every cell: whole ones with a verdict, short versions with what they should give, and whole ones not yet run."""
+    groups: dict[str, list[tuple[str, ...]]] = {heading: [] for heading in _HEADINGS}
     for named in cells():
-        figure, before = named.published, named.measured
+        figure, ours = named.published, named.measured
         accuracy = _is_accuracy(named)
-        ours = ("", "", "")
-        if before is not None:
-            of_it = Ours([before.value], before.ci95, num_tasks=1)  # how many would decide is not asked
-            found = verdict(of_it, figure.value, figure.ci95, named.cell.margin, forecast=False).verdict
-            ours = (_with_ci95(before.value, before.ci95, accuracy), found, f"{before.minutes:.0f}")
-        rows.append((named.name, _with_ci95(figure.value, figure.ci95, accuracy), *ours, figure.source))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:  # a line each, however narrow the terminal: it is searched
-        padded = [f"{text:<{width}}" for text, width in zip(row, widths, strict=True)]
-        console.print("  ".join(padded).rstrip(), markup=False, highlight=False, soft_wrap=True)
+        mine = ("", "", "")
+        if ours is not None:
+            mine = (_with_ci95(ours.value, ours.ci95, accuracy), named.verdict_on(ours), f"{ours.minutes:.0f}")
+        heading = _HEADINGS[1 if named.is_short else 0 if ours is not None else 2]
+        groups[heading].append((named.name, _with_ci95(figure.value, figure.ci95, accuracy), *mine, figure.source))
+    header = ("cell", "published", "measured", "verdict", "minutes", "source")
+    widths = [
+        max(map(len, column)) for column in zip(header, *(row for rows in groups.values() for row in rows), strict=True)
+    ]
+    for heading, rows in groups.items():
+        console.print(heading, markup=False, highlight=False, soft_wrap=True)
+        for row in (header, *rows):  # a line each, however narrow the terminal: it is searched
+            padded = [f"{text:<{width}}" for text, width in zip(row, widths, strict=True)]
+            console.print("  ".join(padded).rstrip(), markup=False, highlight=False, soft_wrap=True)
+        console.print()
 
 
 def find(name: str | None) -> Named:
@@ -135,6 +170,8 @@ def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -
     seeds = positive_int("seeds", int(asked) if asked.isdecimal() and len(asked) < 20 else asked)
     directory = Path(own.pop("output", _directory(named.name))).expanduser()
     overrides = [f"{key}={value}" for key, value in own.items()]
+    if named.held_to is None:
+        raise MetarunError(f"{named.name}: a short version of which there is no figure of ours to hold it against.")
     found = differing(named, overrides)  # before anything is trained: it composes, and so finds mistakes
     own_keys = [difference.key for difference in differing(named, overrides, whole=False)]
     code = _run(named, seeds, overrides, directory)
@@ -170,7 +207,7 @@ def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Reproduction:
         raise MetarunError(
             f"{named.name}: one task has no interval, so there is no verdict. Give eval_tasks=2 or more."
         )
-    figure = named.published
+    figure = named.held_to or named.published
     ours = Ours(
         values=[result["value"] for result in results],
         ci95=max(result["ci95"] for result in results),
@@ -214,7 +251,7 @@ def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> 
 def said(
     named: Named, outcome: Reproduction, found: Sequence[Difference], console: Console, own_keys: Sequence[str] = ()
 ) -> None:
-    """Prints published and ours, the verdict, what would decide, and what differs from the paper's settings.
+    """Prints what it is held to and what was found, the verdict, what would decide, and what differs from the paper's settings.
 
     Args:
       named, outcome: the cell, and what has come of it.
@@ -234,19 +271,28 @@ def said(
         over += f" and {seeds} seeds ({values})"
     note = f"; {figure.note}" if figure.note else ""
     table.add_row("published", _with_ci95(figure.value, figure.ci95, accuracy), Text(figure.source + note))
-    table.add_row("ours", _with_ci95(verdict.value, verdict.ci95, accuracy), Text(over))
+    if named.is_short and named.held_to is not None:
+        expected = named.held_to
+        table.add_row("expected", _with_ci95(expected.value, expected.ci95, accuracy), Text(expected.source))
+    table.add_row(
+        "this run" if named.is_short else "ours", _with_ci95(verdict.value, verdict.ci95, accuracy), Text(over)
+    )
     table.add_row(
         "difference",
         difference_said(scale * verdict.difference, scale * verdict.difference_ci95),
-        f"{unit.strip()}{', ' * bool(unit)}95% interval; margin ±{scale * cell.margin:.2g}",
+        f"from {'expected' if named.is_short else 'published'}, {unit.strip()}{', ' * bool(unit)}95% interval; "
+        f"margin ±{scale * cell.margin:.2g}",
     )
     console.print(Text(named.name, "bold"))
     console.print(table)
     say = partial(console.print, soft_wrap=True)
     colour = {REPRODUCED: "green", NOT_REPRODUCED: "red", UNDECIDED: "yellow"}[verdict.verdict]
-    say(Text.assemble("verdict: ", (verdict.verdict.upper(), f"bold {colour}"), ". ", _why(outcome)))
+    word = SHORT[verdict.verdict] if named.is_short else verdict.verdict
+    say(Text.assemble("verdict: ", (word.upper(), f"bold {colour}"), ". ", _why(outcome)))
+    if named.is_short:
+        say(f"A short version, with {_share(named)}: it checks an installation, and reproduces nothing.")
     before = named.measured
-    if before is not None:
+    if before is not None and (own_keys or not named.is_short):
         words = f"{_with_ci95(before.value, before.ci95, accuracy)} in {before.minutes:.0f} minutes on {before.device}"
         if own_keys:
             say(Text(f"Without {some(own_keys)}, the cell has given {words}: this is another command."))
@@ -262,6 +308,15 @@ def said(
         say(Text(f"  {difference.key}: {difference.second}, the paper's {difference.first}"))
     if len(found) > _SHOWN:
         say(f"  and {len(found) - _SHOWN} more")
+
+
+def _share(named: Named) -> str:
+    """How much of its paper's training a short version has; of its test, where it is the test that is shorter."""
+    short, whole = (composed([f"experiment={name}"], named.part)[0] for name in (named.name, named.cell.quick_of))
+    short_tasks, whole_tasks = (config.steps * config.meta_batch_size for config in (short, whole))
+    if short_tasks == whole_tasks:
+        return f"{short.eval_tasks} of the paper's {whole.eval_tasks} test tasks"
+    return f"{100 * short_tasks / whole_tasks:.2g}% of the tasks of the paper's training"
 
 
 def _why(outcome: Reproduction) -> str:
@@ -283,7 +338,7 @@ def _why(outcome: Reproduction) -> str:
     where = "The interval of the difference crosses the margin."
     if ways:
         return f"{where} If the values stay, {' or '.join(ways)} would decide.{alone}"
-    limit = "the published figure's own interval is too wide" if seeds == 1 else "seeds differ too much"
+    limit = "the interval of what it is held to is too wide" if seeds == 1 else "seeds differ too much"
     return f"{where} No number of test tasks would decide: {limit}.{alone}"
 
 

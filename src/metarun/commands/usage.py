@@ -86,7 +86,8 @@ keys:
   output     directory that holds one for each seed (default: outputs/reproduce/PAPER/CELL)
   KEY        any key of the run, such as dataset.source=DIR or eval_tasks=5000
 
-The same command resumes, and adds seeds. A cell that ends in _quick is a short version for two CPU cores.
+The same command resumes, and adds seeds. A cell that ends in _quick is a short version for two CPU cores: it is held to what
+the same command has given us, and checks an installation.
 
 verdict, by exit code: the difference from the published value, with its 95% interval over test tasks and seeds, lies
   0  reproduced: within the margin that the experiment states

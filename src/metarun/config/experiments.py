@@ -8,7 +8,8 @@ A file `experiment/PAPER/NAME.yaml` is the experiment `PAPER/NAME`, with things 
   name instead, the short version is the same run as the short version of that name.
 - `defaults` name another experiment by its name, `PAPER/NAME`, from wherever they do.
 - `cells` makes the file a family: a table from names, each of which begins with that of the file, to what each has
-  of its own. The rest of the file is what they share. A `quick` beside `cells` is shared by their short versions.
+  of its own. The rest of the file is what they share. A `quick` beside `cells` is shared by their short versions;
+  `quick: null` in a cell means that it has none.
 
 Importing this file does not import JAX.
 """
