@@ -198,10 +198,10 @@ FIRST = {paper: next(name for name in EXPERIMENTS if name.startswith(paper)) for
 def test_every_experiment_starts(experiment, request):
     config = composed(f"experiment={experiment}")
     run = built(f"experiment={experiment}", *data_overrides(config, request))
-    assert jax.tree.leaves(jax.eval_shape(run.experiment.init).params)
+    assert jax.tree.leaves(jax.eval_shape(run.experiment.init).params) or experiment.endswith("from_scratch")
     name = r"\w+/(\w+?)_(?:sinusoid|(?:omniglot|mini_imagenet)_(\d+)w(\d+)s)"
     if experiment.startswith("unpublished/"):  # named by what differs between them, a method or a body of one
-        name = r"\w+/(omniglot)_\w+?_(\d+)w(\d+)s"
+        name = r"\w+/(omniglot|sinusoid)_\w+?(?:_(\d+)w(\d+)s)?$"
     method, way, shot = re.match(name, experiment).groups()
     assert method in (run.facts["method"], run.facts["dataset"])
     assert way is None or (config.way, config.shot) == (int(way), int(shot))

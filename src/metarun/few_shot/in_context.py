@@ -69,9 +69,7 @@ class Read(NamedTuple):
     memory: Any
 
 
-def embedder(
-    encoder: Model, size: int
-) -> tuple[Callable[[Params, Array, int | None], Array], Callable[[Array, Array, Array], Params]]:
+def embedder(encoder: Model, size: int) -> tuple[Callable[..., Array], Callable[[Array, Array, Array], Params]]:
     """An embedding: the features of an input, and a linear layer to `size` numbers.
 
     Args:
@@ -79,7 +77,7 @@ def embedder(
       size: of an embedding.
 
     Returns:
-      `embed`, see `in_context`; and `(encoder_key, embedding_key, x) -> {"encoder", "embedding"}`, the part of the
+      `embed`, see `in_context`, whose reference may be left out; and `(encoder_key, embedding_key, x) -> {"encoder", "embedding"}`, the part of the
       meta-parameters that it reads.
     """
     linear = mlp(num_outputs=size, hidden=())

@@ -4,6 +4,8 @@ Sources: van den Oord et al. 2016, WaveNet; Garnelo et al. 2018, Conditional Neu
 C.2, and Rei 2015, Online Representation Learning in Recurrent Neural Network Language Models, for the context vector.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -64,7 +66,7 @@ def conditional(
     """
     filters, products = positive_int("method.filters", filters), non_negative_int("method.products", products)
     if one_of("method.body", body, BODIES) == "context_vector":
-        descent = {
+        descent: dict[str, Any] = {
             "context_channels": context_channels,
             "inner_lr": inner_lr,
             "inner_steps": inner_steps,
