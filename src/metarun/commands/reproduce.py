@@ -73,12 +73,18 @@ class Named(NamedTuple):
         return self.cell.quick_of is not None
 
     @property
-    def held_to(self) -> Figure | None:
-        """What its result is held against: the paper's figure, or of a short version ours; None where we have none."""
+    def held_to(self) -> Figure:
+        """What its result is held against: the paper's figure, or of a short version ours.
+
+        Raises:
+          MetarunError: a short version has not been run to its end by us.
+        """
         if not self.is_short:
             return self.published
         ours = self.measured
-        return None if ours is None else Figure(ours.value, ours.ci95, f"ours, {ours.date}, {ours.device}")
+        if ours is None:
+            raise MetarunError(f"{self.name}: a short version of which there is no figure of ours to hold it against.")
+        return Figure(ours.value, ours.ci95, f"ours, {ours.date}, {ours.device}")
 
     def verdict_on(self, ours: Measured) -> str:
         """The verdict on what a whole cell has given us; "" of a short version, which that is the measure of."""
@@ -170,9 +176,8 @@ def reproduce(name: str | None, settings: Mapping[str, str], console: Console) -
     seeds = positive_int("seeds", int(asked) if asked.isdecimal() and len(asked) < 20 else asked)
     directory = Path(own.pop("output", _directory(named.name))).expanduser()
     overrides = [f"{key}={value}" for key, value in own.items()]
-    if named.held_to is None:
-        raise MetarunError(f"{named.name}: a short version of which there is no figure of ours to hold it against.")
-    found = differing(named, overrides)  # before anything is trained: it composes, and so finds mistakes
+    _ = named.held_to  # refused before anything is trained, as are mistakes in the settings
+    found = differing(named, overrides)  # which composes, and so finds them
     own_keys = [difference.key for difference in differing(named, overrides, whole=False)]
     code = _run(named, seeds, overrides, directory)
     if code:
@@ -199,7 +204,7 @@ def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Reproduction:
     """The outcome of a cell, given what its seeds have found, `result.json` of each.
 
     Raises:
-      MetarunError: a result is not a finite number.
+      MetarunError: a result is not a finite number, or there is nothing to hold it against.
     """
     if any(result["value"] is None for result in results):
         raise MetarunError(f"{named.name}: a seed's test is not finite, so there is nothing to compare.")
@@ -207,7 +212,7 @@ def judged(named: Named, results: Sequence[Mapping[str, Any]]) -> Reproduction:
         raise MetarunError(
             f"{named.name}: one task has no interval, so there is no verdict. Give eval_tasks=2 or more."
         )
-    figure = named.held_to or named.published
+    figure = named.held_to
     ours = Ours(
         values=[result["value"] for result in results],
         ci95=max(result["ci95"] for result in results),
@@ -271,7 +276,7 @@ def said(
         over += f" and {seeds} seeds ({values})"
     note = f"; {figure.note}" if figure.note else ""
     table.add_row("published", _with_ci95(figure.value, figure.ci95, accuracy), Text(figure.source + note))
-    if named.is_short and named.held_to is not None:
+    if named.is_short:
         expected = named.held_to
         table.add_row("expected", _with_ci95(expected.value, expected.ci95, accuracy), Text(expected.source))
     table.add_row(
