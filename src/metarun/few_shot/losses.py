@@ -30,7 +30,12 @@ class Objective(NamedTuple):
 
 def cross_entropy(outputs: Array, y: Array) -> Array:
     """-log softmax(outputs)[y] for each example: `[n, way]`, `[n]` int -> `[n]`."""
-    return -jnp.sum(jax.nn.log_softmax(outputs) * jax.nn.one_hot(y, outputs.shape[1], dtype=outputs.dtype), 1)
+    return row_cross_entropy(outputs, jax.nn.one_hot(y, outputs.shape[1], dtype=outputs.dtype))
+
+
+def row_cross_entropy(outputs: Array, targets: Array) -> Array:
+    """-sum_k targets_k log softmax(outputs)_k for each example, of rows of probabilities: `[n, way]`, `[n, way]` -> `[n]`."""
+    return -jnp.sum(jax.nn.log_softmax(outputs) * targets, 1)
 
 
 def correct(outputs: Array, y: Array) -> Array:

@@ -8,14 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from metarun.config.flat_keys import with_settings
 from metarun.errors import non_negative_int, one_of, positive_float, positive_int
 from metarun.few_shot.in_context import Reading, embedder, in_context
 from metarun.few_shot.inner_loop import gradient_descent, numbers_of_steps, split_loss
 from metarun.few_shot.learner import stepwise
-from metarun.few_shot.losses import OBJECTIVES
+from metarun.few_shot.losses import OBJECTIVES, row_cross_entropy
 from metarun.few_shot.sequence import beside, longest, sequence_learner
 from metarun.models import temporal
 from metarun.models.mlp import mlp
@@ -214,6 +213,7 @@ def context_inputs(
     lr = positive_float("method.inner_lr", inner_lr)
     train_steps, eval_steps = numbers_of_steps(inner_steps, eval_inner_steps)
     embed, init_embedding = embedder(encoder, reading.embedding)
+    of_rows = row_cross_entropy if objective == "classification" else OBJECTIVES[objective].loss
     factor, last = mlp(num_outputs=products, hidden=()), mlp(num_outputs=num_outputs, hidden=())
 
     def init(key, task):
@@ -240,9 +240,7 @@ def context_inputs(
 
             def loss(context):
                 outputs = answer(meta_params, what(context), embeddings)
-                if objective == "classification":
-                    return optax.softmax_cross_entropy(outputs, targets).mean()
-                return OBJECTIVES[objective].loss(outputs, targets).mean()
+                return of_rows(outputs, targets).mean()
 
             context = gradient_descent(loss, meta_params["context"], lr=lr, num_steps=num_steps, remat=remat)
             return what(context)

@@ -3,11 +3,10 @@
 Source: Triantafillou et al. 2020, Meta-Dataset: A Dataset of Datasets for Learning to Learn from Few Examples.
 """
 
-import jax
-
 from metarun.errors import positive_float, true_or_false
 from metarun.few_shot.inner_loop import gradient_descent, numbers_of_steps
 from metarun.few_shot.learner import class_means, conditioned, flat, refuse_regression
+from metarun.few_shot.losses import row_cross_entropy
 from metarun.types import Method, Model
 
 
@@ -61,7 +60,7 @@ def proto_maml(
             head = {"kernel": 2 * prototypes.T, "bias": -(prototypes**2).sum(1)}
 
             def support_loss(params):
-                return -(targets * jax.nn.log_softmax(apply(params, x))).sum(1).mean()
+                return row_cross_entropy(apply(params, x), targets).mean()
 
             return gradient_descent(
                 support_loss,
