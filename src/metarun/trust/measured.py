@@ -7,16 +7,23 @@ Columns:
   minutes, device         of the whole command, and what it ran on
   versions, commit, date  of the libraries, where they are known; with which commit the figure came here, and when
   note                    what has to be known of it
+  result                  SHA-256 of the run's `result.json`, its first 16 digits; the file is `runs/PAPER/CELL.json` beside
+                          the table
 A cell whose command is another's has no line of its own. An empty entry is not known.
 """
 
 import csv
+import hashlib
+import io
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from metarun.config.experiments import run_of
 from metarun.config.search_path import conf_dir
+from metarun.errors import DataError
+from metarun.system.files import write_bytes
 
 
 class Measured(NamedTuple):
@@ -29,6 +36,7 @@ class Measured(NamedTuple):
       device: in words.
       versions, commit, date: of the libraries; with which commit the figure came, and when; "" for not known.
       note: what has to be known of it; "" for nothing.
+      result: hash of the run's `result.json`, as `hash_of` gives it; "" where that is not kept.
     """
 
     value: float
@@ -42,13 +50,48 @@ class Measured(NamedTuple):
     commit: str
     date: str
     note: str
+    result: str = ""
 
 
 @cache
 def table() -> dict[str, Measured]:
     """Name of a cell -> what it has given us."""
-    with table_file().open(newline="", encoding="utf-8") as lines:
-        return {line["cell"]: _measured(line) for line in csv.DictReader(lines)}
+    return read(table_file())
+
+
+def read(file: Path) -> dict[str, Measured]:
+    """Name of a cell -> what it has given, of any table of this form.
+
+    Raises:
+      DataError: a line of it does not fit.
+    """
+    found = {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        for number, line in enumerate(csv.DictReader(lines), 2):
+            try:
+                found[line["cell"]] = _measured(line)
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{file}, line {number} is no row of a table of results: {error!r}.") from None
+    return found
+
+
+def write(file: Path, rows: Mapping[str, Measured]) -> None:
+    """Replaces a table, at once: a reader sees the old one or the whole new one. Cells are in the order of their names.
+
+    Raises:
+      MetarunError: it cannot be written; the old one is untouched.
+    """
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["cell", *("interval" if name == "ci95" else name for name in Measured._fields)])
+    for cell, row in sorted(rows.items()):
+        lines.writerow([cell, f"{row.value:.4g}", f"{row.ci95:.3g}", *row[2:5], f"{row.minutes:g}", *row[6:]])
+    write_bytes(file, text.getvalue().encode())
+
+
+def hash_of(result: bytes) -> str:
+    """How the table names a `result.json`, given what is in it."""
+    return hashlib.sha256(result).hexdigest()[:16]
 
 
 def measured(cell: str, part: str) -> Measured | None:
@@ -78,5 +121,5 @@ def _measured(line: dict[str, str]) -> Measured:
         seeds=int(line["seeds"]),
         steps=int(line["steps"]),
         minutes=float(line["minutes"]),
-        **{key: line[key] for key in ("device", "versions", "commit", "date", "note")},
+        **{key: line[key] for key in ("device", "versions", "commit", "date", "note", "result")},
     )

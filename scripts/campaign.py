@@ -1,0 +1,416 @@
+#!/usr/bin/env python
+"""Runs the papers' cells that have no figure yet, in an order of priority, for as long as there is time.
+
+    python scripts/campaign.py --hours 8 --source omniglot=DIR --source mini_imagenet=DIR
+
+Each cell is `metarun-reproduce CELL` with a directory of its own below --output. What its first steps take tells whether it can
+end in the time that is left. If not, it is saved and set aside, and the next one has its turn; what time is left over goes to
+those set aside. A result becomes a row of --table, and its `result.json` is kept beside the table, in `runs/`.
+
+Stop it however you like, and give the same command again: it takes in the results that it finds, and continues what was begun.
+Several campaigns, on one machine or on many, may share --output: a cell that one of them runs is passed over by the others.
+
+Exits with 0, with 1 if a cell could not be run, or with 75 if it was stopped.
+"""
+
+import argparse
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import date
+from fnmatch import fnmatchcase
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple
+
+from metarun.commands.console import pairs
+from metarun.commands.reproduce import OUTPUT, Named, cells, differing
+from metarun.config import search_path
+from metarun.config.composing import composed
+from metarun.errors import ConfigError, DataError, MetarunError
+from metarun.system.files import LOCK, locked
+from metarun.training.result import RESULT, read_metrics, read_result
+from metarun.trust import measured
+from metarun.trust.measured import Measured
+
+# The papers that are cited most come first, and of these the data that everybody reports.
+ORDER = (
+    *("finn2017/maml_mini_imagenet_*", "snell2017/protonet_mini_imagenet_5w?s", "finn2017/fomaml_mini_imagenet_*"),
+    *("raghu2020/anil_mini_imagenet_*", "antoniou2019/*_mini_imagenet_*", "bertinetto2019/*", "finn2017/*_omniglot_*"),
+    *("finn2017/*", "snell2017/*", "vinyals2016/*", "sung2018/*", "nichol2018/*", "santoro2016/*", "duan2016/*"),
+    *("mishra2018/*", "li2017/*", "rajeswaran2019/*", "raghu2020/*", "antoniou2019/*", "*"),
+)
+REPRODUCE = str(Path(sys.executable).with_name("metarun-reproduce"))
+STOPPED = 75
+METRICS = "metrics.jsonl"
+_SEED = "0"  # of a campaign's runs, and so the name of their directory
+_LINES = 2  # of the metrics, by whose distance a run's pace is told
+_POLL = 0.5  # seconds
+_PATIENCE = 600  # seconds within which a run has to tell its pace
+
+
+class Asked(NamedTuple):
+    """What a campaign is to do.
+
+    Attributes:
+      output: the directory of the runs.
+      table: the table of results.
+      overrides: cell -> settings that its command is given, which may not change what it is.
+      at_once: how many runs at a time.
+      device: what they run on, in words; "" for what the results say.
+    """
+
+    output: Path
+    table: Path
+    overrides: Mapping[str, Sequence[str]]
+    at_once: int = 1
+    device: str = ""
+
+    def directory(self, named: Named) -> Path:
+        """The directory of a cell's run."""
+        return self.output / named.name / _SEED
+
+    def log(self, named: Named) -> Path:
+        """The file of what a cell's command prints."""
+        return self.output / named.name / "log.txt"
+
+
+class Pace(NamedTuple):
+    """How a run comes on: the outer step it is at, of how many, tasks of a step, and seconds of a step."""
+
+    step: int
+    steps: int
+    tasks: int
+    seconds: float
+
+    @property
+    def left(self) -> float:
+        """Seconds of training that are left."""
+        return (self.steps - self.step) * self.seconds
+
+
+class Running(NamedTuple):
+    """A cell's command that runs: its process, its place among those at once, and the step from which it went on."""
+
+    named: Named
+    process: subprocess.Popen[bytes]
+    place: int
+    begun_at: int
+
+
+def chosen(patterns: Sequence[str], table: Mapping[str, Measured]) -> list[Named]:
+    """The whole cells that have no row, in the order of the patterns that their names match first."""
+    found: list[tuple[int, Named]] = []
+    for named in cells():
+        place = next((place for place, each in enumerate(patterns) if fnmatchcase(named.name, each)), None)
+        if place is not None and not named.is_short and named.name not in table:
+            found.append((place, named))
+    return [named for _, named in sorted(found, key=lambda pair: pair[0])]
+
+
+def settings(named: Named, sources: Mapping[str, str], overrides: Sequence[str]) -> list[str]:
+    """The settings of a cell's command: those given, and where its data are.
+
+    Raises:
+      MetarunError: one of them makes it another run than the cell.
+    """
+    _, choices = composed([f"experiment={named.name}"], named.part)
+    source = sources.get(choices.get("dataset", ""))
+    own = [*overrides, *([] if source is None else [f"dataset.source={source}"])]
+    changed = [difference.key for difference in differing(named, own, whole=False)]
+    if changed:
+        raise MetarunError(f"{', '.join(changed)}: a campaign runs cells as they are, so this cannot be given.")
+    return own
+
+
+def pace(named: Named, directory: Path, begun_at: int = 0) -> Pace | None:
+    """How a cell's run comes on, by what it has written since a step; None while that is too little to tell."""
+    with suppress(OSError, DataError):
+        records, _ = read_metrics(directory / METRICS)
+        timed = [
+            (step, of["seconds"]) for step, of in records.items() if step > begun_at and of.get("seconds") is not None
+        ]
+        if len(timed) >= _LINES and timed[-1][1] > timed[0][1]:
+            config, _ = composed([f"experiment={named.name}"], named.part)
+            (first, began), (last, now) = timed[0], timed[-1]
+            return Pace(last, config.steps, config.meta_batch_size, (now - began) / (last - first))
+    return None
+
+
+def row(result: Mapping[str, Any], kept: bytes, device: str, day: date) -> Measured:
+    """A result as a row of the table.
+
+    Args:
+      result: of the run.
+      kept: its file, byte for byte.
+      device: what it ran on, in words.
+      day: when it ended.
+    """
+    versions = result["versions"]
+    return Measured(
+        value=result["value"],
+        ci95=result["ci95"],
+        tasks=result["num_tasks"],
+        seeds=1,
+        steps=result["steps"],
+        minutes=max(1, round((result["seconds"] + result["compile_seconds"]) / 60)),
+        device=device,
+        versions=", ".join(f"{name} {versions[name]}" for name in ("jax", "metarun")),
+        commit=_commit(),
+        date=day.isoformat(),
+        note="",
+        result=measured.hash_of(kept),
+    )
+
+
+def collect(asked: Asked, pending: Iterable[Named]) -> Iterator[tuple[Named, str]]:
+    """Takes the results that there are into the table, and yields each such cell with what is to be said of it.
+
+    A result that is not finite, or whose checks have failed, is no figure, and becomes no row.
+    """
+    for named in pending:
+        file = asked.directory(named) / RESULT
+        if not file.exists():
+            continue
+        kept, result = file.read_bytes(), read_result(file)
+        failed = [name for name, check in result["checks"].items() if check["passed"] is False]
+        if result["value"] is None or result["ci95"] is None or failed:
+            yield named, f"no row: {'checks failed, ' + ', '.join(failed) if failed else 'the test is not finite'}"
+            continue
+        beside = f", beside {asked.at_once - 1} more" if asked.at_once > 1 else ""
+        device = asked.device or result["device"] + beside
+        mine = row(result, kept, device, date.fromtimestamp(file.stat().st_mtime))
+        copy = asked.table.parent / "runs" / f"{named.name}.json"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with _holding(asked.table):
+            shutil.copyfile(file, copy)
+            rows = measured.read(asked.table) if asked.table.exists() else {}
+            if named.name not in rows:
+                measured.write(asked.table, {**rows, named.name: mine})
+        yield named, f"{named.verdict_on(mine)}: {mine.value:.4g} ± {mine.ci95:.2g}, in {mine.minutes:g} minutes"
+
+
+class Campaign:
+    """Cells that run one after the other, or some at once, until the time is up or a signal comes.
+
+    A cell is in `waiting` until it has a result or has failed. Those in `too_long` come last, and run for what time is left.
+    """
+
+    def __init__(self, asked: Asked, pending: Sequence[Named], say: Callable[[str], None], ending: Event) -> None:
+        self.asked, self.say, self.ending = asked, say, ending
+        self.waiting = {named.name: named for named in pending}
+        self.too_long: set[str] = set()
+        self.running: list[Running] = []
+        self.failed: list[str] = []
+
+    def run(self, seconds: float) -> None:
+        """Goes on for so many seconds; what runs then is saved."""
+        deadline = time.monotonic() + seconds
+        try:
+            while True:
+                self._take_in()
+                for run in [*self.running]:
+                    self._see_to(run, deadline - time.monotonic())
+                if not self.waiting or time.monotonic() >= deadline:
+                    return
+                self._start()
+                if self.ending.wait(_POLL):
+                    return
+        finally:
+            stop([run.process for run in self.running])
+            for run in self.running:
+                self.say(f"{run.named.name}: saved")
+            self._take_in()
+
+    def _take_in(self) -> None:
+        """Makes rows of the results that there are, be they of runs of this campaign or of others."""
+        for named, words in collect(self.asked, [*self.waiting.values()]):
+            self.say(f"{named.name}: {words}")
+            del self.waiting[named.name]
+
+    def _see_to(self, run: Running, left: float) -> None:
+        """Sets a run aside that does not fit into the seconds that are left, and does away with one that has ended."""
+        name, code = run.named.name, run.process.poll()
+        if code is None:
+            now = pace(run.named, self.asked.directory(run.named), run.begun_at)
+            if now is None or now.left <= left or name in self.too_long:
+                return
+            stop([run.process])
+            self.say(f"{name}: {now.left / 60:.0f} minutes more do not fit; saved at step {now.step}")
+            self.too_long.add(name)
+        elif name in self.waiting and code != STOPPED and not held(self.asked.directory(run.named)):
+            self.say(f"{name}: exit code {code}; see {self.asked.log(run.named)}")
+            self.failed.append(name)
+            del self.waiting[name]
+        self.running.remove(run)
+
+    def _start(self) -> None:
+        """Begins or continues what comes next, as many as there is room for. What another campaign runs is passed over."""
+        for place in {*range(self.asked.at_once)} - {run.place for run in self.running}:
+            busy = {run.named.name for run in self.running}
+            in_turn = sorted(self.waiting.values(), key=lambda named: named.name in self.too_long)
+            ready = (each for each in in_turn if each.name not in busy and not held(self.asked.directory(each)))
+            named = next(ready, None)
+            if named is None:
+                return
+            self.running.append(start(self.asked, named, place))
+            self.say(f"{named.name}: begun at step {self.running[-1].begun_at}")
+
+
+def start(asked: Asked, named: Named, place: int) -> Running:
+    """Begins or continues a cell's run, on its share of the machine."""
+    log = asked.log(named)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    records: dict[int, Any] = {}
+    with suppress(OSError, DataError):
+        records, _ = read_metrics(asked.directory(named) / METRICS)
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / asked.at_once:.2f}", **os.environ}
+    cores = sorted(os.sched_getaffinity(0))
+    share = cores[place :: asked.at_once] or cores
+    command = [REPRODUCE, named.name, f"output={log.parent}", *asked.overrides[named.name]]
+    command += [f"--config-dir={folder}" for folder in search_path.added()]
+    with log.open("ab") as written:
+        process = subprocess.Popen(
+            command,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the campaign, which has its runs saved
+            preexec_fn=lambda: os.sched_setaffinity(0, share),
+        )
+    return Running(named, process, place, max(records, default=0))
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Has runs save, all at once, and waits until they have ended."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in processes:
+        process.wait()
+
+
+def held(directory: Path) -> bool:
+    """Whether a process writes in a run's directory, such as that of another campaign."""
+    if not (directory / LOCK).exists():
+        return False
+    try:
+        with locked(directory):
+            return False
+    except MetarunError:
+        return True
+
+
+def forecast(asked: Asked, pending: Sequence[Named], faster: float, say: Callable[[str], None], ending: Event) -> None:
+    """Prints what each cell's training would take, by its first steps, which are kept.
+
+    Args:
+      asked, pending: as of a campaign.
+      faster: how many times the pace of this machine another one has.
+      say: what prints a line.
+      ending: set when it is to end.
+    """
+    say(f"{'cell':<48}  {'tasks/s':>8}  {'minutes':>8}" + (f"  {'elsewhere':>9}" if faster != 1 else ""))
+    for named in pending:
+        run = start(asked, named, 0)
+        until, found = time.monotonic() + _PATIENCE, None
+        while run.process.poll() is None and found is None and time.monotonic() < until and not ending.wait(_POLL):
+            found = pace(named, asked.directory(named), run.begun_at)
+        stop([run.process])
+        if ending.is_set():
+            return
+        found = found or pace(named, asked.directory(named))
+        if found is None:
+            say(f"{named.name:<48}  not told; see {asked.log(named)}")
+            continue
+        minutes = found.steps * found.seconds / 60
+        elsewhere = f"  {minutes / faster:9.1f}" if faster != 1 else ""
+        say(f"{named.name:<48}  {found.tasks / found.seconds:8.4g}  {minutes:8.1f}{elsewhere}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--hours", type=float, default=0, help="how long; 0, the default, takes in the results that there are"
+    )
+    parser.add_argument(
+        "--cells", default=",".join(ORDER), metavar="PATTERNS", help="which, in this order, commas between"
+    )
+    parser.add_argument("--source", action="append", default=[], metavar="DATASET=DIR", help="where a data set is")
+    parser.add_argument("--at-once", type=int, default=1, help="runs at a time, which share the device and the cores")
+    parser.add_argument("--device", default="", help="what the table is to call it; by default as the results do")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="directory of the runs (%(default)s)")
+    parser.add_argument("--table", type=Path, default=measured.table_file(), help="of results (%(default)s)")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="with cells of your own")
+    parser.add_argument("--list", action="store_true", help="name the cells in order, and run none")
+    parser.add_argument(
+        "--forecast", action="store_true", help="run the first steps of each, and say what all would take"
+    )
+    parser.add_argument(
+        "--faster", type=float, default=1, metavar="TIMES", help="of --forecast: another machine's pace"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of all, such as log_every=10")
+    options = parser.parse_intermixed_args()
+    try:
+        if options.at_once < 1:
+            raise ConfigError("--at-once", options.at_once, "1 or more")
+        if not options.hours >= 0:
+            raise ConfigError("--hours", options.hours, "0 or more")
+        search_path.add(options.config_dir)
+        table = measured.read(options.table) if options.table.exists() else {}
+        pending = chosen(options.cells.split(","), table)
+        sources = pairs(options.source)
+        overrides = {each.name: settings(each, sources, options.overrides) for each in pending}
+    except MetarunError as error:
+        print(f"campaign: {error}", file=sys.stderr)
+        return 2
+    if options.list:
+        print(*(named.name for named in pending), sep="\n")
+        return 0
+    asked = Asked(options.output.absolute(), options.table, overrides, options.at_once, options.device)
+
+    def say(words: str) -> None:
+        print(words if options.forecast else f"{time.strftime('%H:%M:%S')} {words}", flush=True)
+
+    ending = Event()
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, lambda *_: ending.set())
+    if options.forecast:
+        forecast(asked, pending, options.faster, say, ending)
+        return STOPPED if ending.is_set() else 0
+    whole = Campaign(asked, pending, say, ending)
+    whole.run(3600 * options.hours)
+    say(f"{len(pending) - len(whole.waiting) - len(whole.failed)} of {len(pending)} cells have a result.")
+    if ending.is_set():
+        say("Stopped; the same command continues.")
+        return STOPPED
+    return 1 if whole.failed else 0
+
+
+@contextmanager
+def _holding(table: Path) -> Iterator[None]:
+    """Holds a table for this process, of those that write rows of it."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.with_name(f".{table.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _commit() -> str:
+    """The commit of this checkout; "" where there is none."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    with suppress(OSError):
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
