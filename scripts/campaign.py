@@ -224,9 +224,10 @@ class Campaign:
                     return
         finally:
             stop([run.process for run in self.running])
-            for run in self.running:
-                self.say(f"{run.named.name}: saved")
             self._take_in()
+            for run in self.running:
+                if run.named.name in self.waiting:
+                    self.say(f"{run.named.name}: saved")
 
     def _take_in(self) -> None:
         """Makes rows of the results that there are, be they of runs of this campaign or of others."""

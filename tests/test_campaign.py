@@ -1,0 +1,82 @@
+"""`scripts/campaign.py`: which cells have their turn, what a run's first steps tell, and what becomes a row."""
+
+import json
+from datetime import date
+
+import pytest
+
+import campaign
+from metarun.commands.reproduce import find
+from metarun.errors import MetarunError
+from metarun.trust import measured
+
+CELL = "finn2017/maml_sinusoid_1_step"
+RUN = {
+    "metric": "mse",
+    "value": 0.58449,
+    "ci95": 0.0541,
+    "num_tasks": 600,
+    "method": "maml",
+    "dataset": "sinusoid",
+    "protocol": {},
+    "protocol_id": "0",
+    "seed": 0,
+    "steps": 70000,
+    "seconds": 100.0,
+    "compile_seconds": 20.0,
+    "device": "1 x a card",
+    "versions": {"jax": "0.10.2", "metarun": "1"},
+}
+
+
+@pytest.fixture
+def asked(tmp_path):
+    return campaign.Asked(tmp_path / "runs", tmp_path / "table" / "table.csv", {}, at_once=2)
+
+
+def put(asked, name, text):
+    directory = asked.directory(find(CELL))
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_text(text)
+
+
+def test_cells_come_in_the_order_of_the_patterns_and_those_with_a_row_do_not():
+    names = [
+        named.name for named in campaign.chosen(["snell2017/*_same_way", "finn2017/*", "snell2017/*"], measured.table())
+    ]
+    assert names and not set(names) & set(measured.table()) and not any(name.endswith("_quick") for name in names)
+    assert names[0].endswith("_same_way") and names[-1].startswith("snell2017/") and "_same_way" not in names[-1]
+
+
+def test_a_setting_that_makes_it_another_run_is_refused():
+    omniglot = find("snell2017/protonet_omniglot_5w1s_same_way")
+    assert campaign.settings(omniglot, {"omniglot": "x"}, ["log_every=10"]) == ["log_every=10", "dataset.source=x"]
+    with pytest.raises(MetarunError, match="steps"):
+        campaign.settings(find(CELL), {}, ["steps=10"])
+
+
+def test_the_pace_is_that_of_the_steps_since_the_run_went_on(asked):
+    assert campaign.pace(find(CELL), asked.directory(find(CELL))) is None
+    lines = [{"step": 100, "seconds": 0.0}, {"step": 200, "seconds": 50.0}, {"step": 300, "seconds": 51.0}]
+    put(asked, "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    found = campaign.pace(find(CELL), asked.directory(find(CELL)), begun_at=100)
+    assert found.step == 300 and found.seconds == pytest.approx(0.01) and found.left == pytest.approx(697)
+
+
+def test_a_result_becomes_a_row_once_and_its_file_is_kept(asked):
+    put(asked, "result.json", json.dumps({**RUN, "checks": {"query_order": {"passed": True, "value": 0.0}}}))
+    [(named, words)] = campaign.collect(asked, [find(CELL)])
+    assert named.name == CELL and words.startswith("undecided: 0.5845 ± 0.054, in 2 minutes")
+    row = measured.read(asked.table)[CELL]
+    assert (row.value, row.ci95, row.minutes, row.device) == (0.5845, 0.0541, 2, "1 x a card, beside 1 more")
+    kept = asked.table.parent / "runs" / f"{CELL}.json"
+    assert row.result == measured.hash_of(kept.read_bytes()) and date.fromisoformat(row.date)
+    before = asked.table.read_bytes()
+    list(campaign.collect(asked, [find(CELL)]))
+    assert asked.table.read_bytes() == before
+
+
+def test_a_result_whose_checks_fail_becomes_no_row(asked):
+    put(asked, "result.json", json.dumps({**RUN, "checks": {"query_order": {"passed": False, "value": 1.0}}}))
+    [(_, words)] = campaign.collect(asked, [find(CELL)])
+    assert "checks failed, query_order" in words and not asked.table.exists()
