@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -33,9 +34,10 @@ from metarun.commands.console import pairs
 from metarun.commands.reproduce import OUTPUT, Named, cells, differing
 from metarun.config import search_path
 from metarun.config.composing import composed
+from metarun.config.directories import is_free
 from metarun.errors import ConfigError, DataError, MetarunError
-from metarun.system.files import LOCK, locked
 from metarun.training.result import RESULT, read_metrics, read_result
+from metarun.training.stopping import REQUEUE
 from metarun.trust import measured
 from metarun.trust.measured import Measured
 
@@ -47,7 +49,6 @@ ORDER = (
     *("mishra2018/*", "li2017/*", "rajeswaran2019/*", "raghu2020/*", "antoniou2019/*", "*"),
 )
 REPRODUCE = str(Path(sys.executable).with_name("metarun-reproduce"))
-STOPPED = 75
 METRICS = "metrics.jsonl"
 _SEED = "0"  # of a campaign's runs, and so the name of their directory
 _LINES = 2  # of the metrics, by whose distance a run's pace is told
@@ -123,7 +124,7 @@ def settings(named: Named, sources: Mapping[str, str], overrides: Sequence[str])
     _, choices = composed([f"experiment={named.name}"], named.part)
     source = sources.get(choices.get("dataset", ""))
     own = [*overrides, *([] if source is None else [f"dataset.source={source}"])]
-    changed = [difference.key for difference in differing(named, own, whole=False)]
+    changed = [difference.key for difference in differing(named, overrides, whole=False)] if overrides else []
     if changed:
         raise MetarunError(f"{', '.join(changed)}: a campaign runs cells as they are, so this cannot be given.")
     return own
@@ -137,9 +138,8 @@ def pace(named: Named, directory: Path, begun_at: int = 0) -> Pace | None:
             (step, of["seconds"]) for step, of in records.items() if step > begun_at and of.get("seconds") is not None
         ]
         if len(timed) >= _LINES and timed[-1][1] > timed[0][1]:
-            config, _ = composed([f"experiment={named.name}"], named.part)
             (first, began), (last, now) = timed[0], timed[-1]
-            return Pace(last, config.steps, config.meta_batch_size, (now - began) / (last - first))
+            return Pace(last, *_size(named.name, named.part), (now - began) / (last - first))
     return None
 
 
@@ -245,7 +245,7 @@ class Campaign:
             stop([run.process])
             self.say(f"{name}: {now.left / 60:.0f} minutes more do not fit; saved at step {now.step}")
             self.too_long.add(name)
-        elif name in self.waiting and code != STOPPED and not held(self.asked.directory(run.named)):
+        elif name in self.waiting and code != REQUEUE and is_free(self.asked.directory(run.named)):
             self.say(f"{name}: exit code {code}; see {self.asked.log(run.named)}")
             self.failed.append(name)
             del self.waiting[name]
@@ -256,7 +256,7 @@ class Campaign:
         for place in {*range(self.asked.at_once)} - {run.place for run in self.running}:
             busy = {run.named.name for run in self.running}
             in_turn = sorted(self.waiting.values(), key=lambda named: named.name in self.too_long)
-            ready = (each for each in in_turn if each.name not in busy and not held(self.asked.directory(each)))
+            ready = (each for each in in_turn if each.name not in busy and is_free(self.asked.directory(each)))
             named = next(ready, None)
             if named is None:
                 return
@@ -295,17 +295,6 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.terminate()
     for process in processes:
         process.wait()
-
-
-def held(directory: Path) -> bool:
-    """Whether a process writes in a run's directory, such as that of another campaign."""
-    if not (directory / LOCK).exists():
-        return False
-    try:
-        with locked(directory):
-            return False
-    except MetarunError:
-        return True
 
 
 def forecast(asked: Asked, pending: Sequence[Named], faster: float, say: Callable[[str], None], ending: Event) -> None:
@@ -386,14 +375,21 @@ def main() -> int:
         signal.signal(signum, lambda *_: ending.set())
     if options.forecast:
         forecast(asked, pending, options.faster, say, ending)
-        return STOPPED if ending.is_set() else 0
+        return REQUEUE if ending.is_set() else 0
     whole = Campaign(asked, pending, say, ending)
     whole.run(3600 * options.hours)
     say(f"{len(pending) - len(whole.waiting) - len(whole.failed)} of {len(pending)} cells have a result.")
     if ending.is_set():
         say("Stopped; the same command continues.")
-        return STOPPED
+        return REQUEUE
     return 1 if whole.failed else 0
+
+
+@cache
+def _size(cell: str, part: str) -> tuple[int, int]:
+    """The outer steps of a cell, and the tasks of each; composed once, for it is asked for at every look at a run."""
+    config, _ = composed([f"experiment={cell}"], part)
+    return config.steps, config.meta_batch_size
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def run_dir(overrides: list[str], process: int | None = None) -> str:
         directory = file.parent.parent
         begun = any((directory / name).is_dir() for name in ("checkpoints", "diverged"))
         unfinished = begun and not (directory / "result.json").exists()
-        if unfinished and _text(file) == command and _is_free(directory):
+        if unfinished and _text(file) == command and is_free(directory):
             return str(directory)
     return str(_new_directory(OUTPUTS))
 
@@ -195,7 +195,7 @@ def sweep_dir() -> str:
     for file in sorted(begun, reverse=True):
         directory = file.parent
         unfinished = _text(file) == text and not _all_finished(directory / SWEEP_DONE)
-        if unfinished and all(_is_free(lock.parent) for lock in directory.glob(f"*/{LOCK}")):
+        if unfinished and all(is_free(lock.parent) for lock in directory.glob(f"*/{LOCK}")):
             return str(directory)
     directory = _new_directory(SWEEPS)
     if directory.is_dir():
@@ -284,7 +284,7 @@ def _new_directory(parent: Path) -> Path:
     return directory
 
 
-def _is_free(directory: Path) -> bool:
+def is_free(directory: Path) -> bool:
     """Whether no process holds the lock of a run."""
     try:
         with (directory / LOCK).open() as stream:
