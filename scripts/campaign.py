@@ -14,7 +14,6 @@ Exits with 0, with 1 if a cell could not be run, or with 75 if it was stopped.
 """
 
 import argparse
-import fcntl
 import os
 import shutil
 import signal
@@ -22,21 +21,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import date
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from metarun.commands.console import pairs
+from metarun.commands.console import pairs, told
 from metarun.commands.reproduce import OUTPUT, Named, cells, differing
 from metarun.config import search_path
 from metarun.config.composing import composed
 from metarun.config.directories import is_free
 from metarun.errors import ConfigError, DataError, MetarunError
-from metarun.training.result import RESULT, read_metrics, read_result
+from metarun.system.files import one_at_a_time
+from metarun.training.result import METRICS, RESULT, read_metrics, read_result
 from metarun.training.stopping import REQUEUE
 from metarun.trust import measured
 from metarun.trust.measured import Measured
@@ -49,7 +49,6 @@ ORDER = (
     *("mishra2018/*", "li2017/*", "rajeswaran2019/*", "raghu2020/*", "antoniou2019/*", "*"),
 )
 REPRODUCE = str(Path(sys.executable).with_name("metarun-reproduce"))
-METRICS = "metrics.jsonl"
 _SEED = "0"  # of a campaign's runs, and so the name of their directory
 _LINES = 2  # of the metrics, by whose distance a run's pace is told
 _POLL = 0.5  # seconds
@@ -106,11 +105,19 @@ class Running(NamedTuple):
 
 
 def chosen(patterns: Sequence[str], table: Mapping[str, Measured]) -> list[Named]:
-    """The whole cells that have no row, in the order of the patterns that their names match first."""
+    """The whole cells that have no row, in the order of the patterns that their names match first.
+
+    Raises:
+      MetarunError: a pattern matches no whole cell, be it with a row or without.
+    """
+    whole = [named for named in cells() if not named.is_short]
+    for pattern in patterns:
+        if not any(fnmatchcase(named.name, pattern) for named in whole):
+            raise ConfigError("--cells", pattern, "a pattern of whole cells, as `metarun-reproduce --list` names them")
     found: list[tuple[int, Named]] = []
-    for named in cells():
+    for named in whole:
         place = next((place for place, each in enumerate(patterns) if fnmatchcase(named.name, each)), None)
-        if place is not None and not named.is_short and named.name not in table:
+        if place is not None and named.name not in table:
             found.append((place, named))
     return [named for _, named in sorted(found, key=lambda pair: pair[0])]
 
@@ -188,7 +195,7 @@ def collect(asked: Asked, pending: Iterable[Named]) -> Iterator[tuple[Named, str
         mine = row(result, kept, device, date.fromtimestamp(file.stat().st_mtime))
         copy = asked.table.parent / "runs" / f"{named.name}.json"
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with _holding(asked.table):
+        with one_at_a_time(asked.table):
             shutil.copyfile(file, copy)
             rows = measured.read(asked.table) if asked.table.exists() else {}
             if named.name not in rows:
@@ -324,7 +331,7 @@ def forecast(asked: Asked, pending: Sequence[Named], faster: float, say: Callabl
         say(f"{named.name:<48}  {found.tasks / found.seconds:8.4g}  {minutes:8.1f}{elsewhere}")
 
 
-def main() -> int:
+def main() -> NoReturn:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -349,22 +356,23 @@ def main() -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of all, such as log_every=10")
     options = parser.parse_intermixed_args()
-    try:
-        if options.at_once < 1:
-            raise ConfigError("--at-once", options.at_once, "1 or more")
-        if not options.hours >= 0:
-            raise ConfigError("--hours", options.hours, "0 or more")
-        search_path.add(options.config_dir)
-        table = measured.read(options.table) if options.table.exists() else {}
-        pending = chosen(options.cells.split(","), table)
-        sources = pairs(options.source)
-        overrides = {each.name: settings(each, sources, options.overrides) for each in pending}
-    except MetarunError as error:
-        print(f"campaign: {error}", file=sys.stderr)
-        return 2
+    sys.exit(told(lambda: sys.exit(_acted(options))))
+
+
+def _acted(options: argparse.Namespace) -> int:
+    """Does what the options ask for, and returns the exit code."""
+    if options.at_once < 1:
+        raise ConfigError("--at-once", options.at_once, "1 or more")
+    if not options.hours >= 0:
+        raise ConfigError("--hours", options.hours, "0 or more")
+    search_path.add(options.config_dir)
+    table = measured.read(options.table) if options.table.exists() else {}
+    pending = chosen(options.cells.split(","), table)
     if options.list:
-        print(*(named.name for named in pending), sep="\n")
+        print(*(named.name for named in pending), sep="\n", flush=True)
         return 0
+    sources = pairs(options.source)
+    overrides = {each.name: settings(each, sources, options.overrides) for each in pending}
     asked = Asked(options.output.absolute(), options.table, overrides, options.at_once, options.device)
 
     def say(words: str) -> None:
@@ -392,15 +400,6 @@ def _size(cell: str, part: str) -> tuple[int, int]:
     return config.steps, config.meta_batch_size
 
 
-@contextmanager
-def _holding(table: Path) -> Iterator[None]:
-    """Holds a table for this process, of those that write rows of it."""
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with table.with_name(f".{table.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _commit() -> str:
     """The commit of this checkout; "" where there is none."""
     asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
@@ -410,4 +409,4 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

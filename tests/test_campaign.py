@@ -1,7 +1,15 @@
 """`scripts/campaign.py`: which cells have their turn, what a run's first steps tell, and what becomes a row."""
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from datetime import date
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +56,21 @@ def test_cells_come_in_the_order_of_the_patterns_and_those_with_a_row_do_not():
     assert names[0].endswith("_same_way") and names[-1].startswith("snell2017/") and "_same_way" not in names[-1]
 
 
+def test_a_pattern_of_no_cell_is_refused():
+    with pytest.raises(MetarunError, match=r"--cells=nobody/\*: expected a pattern of whole cells"):
+        campaign.chosen(["finn2017/*", "nobody/*"], {})
+
+
+def test_a_row_with_a_hash_stands_on_the_file_that_is_kept():
+    runs = measured.table_file().parent / "runs"
+    for cell, row in measured.table().items():
+        if row.result:
+            kept = (runs / f"{cell}.json").read_bytes()
+            result = json.loads(kept)
+            assert measured.hash_of(kept) == row.result, cell
+            assert (result["value"], result["ci95"]) == pytest.approx((row.value, row.ci95), rel=5e-3), cell
+
+
 def test_a_setting_that_makes_it_another_run_is_refused():
     omniglot = find("snell2017/protonet_omniglot_5w1s_same_way")
     assert campaign.settings(omniglot, {"omniglot": "x"}, ["log_every=10"]) == ["log_every=10", "dataset.source=x"]
@@ -80,3 +103,73 @@ def test_a_result_whose_checks_fail_becomes_no_row(asked):
     put(asked, "result.json", json.dumps({**RUN, "checks": {"query_order": {"passed": False, "value": 1.0}}}))
     [(_, words)] = campaign.collect(asked, [find(CELL)])
     assert "checks failed, query_order" in words and not asked.table.exists()
+
+
+# Three cells of some seconds each, which save often.
+FAMILY = """# @package _global_
+defaults: [{override /dataset: sinusoid}, {override /model: mlp}, _self_]
+cell: {published: {value: 2.0, source: nowhere}, margin: 1}
+steps: 12000
+steps_per_dispatch: 100
+checkpoint_every: 1000
+log_every: 100
+eval_every: 3000
+eval_tasks: 100
+method: {inner_steps: 1}
+model: {hidden: [8]}
+cells: {small_a: {}, small_b: {shot: 5}, small_c: {method: {inner_lr: 0.02}}}
+"""
+
+
+def command(folder, *options):
+    script = Path(campaign.__file__)
+    of_cells = [f"--config-dir={folder / 'conf'}", "--cells=mine/*", "--device=here", "--hours=1", "--at-once=2"]
+    return [
+        sys.executable,
+        script,
+        *of_cells,
+        f"--output={folder / 'runs'}",
+        f"--table={folder / 'table.csv'}",
+        *options,
+    ]
+
+
+def kill_all(folder):
+    """Kills, without a word, whatever was given a folder as an argument."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(folder).encode() in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_campaign_that_is_killed_ends_with_the_table_of_one_that_is_not(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        (folder / "conf" / "few_shot" / "experiment" / "mine").mkdir(parents=True)
+        (folder / "conf" / "few_shot" / "experiment" / "mine" / "small.yaml").write_text(FAMILY)
+    began = time.monotonic()
+    subprocess.run(command(whole), check=True, cwd=whole)
+    took = time.monotonic() - began
+    delays, lost = [random.uniform(0.2, 0.6) * took for _ in range(3)], []
+    for delay in delays:
+        process = subprocess.Popen(command(cut), cwd=cut)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(delay)
+        lost.append(process.poll() is None)
+        kill_all(cut)
+        process.wait()
+    assert any(lost), "none was killed while it ran"
+    subprocess.run(command(cut), check=True, cwd=cut)
+
+    def rows(folder):
+        return {
+            cell: row._replace(minutes=0, date="", result="")
+            for cell, row in measured.read(folder / "table.csv").items()
+        }
+
+    assert [*rows(whole)] == ["mine/small_a", "mine/small_b", "mine/small_c"]
+    assert rows(whole) == rows(cut), f"killed after {delays} seconds"
+    for folder in (whole, cut):
+        for cell, row in measured.read(folder / "table.csv").items():
+            assert row.result == measured.hash_of((folder / "runs" / f"{cell}.json").read_bytes())

@@ -29,7 +29,7 @@ from metarun.data.standardizing import Standard
 from metarun.errors import ConfigError, MetarunError, one_of
 from metarun.few_shot.learner import STATISTICS
 from metarun.training.ensemble import Ensemble
-from metarun.training.result import RESULT, read_metrics, read_result
+from metarun.training.result import METRICS, RESULT, read_metrics, read_result
 from metarun.training.run_state import load_selected
 from metarun.types import Method, Params
 
@@ -120,7 +120,7 @@ class Run:
         Raises:
           DataError: the file cannot be read.
         """
-        lines, sentences = read_metrics(self.directory / "metrics.jsonl")
+        lines, sentences = read_metrics(self.directory / METRICS)
         for sentence in sentences:
             warned(sentence)
         names = dict.fromkeys(name for line in lines.values() for name in line)

@@ -109,12 +109,17 @@ class Reproduction(NamedTuple):
 
 
 def cells() -> Iterator[Named]:
-    """Every cell, whole ones before their quick variants, with what its own file states of it."""
+    """Every cell, whole ones before their quick variants, with what its own file states of it.
+
+    A name is of one cell, as `find` takes it: where both commands find it, for its folder is not told apart, of few-shot learning.
+    """
+    found = set()
     for part in (FEW_SHOT, RL):
         for folder in search_path.experiment_folders(part):
             for name in experiments.names(folder):
                 node = (experiments.served(folder, name) or {}).get("cell")
-                if node is not None:
+                if node is not None and name not in found:
+                    found.add(name)
                     yield Named(name, part, cell_of(node))
 
 

@@ -24,7 +24,7 @@ from rich.text import Text
 from metarun.commands.sweep import DRAWN, PointOutcome, Points
 from metarun.config.directories import HYDRA
 from metarun.errors import DataError
-from metarun.training.result import RESULT, read_divergence, read_metrics, read_pruned, read_result
+from metarun.training.result import METRICS, RESULT, read_divergence, read_metrics, read_pruned, read_result
 
 _SECONDS = 1.0  # between two looks
 _ROWS = 12  # points that are shown; those that run, and then those that ended last
@@ -115,7 +115,7 @@ class _Watch:
         return self._ended.get(number, Row(number, "", WAITING))
 
     def _reached(self, directory: Path) -> tuple[int | None, float | None]:
-        records, _ = read_metrics(directory / "metrics.jsonl") if (directory / "metrics.jsonl").exists() else ({}, [])
+        records, _ = read_metrics(directory / METRICS) if (directory / METRICS).exists() else ({}, [])
         vals = []
         for record in records.values():
             for name, value in record.items():

@@ -1,7 +1,6 @@
 """Things that are built once and kept in the user's cache directory."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.errors import DataError, MetarunError
-from metarun.system.files import canonical_json, json_bytes, plain, sync
+from metarun.system.files import canonical_json, json_bytes, one_at_a_time, plain, sync
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -71,7 +70,7 @@ def build_once(kind: str, parameters: Mapping[str, Any], build: Callable[[Path],
     """
     folder = cache_dir() / f"{kind}-{hashlib.sha256(canonical_json(parameters).encode()).hexdigest()[:16]}"
     if not folder.exists():
-        with _said_plainly(folder.parent), _lock(folder):
+        with _said_plainly(folder.parent), one_at_a_time(folder):
             # Another process may have built it while this one waited for the lock.
             if not folder.exists():
                 print(f"Building {kind} in {folder} (once).", file=sys.stderr)
@@ -93,14 +92,6 @@ def _said_plainly(directory: Path) -> Iterator[None]:
             f"Cannot write to the cache directory {directory}: {error.strerror or error}. "
             "Make it writable or free some space, or set METARUN_CACHE to another folder."
         ) from error
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(folder.name + ".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _build(folder: Path, manifest: Mapping[str, Any], build: Callable[[Path], None]) -> None:

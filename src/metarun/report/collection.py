@@ -15,6 +15,7 @@ from metarun.system.reading import is_text, json_of, yaml_of
 from metarun.training import checkpoint
 from metarun.training.result import (
     EVALUATIONS,
+    METRICS,
     RESULT,
     read_divergence,
     read_metrics,
@@ -256,7 +257,7 @@ def _result(file: Path, faults: list[str]) -> Mapping[str, Any] | None:
 
 def _curve(directory: Path, faults: list[str]) -> tuple[dict[str, list[tuple[int, float]]], int | None]:
     """The curves of a run, see `Record`, and the last step that its metrics have."""
-    file = directory / "metrics.jsonl"
+    file = directory / METRICS
     if not os.path.lexists(file):
         return {}, None
     try:

@@ -15,6 +15,7 @@ from metarun.report.paths import paths
 from metarun.report.rewards import reward_curves
 from metarun.report.run_pictures import check_table, tested_on
 from metarun.report.strip import strip
+from metarun.training.result import METRICS
 from metarun.types import Evaluation, Experiment, Params
 
 SHOWN_TASKS = 6
@@ -49,7 +50,7 @@ def pictures(
         plots = directory / "plots"
         curve = partial(
             learning_curve,
-            directory / "metrics.jsonl",
+            directory / METRICS,
             plots / "learning_curve.png",
             metric=experiment.metric,
             selected_step=selected_step,

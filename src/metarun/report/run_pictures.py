@@ -11,6 +11,7 @@ from rich.text import Text
 
 from metarun.report.curves import learning_curve
 from metarun.report.gallery import image_gallery, regression_gallery
+from metarun.training.result import METRICS
 from metarun.types import Evaluation, Experiment, Params
 
 GALLERY_TASKS = 4
@@ -52,7 +53,7 @@ def pictures(
         plots = directory / "plots"
         curve = partial(
             learning_curve,
-            directory / "metrics.jsonl",
+            directory / METRICS,
             plots / "learning_curve.png",
             metric=experiment.metric,
             selected_step=selected_step,

@@ -126,6 +126,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Waits until no other process is in here with `path`, whose lock is a file beside it that stays, and keeps them out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + LOCK).open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Makes `directory` if need be and holds it for this process; the system lets go of it however the process ends.
 

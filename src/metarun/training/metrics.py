@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from metarun.errors import ConfigError, Diverged, MetarunError, Pruned, in_a_line
 from metarun.system.files import plain, write_bytes, writing
+from metarun.training.result import METRICS
 from metarun.training.stopping import Interrupted
 
 # How a run can end, as a logger is told of it.
@@ -60,7 +61,7 @@ def jsonl(directory: Path, resume_step: int) -> Logger:
     Raises:
       MetarunError: the file cannot be written, now or at a `write`.
     """
-    path = directory / "metrics.jsonl"
+    path = directory / METRICS
     append, close = _appending(path, _cleaned(path, resume_step))
 
     def write(step: int, values: Mapping[str, float | None]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from metarun.errors import DataError, shown
 from metarun.system.reading import MOST_BYTES, is_number, is_plain, is_text, json_of, text_of, value_shown
 
-RESULT, EVALUATIONS = "result.json", "evaluations"
+RESULT, METRICS, EVALUATIONS = "result.json", "metrics.jsonl", "evaluations"
 # In the directory of a run that has diverged: its state before the step in which it did, and a file that says so.
 DIVERGED, DIVERGENCE = "diverged", "divergence.json"
 # In the directory of a trial that was pruned: at which step, and what validation found there.

@@ -26,7 +26,7 @@ from metarun.system.files import locked, plain, remove, write_json, writing
 from metarun.system.progress import RunProgress
 from metarun.training import checkpoint, metrics, wording
 from metarun.training.divergence import diverged_before, divergence_of, remove_divergence_of_another
-from metarun.training.result import DIVERGED, PRUNED, RESULT, read_result
+from metarun.training.result import DIVERGED, METRICS, PRUNED, RESULT, read_result
 from metarun.training.run_state import Ledger, RunState, are_finite, restored, with_validation
 from metarun.training.settings import RunSettings
 from metarun.training.stopping import Interrupted, Stop, leave, stop_on_signals
@@ -321,7 +321,7 @@ def _draw(pictures: Callable[[], Mapping[str, Callable[[], None]]], say: Callabl
 
 def _remove_run(directory: Path) -> None:
     with writing(directory):
-        for name in (RESULT, "metrics.jsonl", "checkpoints", DIVERGED, PRUNED, IDS):
+        for name in (RESULT, METRICS, "checkpoints", DIVERGED, PRUNED, IDS):
             remove(directory / name)
 
 

@@ -16,7 +16,7 @@ from metarun.config.directories import MULTIRUN, SWEEP_COMMAND
 from metarun.errors import ConfigError, DataError, MetarunError
 from metarun.system.files import canonical_json, plain, write_json
 from metarun.system.reading import json_of
-from metarun.training.result import read_metrics
+from metarun.training.result import METRICS, read_metrics
 
 # In the directory of a run: the id that it has in each tracker.
 IDS = "trackers.json"
@@ -55,7 +55,7 @@ def earlier(directory: Path, after: int, until: int) -> list[tuple[int, dict[str
     if after >= until:
         return []
     try:
-        records, _ = read_metrics(directory / "metrics.jsonl")
+        records, _ = read_metrics(directory / METRICS)
     except DataError:
         return []
     return [
