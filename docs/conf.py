@@ -32,6 +32,7 @@ html_theme = "sphinx_book_theme"
 html_title = "metarun"
 html_static_path = ["_static"]
 html_css_files = ["metarun.css"]
+html_js_files = [("cells.js", {"defer": "defer"})]
 html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,

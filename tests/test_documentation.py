@@ -180,6 +180,21 @@ def test_the_table_of_the_readme_is_that_of_the_results():
         )
 
 
+@pytest.mark.parametrize("part", [FEW_SHOT, RL])
+def test_the_page_of_results_has_a_row_of_every_cell_and_counts_the_verdicts(part):
+    page = results.page(part)
+    whole = [named for named in cells() if named.part == part and not named.is_short]
+    rows = {row[0].strip("`"): row for row in (line[2:-2].split(" | ") for line in page.splitlines() if "| `" in line)}
+    assert [*rows] == [named.name for named in sorted(whole, key=lambda named: named.name.partition("/")[0])]
+    run = [row for row in rows.values() if row[5]]
+    assert page.startswith(f"Of {len(whole)} figures, {len(run)} have been measured: ")
+    better = [name for name, row in rows.items() if row[5] == "not reproduced: better"]
+    assert f"{len(better)} not reproduced: better" in page.partition("\n")[0] and better
+    for name in better:
+        named = find(name)
+        assert (named.measured.value > named.published.value) != ("sinusoid" in name)
+
+
 def test_pages_link_to_files_that_are_there():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

@@ -130,3 +130,22 @@ def test_one_that_an_experiment_from_outside_stands_on_is_named_too(folder):
     with pytest.raises(HydraException) as raised:
         from_outside(folder, "experiment=mine/old")
     assert "It is finn2017/maml_sinusoid." in explained(raised.value, FEW_SHOT, ["experiment=mine/old"])
+
+
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        (FEW_SHOT, "nichol2018/fomaml_omniglot_20w1s"),
+        (FEW_SHOT, "nichol2018/reptile_omniglot_5w5s_transductive_quick"),
+        (FEW_SHOT, "finn2017/maml_sinusoid_1_step"),
+        (RL, "unpublished/long_trials_snail_mdp_25"),
+        (RL, "duan2016/ucb1_bandit_50_100"),
+    ],
+)
+def test_a_choice_is_told_as_it_is_composed(part, name):
+    _, choices = composed([f"experiment={name}"], part)
+    for group in ("method", "optimizer", {FEW_SHOT: "dataset", RL: "env"}[part]):
+        told = experiments.choice(conf_dir(part) / "experiment", name, group)
+        assert told in (choices[group], None)
+        if told is None:  # the command's own
+            assert choices[group] == composed([], part)[1][group]

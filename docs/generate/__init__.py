@@ -22,6 +22,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     **{name: partial(top.page, name) for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")},
     "cells of few-shot learning": partial(results.page, "few_shot"),
     "cells of reinforcement learning": partial(results.page, "rl"),
+    "short versions of few-shot learning": partial(results.short, "few_shot"),
+    "short versions of reinforcement learning": partial(results.short, "rl"),
 }
 
 

@@ -74,6 +74,20 @@ def names(folder: Path) -> Iterator[str]:
         yield from _names(folder, file)
 
 
+def choice(folder: Path, name: str, group: str) -> str | None:
+    """The choice that an experiment, or one that it begins with, makes in a group; None for that of the command itself.
+
+    This composes nothing, and so is fast.
+    """
+    entries = (served(folder, name) or {}).get("defaults", [])
+    own = [
+        entry[key] for entry in entries if isinstance(entry, Mapping) for key in entry if key == f"override /{group}"
+    ]
+    bases = (entry.removeprefix(f"/{GROUP}/") for entry in entries if isinstance(entry, str) and entry != "_self_")
+    inherited = (choice(folder, base, group) for base in bases)
+    return own[0] if own else next((found for found in inherited if found), None)
+
+
 def run_of(folder: Path, name: str) -> str:
     """The experiment by whose command an experiment runs: itself, or the short version that its `quick` names."""
     node = _own(folder, name.removesuffix(QUICK), _outline) if name.endswith(QUICK) else None
