@@ -9,6 +9,7 @@ those set aside. A result becomes a row of --table, and its `result.json` is kep
 
 Stop it however you like, and give the same command again: it takes in the results that it finds, and continues what was begun.
 Several campaigns, on one machine or on many, may share --output: a cell that one of them runs is passed over by the others.
+One that finds nothing but such cells ends.
 
 Exits with 0, with 1 if a cell could not be run, or with 75 if it was stopped.
 """
@@ -217,7 +218,7 @@ class Campaign:
         self.failed: list[str] = []
 
     def run(self, seconds: float) -> None:
-        """Goes on for so many seconds; what runs then is saved."""
+        """Goes on for so many seconds, or until all that is left is run by others; what runs then is saved."""
         deadline = time.monotonic() + seconds
         try:
             while True:
@@ -227,6 +228,9 @@ class Campaign:
                 if not self.waiting or time.monotonic() >= deadline:
                     return
                 self._start()
+                if not self.running:
+                    self.say(f"What is left is run by others: {', '.join(self.waiting)}.")
+                    return
                 if self.ending.wait(_POLL):
                     return
         finally:

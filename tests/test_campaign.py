@@ -121,17 +121,16 @@ cells: {small_a: {}, small_b: {shot: 5}, small_c: {method: {inner_lr: 0.02}}}
 """
 
 
-def command(folder, *options):
-    script = Path(campaign.__file__)
-    of_cells = [f"--config-dir={folder / 'conf'}", "--cells=mine/*", "--device=here", "--hours=1", "--at-once=2"]
-    return [
-        sys.executable,
-        script,
-        *of_cells,
-        f"--output={folder / 'runs'}",
-        f"--table={folder / 'table.csv'}",
-        *options,
-    ]
+def of_own_cells(folder):
+    """The options of a campaign over three cells of a user's own, all of whose files are in a folder."""
+    (folder / "conf" / "few_shot" / "experiment" / "mine").mkdir(parents=True, exist_ok=True)
+    (folder / "conf" / "few_shot" / "experiment" / "mine" / "small.yaml").write_text(FAMILY)
+    places = [f"--config-dir={folder / 'conf'}", f"--output={folder / 'runs'}", f"--table={folder / 'table.csv'}"]
+    return [*places, "--cells=mine/*", "--device=here"]
+
+
+def command(folder):
+    return [sys.executable, campaign.__file__, *of_own_cells(folder), "--hours=1", "--at-once=2"]
 
 
 def kill_all(folder):
@@ -146,8 +145,7 @@ def kill_all(folder):
 def test_a_campaign_that_is_killed_ends_with_the_table_of_one_that_is_not(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
-        (folder / "conf" / "few_shot" / "experiment" / "mine").mkdir(parents=True)
-        (folder / "conf" / "few_shot" / "experiment" / "mine" / "small.yaml").write_text(FAMILY)
+        folder.mkdir()
     began = time.monotonic()
     subprocess.run(command(whole), check=True, cwd=whole)
     took = time.monotonic() - began

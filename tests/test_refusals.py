@@ -11,6 +11,8 @@ import pytest
 from small_run import call, refused
 
 from metarun.commands import cli
+from metarun.config import directories
+from metarun.system import files
 
 SMALL = ("method=protonet", "model.filters=2", "way=2", "meta_batch_size=2", "eval_query_shot=1")
 SMALL += ("steps=2", "steps_per_dispatch=1", "checkpoint_every=1", "eval_every=0", "eval_tasks=2", "logger=jsonl")
@@ -100,6 +102,19 @@ def test_a_run_that_another_process_writes_stays_as_it_is(finished, tmp_path, ca
         answer = call(cli.main, capsys, monkeypatch, *SMALL, f"hydra.run.dir={tmp_path}/run")
     refused(answer, "Another process is writing")
     assert listing(tmp_path) == before
+
+
+def test_a_directory_that_two_commands_begin_at_once_is_left_to_the_one_that_holds_it(tmp_path):
+    directory = tmp_path / "new" / "run"
+    directories.note(directory)
+    with files.locked(directory):
+        directories.remove_unused(refused=True)
+        assert (directory / ".lock").exists()
+    directories.note(tmp_path / "other" / "run")
+    (tmp_path / "other" / "run").mkdir(parents=True)
+    (tmp_path / "other" / "run" / ".lock").touch()
+    directories.remove_unused(refused=True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_stays_as_it_is(finished, tmp_path, capsys, monkeypatch):

@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from test_campaign import of_own_cells
 from test_cli import METARUN, metarun
 from test_plugins import TINY, folder  # noqa: F401 - a fixture
 from test_processes import ARGUMENTS, assert_same_arrays, await_checkpoint
+
+from metarun.trust import measured
 
 RUN = ["method=protonet", *ARGUMENTS]
 TEMPLATES = Path(__file__).parents[1] / "scripts" / "slurm"
@@ -244,3 +247,13 @@ def test_the_template_of_several_hosts_trains_together(tmp_path, environment):
     local = metarun(*ARGUMENTS, "hydra.run.dir=local", cwd=tmp_path, fresh=True, **together)
     assert local.returncode == 0, local.stderr
     assert_same_run(directory, tmp_path / "local")
+
+
+def test_two_jobs_share_the_cells_of_a_campaign(tmp_path, environment):
+    options = ["--array=0-1", f"--output={tmp_path}/slurm-%A_%a.log"]
+    checkout = TEMPLATES.parents[1]
+    job = submit("campaign.sbatch", *of_own_cells(tmp_path), cwd=checkout, environment=environment, options=options)
+    await_end(job)
+    said = [(tmp_path / f"slurm-{job}_{task}.log").read_text() for task in (0, 1)]
+    assert all("begun at step 0" in words and "exit code" not in words for words in said), said
+    assert [*measured.read(tmp_path / "table.csv")] == ["mine/small_a", "mine/small_b", "mine/small_c"], said

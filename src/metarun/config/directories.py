@@ -238,8 +238,13 @@ def _all_finished(file: Path) -> bool:
 
 
 def _remove_empty(directory: Path) -> None:
-    """Removes a directory in which nothing is but directories like it, and what is there before any work is done."""
+    """Removes a directory in which nothing is but directories like it, and what is there before any work is done.
+
+    It stays where another process, which has begun at the same moment, holds the lock of a run in it.
+    """
     if directory.is_symlink() or not directory.is_dir() or any(_works_of(directory)):
+        return
+    if not all(is_free(lock.parent) for lock in directory.rglob(LOCK)):
         return
     for path, _, files in os.walk(directory, topdown=False):
         for name in files:
