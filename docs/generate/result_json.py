@@ -36,6 +36,7 @@ MEANINGS = {
     "compile_seconds": "of these, spent compiling",
     "tasks_per_second": "training tasks a second, compilation apart",
     "plan": "how an outer step was computed, and the memory that it took",
+    "domains": "of a mixture of data sets: what was found on the tasks of each",
     "yardsticks": "what agents that were not learnt earn on the same tasks",
     "regret": "what the best of these earns more; below 0 the learner is better",
     "regret_of_optimum": "what one who knows the task earns more",

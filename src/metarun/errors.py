@@ -29,13 +29,12 @@ class ConfigError(MetarunError):
     """
 
     def __init__(self, key: str, got: object, allowed: str):
-        self.key = key
-        self._given = key, got, allowed
+        self.key, self.got, self.allowed = key, got, allowed
         shown = str(got) if str(got).isprintable() else repr(str(got))  # nor does it move a terminal's cursor
         super().__init__(f"{key}={shown}: expected {allowed}.")
 
     def __reduce__(self):  # how it comes back from the process of another point of a sweep
-        return type(self), self._given
+        return type(self), (self.key, self.got, self.allowed)
 
 
 class Diverged(MetarunError):

@@ -78,6 +78,7 @@ class DataSet(NamedTuple):
         `data.contents`), by which the checks know an example again, whatever its shape; for each task, where a regression
         has a fixed number of them; None where there is neither.
       ground: the level around what the images show, in [0, 1]: the median at their borders; None where there are none.
+      domains: where tasks are of several data sets, the source of meta-test's tasks of each by its name; empty: of one.
       standardized: shift and factor, each of one number or of one for each entry of the last axis of an input, by which
         inputs have been standardised: (value - shift) * factor. None: they have not.
     """
@@ -94,6 +95,7 @@ class DataSet(NamedTuple):
     contents: Mapping[str, Sequence[Any]] | None = None
     ground: float | None = None
     standardized: tuple[Sequence[float], Sequence[float]] | None = None
+    domains: Mapping[str, TaskSource] = {}
 
 
 class Model(NamedTuple):

@@ -12,7 +12,7 @@ from metarun.assembly.keys import Keys
 from metarun.compiled.task_map import Layout, default_layout, frugal_layouts
 from metarun.config import experiments
 from metarun.config.named_code import TARGET
-from metarun.config.schema import CIRCUMSTANCES, LATER
+from metarun.config.schema import CIRCUMSTANCES, LATER, is_among
 from metarun.config.search_path import conf_dir
 from metarun.errors import ConfigError
 from metarun.system.machine import device_name, environment, versions
@@ -20,6 +20,7 @@ from metarun.training.metrics import Logger, LoggerFactory
 from metarun.training.optimizers import OVER_THE_RUN
 from metarun.training.settings import RunSettings
 from metarun.trust.cell import stated
+from metarun.trust.protocol import flattened
 from metarun.types import Experiment
 
 # What a tracker is not told: itself, the published figure that a run is held against, and who is who of several processes.
@@ -130,7 +131,7 @@ def flat(values: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any
     for key, value in values.items():
         if isinstance(value, Mapping):
             found |= {key: choices[key]} if key in choices else {}
-            found |= {f"{key}.{inner}": entry for inner, entry in value.items() if inner != TARGET}
+            found |= dict(flattened({inner: entry for inner, entry in value.items() if inner != TARGET}, f"{key}."))
         else:
             found[key] = value
     return found
@@ -142,6 +143,4 @@ def identity(values: Mapping[str, Any], choices: Mapping[str, str], facts: Mappi
     over_the_run = values["optimizer"].get("schedule") in OVER_THE_RUN
     may_change = set(MAY_DIFFER) - ({"steps"} if over_the_run else set())
     settings = {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
-    return {
-        key: value for key, value in settings.items() if key not in may_change and key.split(".")[0] not in may_change
-    }
+    return {key: value for key, value in settings.items() if not is_among(key, may_change)}

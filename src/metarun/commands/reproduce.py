@@ -21,7 +21,7 @@ from rich.text import Text
 
 from metarun.config import experiments, search_path
 from metarun.config.composing import composed
-from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL
+from metarun.config.schema import CIRCUMSTANCES, COMMANDS, FEW_SHOT, PACE, RL, is_among
 from metarun.errors import MetarunError, positive_int, some
 from metarun.training.result import RESULT, read_result
 from metarun.trust.cell import Cell, Figure, cell_of
@@ -247,13 +247,10 @@ def differing(named: Named, overrides: Sequence[str], *, whole: bool = True) -> 
     theirs = settings(*composed([f"experiment={other}"], named.part))
     ours = settings(*composed([f"experiment={named.name}", *overrides], named.part))
 
-    def matters(key: str) -> bool:
-        return key not in _MOVES_NOTHING and key.split(".")[0] not in _MOVES_NOTHING
-
     found = [
         Difference(key, theirs.get(key, ABSENT), ours.get(key, ABSENT))
         for key in {**theirs, **ours}
-        if matters(key) and theirs.get(key, ABSENT) != ours.get(key, ABSENT)
+        if not is_among(key, _MOVES_NOTHING) and theirs.get(key, ABSENT) != ours.get(key, ABSENT)
     ]
     return sorted(found, key=lambda difference: not _of_test(difference.key))
 

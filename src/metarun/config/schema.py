@@ -1,5 +1,6 @@
 """The schema of the command line: the names and types of its scalars. Importing this file does not import JAX."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,14 @@ CIRCUMSTANCES = (
     "dataset.source",
     "memory",
 )
+
+
+def is_among(key: str, keys: Collection[str]) -> bool:
+    """Whether a key is one of some, or of a group that is one. `dataset.source` is that of each domain of a mixture, too."""
+    parts = key.split(".")
+    return key in keys or parts[0] in keys or f"{parts[0]}.{parts[-1]}" in keys
+
+
 # The key that names the run whose parameters another begins with; and, in a run's identity, the hash of these.
 INIT_FROM, INIT_SHA256 = "init_from", "init_from.sha256"
 # In a run's identity, what in fact computes the physics of its environment, where there is any.

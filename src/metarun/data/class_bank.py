@@ -50,6 +50,21 @@ class NamedBank(NamedTuple):
     hashes: np.ndarray
 
 
+class Domain(NamedTuple):
+    """One of several data sets whose classes are in one bank.
+
+    Attributes:
+      name: of it.
+      classes: how many, one after the other; the first domain's come first.
+      weight: how often a task of meta-training or meta-validation is of it, beside the others' weights; None: never, for
+        it is held out for meta-test.
+    """
+
+    name: str
+    classes: int
+    weight: float | None
+
+
 class SplitBank(NamedTuple):
     """A bank whose classes are divided into "train", "val" and "test".
 
@@ -62,6 +77,7 @@ class SplitBank(NamedTuple):
       uneven: whether classes may be too small for a task, and are then left out; otherwise that is an error.
       standardized: as in `types.DataSet`.
       nouns: what one of its classes, several, and their examples are called.
+      domains: of which its classes are, where a task is of one of several data sets; empty: of one.
     """
 
     bank: ClassBank
@@ -72,6 +88,7 @@ class SplitBank(NamedTuple):
     uneven: bool = False
     standardized: tuple[Sequence[float], Sequence[float]] | None = None
     nouns: tuple[str, str, str] = ("class", "classes", "images")
+    domains: Sequence[Domain] = ()
 
 
 class NamedClass(NamedTuple):

@@ -3,8 +3,8 @@
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax, random
 
 from metarun.data import augment
-from metarun.data.class_bank import ClassBank, SplitBank, of_classes
+from metarun.data.class_bank import ClassBank, Domain, SplitBank, of_classes
 from metarun.data.class_split import counts_in_words
 from metarun.data.contents import NUM_TURNS
 from metarun.data.pictures import border_level
@@ -26,6 +26,20 @@ from metarun.errors import (
     true_or_false,
 )
 from metarun.types import Array, DataSet, Split, Stream, Task, TaskSource
+
+
+class Domains(NamedTuple):
+    """The parts of a bank's classes of which a task is of one.
+
+    Attributes:
+      first, size: `[num_domains]` int32, the first class of each and how many it has.
+      share: `[num_domains]` float32, how often a task is of it.
+    """
+
+    first: np.ndarray
+    size: np.ndarray
+    share: np.ndarray
+
 
 # Arguments of `few_shot_data_set` that change images.
 OF_IMAGES = ("rotations", "test_rotations", "flip", "shift", "jitter")
@@ -43,6 +57,7 @@ def episodes(
     shot_key: str = "shot",
     query_key: str = "query_shot",
     own_labels: bool = False,
+    domains: Domains | None = None,
 ) -> TaskSource:
     """Returns the source of `way`-way tasks over the classes of `bank`.
 
@@ -60,6 +75,7 @@ def episodes(
       way_key, shot_key, query_key: what to call `way`, `shot` and `query_shot` in an error.
       own_labels: label each class by its own number among the bank's classes (turned ones counted, class `c` turned
         `t` times being `c * turns + t`), for training without tasks.
+      domains: of which one a task's classes are; None: of all.
 
     Raises:
       ConfigError: a number that is not positive, or that asks for more classes or images than the bank has.
@@ -74,7 +90,7 @@ def episodes(
         positive_int(query_key, query_shot),
     )
     turns = NUM_TURNS if true_or_false("dataset.rotations", rotations) else 1
-    num_classes = turns * len(bank.count)
+    num_classes = turns * (len(bank.count) if domains is None else int(domains.size.min()))
     if num_classes < 2:
         raise DataError(f"{way_key}={way}: {split} has {num_classes} class, and a task needs two or more of them.")
     if not 2 <= way <= num_classes:
@@ -93,7 +109,13 @@ def episodes(
         """The rows of a task's images, support first, the classes chosen, and which of them each image shows."""
         first, count = jnp.asarray(index.first), jnp.asarray(index.count)
         class_key, image_key, support_key, query_key = random.split(key, 4)
-        chosen = distinct(class_key, way, turns * count.size)
+        if domains is None:
+            chosen = distinct(class_key, way, turns * count.size)
+        else:
+            domain_key, class_key = random.split(class_key)
+            domain = random.choice(domain_key, len(domains.share), p=jnp.asarray(domains.share))
+            its_first, its_size = (jnp.asarray(part)[domain] for part in (domains.first, domains.size))
+            chosen = turns * its_first + distinct(class_key, way, turns * its_size)
         keys = image_key, support_key, query_key
         rows, label = drawn_examples(first, count, chosen // turns, keys, shot=shot, query_shot=query_shot)
         return rows, (chosen, label)
@@ -222,18 +244,19 @@ def few_shot_data_set(
 
     them_all = f" (classes: {counts_in_words(classes)})"
 
-    def source(split, bank, own_labels=False):
+    def source(split, bank, own_labels=False, domains=None, called=""):
         cut = episodes(
             bank,
             way=ways[split][1],
             shot=shots[split][1],
             query_shot=queries[split][1],
             rotations=turned[split],
-            split=f"the {split} split{them_all}",
+            split=f"{called}the {split} split{them_all}",
             way_key=ways[split][0],
             shot_key=shots[split][0],
             query_key=queries[split][0],
             own_labels=own_labels,
+            domains=domains,
         )
         return _changed(cut, change) if split == "train" and change else cut
 
@@ -241,7 +264,19 @@ def few_shot_data_set(
         return [loaded.hashes[loaded.bank.first[c] :][: loaded.bank.count[c]] for c in classes]
 
     made = ("test",) if test_only else turned
-    sources = {split: source(split, of_classes(loaded.bank, classes[split])) for split in made}
+    of_domains = {split: _by_domain(loaded.domains, classes[split]) for split in made}
+    # Each by itself: of meta-test to be tested on, and of the others so that one with too few classes is named.
+    by_itself = {
+        split: {
+            domain.name: source(split, of_classes(loaded.bank, its), called=f"{domain.name} of ")
+            for domain, its in of_domains[split].items()
+        }
+        for split in made
+    }
+    sources = {
+        split: source(split, of_classes(loaded.bank, classes[split]), domains=_shares(of_domains[split], split))
+        for split in made
+    }
     shape = list(loaded.bank.images.shape[1:])
     of_kind = {"rotations": turned, "image_size": shape[:2]} if of_images else {"input_shape": shape}
     return DataSet(
@@ -254,13 +289,34 @@ def few_shot_data_set(
             **of_kind,
         },
         train_way=ways["train"][1],
-        train_classes=sources["test"] if test_only else source("train", sources["train"].data, own_labels=True),
+        train_classes=sources["test"]
+        if test_only
+        else source("train", sources["train"].data, own_labels=True, domains=_shares(of_domains["train"], "train")),
         num_train_classes=len(classes["train"]) * (NUM_TURNS if rotations else 1),
         contents={split: contents(classes[split]) for split in turned},
         # Of each class the first image.
         ground=border_level(loaded.bank.images[loaded.bank.first]) if of_images else None,
         standardized=loaded.standardized,
+        domains=by_itself["test"],
     )
+
+
+def _by_domain(domains: Sequence[Domain], classes: Sequence[int]) -> dict[Domain, list[int]]:
+    """Those of some classes of a bank that each of its domains has, without domains that have none."""
+    ends = np.cumsum([domain.classes for domain in domains])
+    found: dict[Domain, list[int]] = {}
+    for c in classes if domains else ():
+        found.setdefault(domains[int(np.searchsorted(ends, c, "right"))], []).append(c)
+    return found
+
+
+def _shares(of_domains: Mapping[Domain, Sequence[int]], split: str) -> Domains | None:
+    """The parts of a split's classes: in meta-test each has as many tasks, elsewhere as many as its weight says."""
+    if not of_domains:
+        return None
+    size = np.array([len(its) for its in of_domains.values()], np.int32)
+    weight = np.array([1 if split == "test" else domain.weight for domain in of_domains], np.float32)
+    return Domains((np.cumsum(size) - size).astype(np.int32), size, weight / weight.sum())
 
 
 def few_shot_of(load: Callable[..., SplitBank], without: Collection[str] = ()) -> Callable[..., DataSet]:

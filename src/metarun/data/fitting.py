@@ -45,6 +45,7 @@ def fit_data_set(dataset: DataSet, shape: Sequence[int]) -> DataSet:
 
     sources = {name: getattr(dataset, name) for name in ("train", "val", "test", "train_classes")}
     fitted: dict[str, Any] = {name: _mapped(source, fit) for name, source in sources.items() if source is not None}
+    fitted["domains"] = {name: _mapped(source, fit) for name, source in dataset.domains.items()}
     how = ", ".join(filter(None, [RESIZE if found[:2] != shape[:2] else "", CHANNELS.get(channels, "")]))
     return dataset._replace(
         **fitted,

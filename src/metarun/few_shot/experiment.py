@@ -77,7 +77,7 @@ def few_shot_experiment(
 
     gather: Any = gatherer(stream_of(train)) if stream else None
     host_key: Any = jax.device_put(train_key, host_device()) if stream else None
-    train, val, test = held((train, dataset.val, dataset.test), layout, stream)
+    train, val, test, *of_domains = held((train, dataset.val, dataset.test, *dataset.domains.values()), layout, stream)
     train_key = placed(train_key, layout.replicated)
     by_chunk = {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts}
     training = MetaTraining(variants, train, optimizer, by_chunk, meta_batch_size)
@@ -104,6 +104,7 @@ def few_shot_experiment(
         method,
         dataset,
         {name: sampler(source, layout, stream) for name, source in (("val", val), ("test", test))},
+        {name: sampler(source, layout, stream) for name, source in zip(dataset.domains, of_domains, strict=True)},
         layout,
         lambda: loop.eval_layout,
         eval_seed=eval_seed,

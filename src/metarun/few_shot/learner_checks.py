@@ -61,9 +61,9 @@ class LearnerChecks:
         found = self._under_changes(params, tasks, key, check_keys, outputs)
         return found | leaks.traces(tasks, self._way, known)
 
-    def verdicts(self, blocks: Sequence[Mapping[str, np.ndarray]], num_tasks: int) -> dict[str, Mapping[str, Any]]:
-        """The findings of all checks from the traces of blocks, of which the first `num_tasks` tasks count."""
-        found = {name: np.concatenate([block[name] for block in blocks])[:num_tasks] for name in blocks[0]}
+    def verdicts(self, blocks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Mapping[str, Any]]:
+        """The findings of all checks from the traces of blocks."""
+        found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
         own = self._of_queries(found) | self._of_labels(found)
         return own | leaks.verdicts(found, self._way, self._dataset.contents, self._resized)
 

@@ -1,6 +1,7 @@
 """Validation and test of few-shot learning: a learner answers the queries of tasks that are the same at every call."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ class MetaTest:
       method: the meta-learner.
       dataset: what the tasks are of.
       samplers: split -> `keys: [n] -> tasks`.
+      domains: the same of meta-test's tasks by domain, see `DataSet.domains`.
       layout: where tasks are computed.
       eval_layout: `() -> layout` of tasks that are answered, which may be known only once the run is prepared.
       eval_seed: what the tasks are drawn by.
@@ -36,14 +38,16 @@ class MetaTest:
         self,
         method: Method,
         dataset: DataSet,
-        samplers: dict[str, Callable[[Array], Task]],
+        samplers: Mapping[str, Callable[[Array], Task]],
+        domains: Mapping[str, Callable[[Array], Task]],
         layout: Layout,
         eval_layout: Callable[[], Layout],
         *,
         eval_seed: int,
         precision: str,
     ):
-        self._samplers, self._layout, self._eval_layout, self._eval_seed = samplers, layout, eval_layout, eval_seed
+        self._samplers, self._domains = samplers, domains
+        self._layout, self._eval_layout, self._eval_seed = layout, eval_layout, eval_seed
         self.score = OBJECTIVES[dataset.objective]
         self._measure = jax.jit(
             jax.vmap(lambda outputs, y: self.score.measure(outputs, y).mean()),
@@ -60,33 +64,53 @@ class MetaTest:
         )
 
     def evaluate(self, params: Params, split: str, num_tasks: int, checks: bool = False) -> Evaluation:
-        """As `Experiment.evaluate`."""
-        params = placed(params, self._layout.replicated)
-        blocks, checked = [], []
-        for block in range(-(-num_tasks // BLOCK)):
-            tasks, key, check_keys = self._sampled(split, block)
-            outputs = self._answer(params, tasks, key)
-            blocks.append(np.asarray(self._measure(outputs, tasks.query.y)))
-            if checks and block * BLOCK < CHECKED:
-                checked.append(self._checks.traces(params, tasks, key, check_keys, outputs, split))
-        per_task = np.concatenate(blocks)[:num_tasks]
-        verdicts = self._checks.verdicts(checked, num_tasks) if checks else {}
-        ci95 = 1.96 * standard_error(per_task)
-        return Evaluation(self.score.metric, float(per_task.mean()), ci95, num_tasks, per_task, verdicts)
+        """As `Experiment.evaluate`. Where there are domains, meta-test has as many tasks of each, and `beside` says what is of each."""
+        params, root = placed(params, self._layout.replicated), self._root(split)
+        if split != "test" or not self._domains:
+            per_task, traces = self._measured(params, split, self._samplers[split], root, num_tasks, checks * CHECKED)
+            value, ci95 = _with_ci95([per_task])
+            beside = {}
+        else:
+            share = -(-num_tasks // len(self._domains))
+            found = [
+                self._measured(
+                    params, split, its, jax.random.fold_in(root, i), share, checks * CHECKED // len(self._domains)
+                )
+                for i, its in enumerate(self._domains.values())
+            ]
+            of_each, traces = [values for values, _ in found], [each for _, its in found for each in its]
+            per_task, (value, ci95) = np.concatenate(of_each), _with_ci95(of_each)
+            each = (dict(zip(("value", "ci95"), _with_ci95([values]), strict=True)) for values in of_each)
+            beside = {
+                "domains": {name: {**its, "num_tasks": share} for name, its in zip(self._domains, each, strict=True)}
+            }
+        verdicts = self._checks.verdicts(traces) if checks else {}
+        return Evaluation(self.score.metric, value, ci95, len(per_task), per_task, verdicts, beside)
+
+    def _measured(
+        self, params: Params, split: str, sampler: Callable[[Array], Task], root: Array, num_tasks: int, checked: int
+    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+        """The quantity of each of a sampler's first tasks, `[num_tasks]`, and what the checks know of as many as are checked."""
+        values, traces = [], []
+        for start in range(0, num_tasks, BLOCK):
+            tasks, key, check_keys = _sampled(sampler, root, start // BLOCK)
+            outputs, kept = self._answer(params, tasks, key), min(BLOCK, num_tasks - start)
+            values.append(np.asarray(self._measure(outputs, tasks.query.y))[:kept])
+            if start < checked:
+                found = self._checks.traces(params, tasks, key, check_keys, outputs, split)
+                traces.append({name: of_tasks[:kept] for name, of_tasks in found.items()})
+        return np.concatenate(values), traces
 
     def examples(self, params: Params, num_tasks: int) -> Any:
         """As `Experiment.examples`: tasks, and the outputs on their queries before and after adaptation."""
         params = placed(params, self._layout.replicated)
-        tasks, key, _ = self._sampled("test", 0)
+        tasks, key, _ = _sampled(self._samplers["test"], self._root("test"), 0)
         found = tasks, self._answer_unadapted(params, tasks, key), self._answer(params, tasks, key)
         return jax.tree.map(lambda x: np.asarray(x)[:num_tasks], found)
 
-    def _sampled(self, split: str, block: int) -> tuple[Task, Array, Array]:
-        """The `block`-th tasks of a split, the key of their adaptation, and those of three checks, `[3, BLOCK]`."""
-        block_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._eval_seed), split == "test"), block)
-        sample_key, adapt_key, check_key = jax.random.split(block_key, 3)
-        tasks = self._samplers[split](jax.random.split(sample_key, BLOCK))
-        return tasks, adapt_key, jax.random.split(check_key, (3, BLOCK))
+    def _root(self, split: str) -> Array:
+        """The key that the tasks of a split are drawn by."""
+        return jax.random.fold_in(jax.random.key(self._eval_seed), split == "test")
 
     def _over_tasks(self, adapt_and_predict: Callable[..., Any]) -> Callable[..., Any]:
         """Compiled `(params, tasks, key) -> answers` over tasks, which share the program for every split and check."""
@@ -106,3 +130,15 @@ class MetaTest:
         return lambda params, tasks, key: answered(
             params, lambda each: over_tasks(self._eval_layout(), each, tasks, key)
         )
+
+
+def _sampled(sampler: Callable[[Array], Task], root: Array, block: int) -> tuple[Task, Array, Array]:
+    """The `block`-th tasks that a key draws, the key of their adaptation, and those of three checks, `[3, BLOCK]`."""
+    sample_key, adapt_key, check_key = jax.random.split(jax.random.fold_in(root, block), 3)
+    return sampler(jax.random.split(sample_key, BLOCK)), adapt_key, jax.random.split(check_key, (3, BLOCK))
+
+
+def _with_ci95(groups: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The mean of the means of groups of tasks, and half the width of its 95% interval."""
+    means, errors = [values.mean() for values in groups], [standard_error(values) for values in groups]
+    return float(np.mean(means)), 1.96 * math.hypot(*errors) / len(groups)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.config.directories import SWEEP_OTHERS, contradictions
-from metarun.config.schema import CIRCUMSTANCES, PACE
+from metarun.config.schema import CIRCUMSTANCES, PACE, is_among
 from metarun.errors import ConfigError, DataError, shown, some
 from metarun.report.natural import natural
 from metarun.system.files import canonical_json
@@ -181,11 +181,7 @@ def _configuration(directory: Path, faults: list[str]) -> tuple[Mapping[str, Any
         )
         return config, "", ""
     program = "metarun-rl" if "env" in config else "metarun"
-    matter = {
-        key: value
-        for key, value in flattened(config)
-        if key not in _NO_OTHER_RUN and key.split(".")[0] not in _NO_OTHER_RUN
-    }
+    matter = {key: value for key, value in flattened(config) if not is_among(key, _NO_OTHER_RUN)}
     return config, shlex.join([program, *(overrides or [])]), canonical_json(matter)
 
 

@@ -90,13 +90,26 @@ def summary(result: Mapping[str, Any]) -> Group:
     value = f"test {result['metric']} {number(result['value'])}"
     if result["ci95"] is not None:
         value += f" ± {number(result['ci95'])}"
-    parts: list[Any] = [Text(value, "bold"), Text(tested_on(result)), table]
+    parts: list[Any] = [Text(value, "bold"), Text(tested_on(result)), *_domains(result, number), table]
     if result["value"] is None:
         advice = (
             "Adaptation diverges on some test tasks: lower method.eval_inner_steps or, to train again, method.inner_lr."
         )
         parts.insert(1, Text(advice, "bold red"))
     return Group(*parts)
+
+
+def _domains(result: Mapping[str, Any], number: Callable[[Any], str]) -> list[Table]:
+    """What was found on each domain, a row each; nothing where there are none."""
+    if "domains" not in result:
+        return []
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
+    for column in ("domain", result["metric"], "tasks"):
+        table.add_column(column)
+    for name, its in result["domains"].items():
+        interval = "" if its["ci95"] is None else f" ± {number(its['ci95'])}"
+        table.add_row(Text(name), f"{number(its['value'])}{interval}", str(its["num_tasks"]))
+    return [table]
 
 
 def check_table(checks: Mapping[str, Mapping[str, Any]], number: Callable[[Any], str]) -> Table:

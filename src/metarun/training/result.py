@@ -98,6 +98,7 @@ _RESULT = _Fields(
         "val": _or_null(_NUMBER),
         **dict.fromkeys(("seconds", "compile_seconds", "tasks_per_second"), _or_null(_POSITIVE)),
         "plan": _OBJECT,
+        "domains": _Each(_Fields({**_INTERVAL, "num_tasks": _whole(1)}, {})),
         "yardsticks": _Each(_Fields(_INTERVAL, {})),
         "regret": _Fields({**_INTERVAL, "against": _TEXT}, {}),
         "regret_of_optimum": _Fields(_INTERVAL, {}),

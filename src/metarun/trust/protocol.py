@@ -42,9 +42,9 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], *, same_met
 
 
 def flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries of nested mappings, named by their keys joined by dots."""
+    """The entries of nested mappings, named by their keys joined by dots; an empty mapping is an entry."""
     for key, value in node.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
