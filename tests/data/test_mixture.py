@@ -173,5 +173,7 @@ def test_a_command_trains_on_a_mixture_and_tests_each_domain(tmp_path, capsys, m
     streamed = [*settings[:-1], "hydra.run.dir=streamed", "memory.stream=true", "steps=4"]
     assert call(cli.main, capsys, monkeypatch, *streamed)[0] == 0
     assert read_result(tmp_path / "streamed" / "result.json")["domains"] == found
-    code, out, err = call(cli.eval_main, capsys, monkeypatch, "run=run", "eval_tasks=8", "dataset.domains.one.source=moved")
+    code, out, err = call(
+        cli.eval_main, capsys, monkeypatch, "run=run", "eval_tasks=8", "dataset.domains.one.source=moved"
+    )
     assert code == 0 and "two  " in out, err

@@ -3,8 +3,6 @@
 import csv
 import io
 import itertools
-import pickle
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +14,13 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from metarun.data import class_bank
+from metarun.data import array_pickles, class_bank
 from metarun.data.cache import build_once, cache_dir
 from metarun.data.class_bank import NamedClass, SplitBank
 from metarun.data.class_split import SPLITS
 from metarun.data.decoding import WORKERS, PictureError, RangeError, decode
 from metarun.data.episodes import few_shot_of
-from metarun.data.pictures import checked_folder, fingerprint, in_folder, in_zips
+from metarun.data.pictures import checked_folder, fingerprint, in_folder, in_zips, say_shortfall
 from metarun.errors import DataError, shown, some
 from metarun.system.progress import hush
 
@@ -89,30 +87,22 @@ def mini_imagenet(*, source: str | None = None, links: str = "inside") -> SplitB
         "mini_imagenet", parameters, lambda it: class_bank.save(it, _prepared(root, state, links), total)
     )
     bank, names, splits, hashes = class_bank.load(entry.folder)
-    _say_shortfall(dict(zip(names, bank.count.tolist(), strict=True)))
+    classes = {split: [c for c, its in enumerate(splits) if its == split] for split in SPLITS}
+    images = {split: int(bank.count[its].sum()) for split, its in classes.items()}
+    say_shortfall("miniImageNet", images, {split: IMAGES_PER_CLASS * len(its) for split, its in CLASSES.items()})
     return SplitBank(
         bank,
         names,
-        {split: [c for c, its in enumerate(splits) if its == split] for split in SPLITS},
+        classes,
         {
             "name": "mini_imagenet",
             "split": "ravi",
-            "images": {
-                split: int(sum(n for n, its in zip(bank.count, splits, strict=True) if its == split))
-                for split in SPLITS
-            },
+            "images": images,
             "resize": RESIZE,
             "sha256": entry.checksum,
         },
         hashes,
     )
-
-
-def _say_shortfall(counts: Mapping[str, int]) -> None:
-    for split, classes in CLASSES.items():
-        have, all_of_it = sum(counts[name] for name in classes), IMAGES_PER_CLASS * len(classes)
-        if have != all_of_it:
-            print(f"miniImageNet's {split} has {have:,} of its {all_of_it:,} images in your copy.", file=sys.stderr)
 
 
 def _prepared(root: Path, state: str, links: str) -> Iterator[NamedClass]:
@@ -242,15 +232,14 @@ def _pickle(root: Path, split: str) -> Path:
 def _of_pickle(path: Path) -> Found:
     """A pickle of {"image_data": `[n, 84, 84, 3]` uint8, "class_dict": {class: rows}}."""
     try:
-        with open(path, "rb") as file:
-            content = _ArraysAlone(file, encoding="latin1").load()
+        content = array_pickles.load(path)
         images = np.asarray(content["image_data"])
         rows = {str(wnid): [int(row) for row in its] for wnid, its in content["class_dict"].items()}
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != CHANNELS:
             raise ValueError(f"images of {images.dtype} and shape {images.shape}")
         if any(not 0 <= row < len(images) for its in rows.values() for row in its):
             raise ValueError("rows that there are not")
-    except (OSError, pickle.UnpicklingError, ImportError, EOFError, *MALFORMED) as error:
+    except array_pickles.BROKEN as error:
         raise DataError(f"{path} is not a cache of miniImageNet, or broken: {error}. Get it again.") from error
 
     def png(row: int) -> bytes:
@@ -262,25 +251,3 @@ def _of_pickle(path: Path) -> Found:
         wnid: {f"{wnid}{number:08}.png": partial(png, row) for number, row in enumerate(its)}
         for wnid, its in rows.items()
     }
-
-
-# What unpickling and reading damaged content raise beside errors of their own.
-MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, MemoryError)
-# Everything else that a pickle names could be called, and with any argument.
-ALLOWED = {
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),  # of the bytes of an array, in pickles that are to be read by Python 2 as well
-    ("collections", "OrderedDict"),
-}
-
-
-class _ArraysAlone(pickle.Unpickler):
-    """Reads NumPy arrays and plain containers, and refuses to import anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no array or container needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)

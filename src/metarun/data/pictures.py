@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,13 @@ def checked_folder(key: str, value: object, wanted: str) -> Path:
     if isinstance(value, str) and os.path.isdir(folder := os.path.expanduser(value)):
         return Path(folder)
     raise ConfigError(key, value, wanted)
+
+
+def say_shortfall(name: str, have: Mapping[str, int], published: Mapping[str, int]) -> None:
+    """Says how many images of a data set a user's copy lacks, split by split; nothing of a split that is whole."""
+    for split, number in published.items():
+        if have[split] != number:
+            print(f"{name}'s {split} has {have[split]:,} of its {number:,} images in your copy.", file=sys.stderr)
 
 
 class Entry(NamedTuple):
