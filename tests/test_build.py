@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 from small_omniglot import write_archives
-from small_run import and_slowly
+from small_run import and_slowly, draw
 
 from metarun.assembly.few_shot_run import build
 from metarun.config import experiments
@@ -25,7 +25,8 @@ from metarun.config.directories import run_dir
 from metarun.config.hydra_versions import BASE
 from metarun.config.schema import COMMANDS
 from metarun.config.search_path import conf_dir
-from metarun.data.class_split import PUBLISHED
+from metarun.data import tiered_imagenet
+from metarun.data.class_split import PUBLISHED, SPLITS
 from metarun.data.mini_imagenet import CLASSES
 from metarun.errors import ConfigError, MetarunError
 from metarun.report.run_pictures import pictures
@@ -108,6 +109,15 @@ def overrides_for(dataset, request):
         return [f"dataset.source={omniglot / 'unpacked'}", "dataset.image_size=28", "way=2"]
     if dataset == "mini_imagenet":
         return [f"dataset.source={request.getfixturevalue('mini_imagenet')}"]
+    if dataset == "tiered_imagenet":  # of two classes in each split
+        request.getfixturevalue("monkeypatch").setattr(tiered_imagenet, "CLASSES", dict.fromkeys(SPLITS, 2))
+        root = request.getfixturevalue("tmp_path") / "tiered"
+        for split in SPLITS:
+            for c in range(2):
+                draw(root / split / f"{split}{c}", f"{split}{c}", 4)
+        return [f"dataset.source={root}", "way=2", "eval_query_shot=2"]
+    if dataset == "mixture":
+        return ["dataset.domains={glyphs: {}}"]
     if dataset in ("arrays", "tasks"):
         source = request.getfixturevalue("tmp_path") / "own.npz"
         np.savez(source, x=np.arange(200.0)[:, None], y=np.arange(200) // 5, task=np.arange(200) // 20)

@@ -69,7 +69,7 @@ def built(part: str, config: DictConfig, choices: dict[str, Any], directory: Pat
 
 
 def report_of(part: str) -> ModuleType:
-    """What a person sees of a run, `heading`, `pictures` and `summary`; imported here, for it takes a second.
+    """What a person sees of a run: `heading`, `pictures` and `summary`.
 
     Args:
       part: of `conf/` that the run was composed from.

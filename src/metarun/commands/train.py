@@ -136,7 +136,7 @@ def _train(part: str, config: DictConfig) -> Any:
     from metarun.commands.sweep import Point, consoles
     from metarun.system import several_processes
 
-    report = report_of(part)  # a second, for its pictures, that a mistake does not wait for
+    report = report_of(part)
     console, aside = Console(), Console(stderr=True)
     judge = None
     if node.mode == RunMode.RUN and not node.run.dir:

@@ -2,13 +2,12 @@
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import PIL
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from metarun.data import class_bank
@@ -59,7 +58,6 @@ RECIPE: dict[str, Any] = {
     "ink_level": (0.26, 0.56),
 }
 CANVAS = RECIPE["side"] * RECIPE["oversampling"]
-FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 # The centres of the pixels of an image, which spans [-1, 1]: `[2 (down, across), side, side]`.
 AXIS = ((np.arange(RECIPE["side"]) + 0.5) / (RECIPE["side"] / 2) - 1).astype(np.float32)
 GRID = np.stack(np.meshgrid(AXIS, AXIS, indexing="ij"))
@@ -88,7 +86,7 @@ def glyphs() -> SplitBank:
       MetarunError: the cache directory cannot be written.
     """
     versions = {
-        "matplotlib": matplotlib.__version__,
+        "matplotlib": version("matplotlib"),
         "pillow": PIL.__version__,
         "numpy": np.__version__,
         "unicode": unicodedata.unidata_version,
@@ -106,10 +104,15 @@ def glyphs() -> SplitBank:
 
 
 def _draw_all() -> Iterator[NamedClass]:
+    import matplotlib  # slow to import, and only the first use needs it
+
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     try:
-        fonts = {face: _Font(str(FONTS / f"{face}.ttf")) for face in FACES}
+        fonts = {face: _Font(str(folder / f"{face}.ttf")) for face in FACES}
     except OSError as error:
-        raise DataError(f"The fonts of matplotlib cannot be read in {FONTS}: {error}. Reinstall matplotlib.") from error
+        raise DataError(
+            f"The fonts of matplotlib cannot be read in {folder}: {error}. Reinstall matplotlib."
+        ) from error
     drawings = {
         letter: {face: font.draw(letter) for face, font in fonts.items() if letter in font.characters}
         for letter in _letters(fonts)
@@ -123,6 +126,8 @@ class _Font:
     """One face: which characters it has, and how they look."""
 
     def __init__(self, path: str):
+        from matplotlib.ft2font import FT2Font  # as above
+
         self.characters = {chr(code) for code in FT2Font(path).get_charmap()}
         # The basic layout, because Pillow is built with or without the other.
         self._font = ImageFont.truetype(path, RECIPE["font_size"], layout_engine=ImageFont.Layout.BASIC)

@@ -10,11 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from metarun.report.curves import learning_curve
-from metarun.report.paths import paths
-from metarun.report.rewards import reward_curves
 from metarun.report.run_pictures import check_table, tested_on
-from metarun.report.strip import strip
 from metarun.training.result import METRICS
 from metarun.types import Evaluation, Experiment, Params
 
@@ -46,6 +42,12 @@ def pictures(
     def pictures_of(
         directory: Path, params: Params, selected_step: int | None, tested: Evaluation
     ) -> Mapping[str, Callable[[], None]]:
+        # Slow to import, which training does not wait for.
+        from metarun.report.curves import learning_curve
+        from metarun.report.paths import paths
+        from metarun.report.rewards import reward_curves
+        from metarun.report.strip import strip
+
         shown = experiment.examples(params, SHOWN_TASKS) if experiment.examples else None
         plots = directory / "plots"
         curve = partial(

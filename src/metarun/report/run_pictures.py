@@ -9,8 +9,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from metarun.report.curves import learning_curve
-from metarun.report.gallery import image_gallery, regression_gallery
 from metarun.training.result import METRICS
 from metarun.types import Evaluation, Experiment, Params
 
@@ -47,6 +45,10 @@ def pictures(
     def pictures_of(
         directory: Path, params: Params, selected_step: int | None, tested: Evaluation
     ) -> Mapping[str, Callable[[], None]]:
+        # Slow to import, which training does not wait for.
+        from metarun.report.curves import learning_curve
+        from metarun.report.gallery import image_gallery, regression_gallery
+
         del tested
         examples: Any = experiment.examples
         tasks, before, after = examples(params, GALLERY_TASKS)
