@@ -68,32 +68,43 @@ def test_a_result_states_the_variables_that_can_move_a_number(monkeypatch):
     assert stated["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=true" and "JAX_COMPILATION_CACHE_DIR" not in stated
 
 
-INITIAL = """
+BITS = """
 import sys
 from pathlib import Path
 from metarun.system import backend
 backend.set_up(Path(sys.argv[1]))
 import jax
+import numpy as np
 from metarun.assembly.few_shot_run import build
 from metarun.assembly.rl_run import build as build_rl
+from metarun.compiled.task_map import default_layout
 from metarun.config.composing import composed
 from metarun.config.schema import FEW_SHOT, RL
-import numpy as np
-for part, make, choice in ((FEW_SHOT, build, "snail"), (FEW_SHOT, build, "hypernetwork"), (FEW_SHOT, build, "rnn"), (RL, build_rl, "rl2")):
-    found = []
-    for own in (False, True):
-        if own:
-            jit = jax.jit
-            jax.jit = lambda fn, compiler_options=None, **given: jit(fn, **given)
-        run = make(*composed([f"method={choice}"], part))
-        found.append(jax.tree.leaves(run.experiment.init().params))
+from metarun.data.glyphs import glyphs
+from metarun.data.sinusoid import sinusoid
+from metarun.few_shot.task_sources import sampler
+
+jit, sizes = jax.jit, {"shot": 5, "query_shot": 2, "eval_query_shot": 15}
+
+def both(make):
+    yield make()
+    jax.jit = lambda fn, compiler_options=None, **given: jit(fn, **given)
+    yield make()
     jax.jit = jit
-    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True)), choice
+
+def same(make):
+    return all(np.array_equal(*leaves) for leaves in zip(*map(jax.tree.leaves, both(make)), strict=True))
+
+for part, build_run, choice in ((FEW_SHOT, build, "snail"), (FEW_SHOT, build, "rnn"), (RL, build_rl, "rl2")):
+    assert same(lambda: build_run(*composed([f"method={choice}"], part)).experiment.init().params), choice
+keys = jax.random.split(jax.random.key(0), 50)
+for data in (glyphs(way=5, **sizes), sinusoid(**sizes)):
+    assert same(lambda: sampler(data.test, default_layout(), False)(keys)), data.protocol["name"]
 """
 
 
 @pytest.mark.slow
-def test_initial_parameters_are_the_same_to_the_bit_however_they_are_compiled(tmp_path):
+def test_parameters_and_tasks_are_the_same_to_the_bit_however_they_are_compiled(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", INITIAL, str(tmp_path)], env={**environment, **own}, check=True)
+    subprocess.run([sys.executable, "-c", BITS, str(tmp_path)], env={**environment, **own}, check=True)

@@ -13,7 +13,7 @@ from metarun.compiled.task_map import Layout, placed
 from metarun.few_shot.meta_test import MetaTest
 from metarun.few_shot.meta_training import MetaTraining
 from metarun.few_shot.task_sources import held, sampler, stream_of
-from metarun.system.backend import jit_for_one_call
+from metarun.system.backend import jit_quickly
 from metarun.types import DataSet, Experiment, Inspection, Method, Params, TrainState
 
 
@@ -63,7 +63,7 @@ def few_shot_experiment(
     task_shape = jax.eval_shape(train.sample, train.data, jax.random.key(0))
 
     def drawn() -> Params:
-        return jit_for_one_call(method.init)(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task_shape))
+        return jit_quickly(method.init)(init_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task_shape))
 
     def init() -> TrainState:
         params = drawn() if start is None else start(drawn())

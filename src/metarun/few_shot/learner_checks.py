@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from metarun.system.backend import jit_quickly
 from metarun.trust import checks as check
 from metarun.trust import leaks
 from metarun.types import Array, DataSet, Method, Params, Task
@@ -49,9 +50,9 @@ class LearnerChecks:
         self._resized = "fitted" in dataset.protocol
         self._answer_in_companies = over_tasks(self._in_companies)
         # Compiled whole: dispatched one by one, their operations take longer to compile than the checks to compute.
-        self._orders = jax.jit(jax.vmap(lambda key, y: jax.random.permutation(key, y.shape[0])))
-        self._shuffle_support_labels = jax.jit(jax.vmap(check.shuffle_support_labels))
-        self._relabel = jax.jit(jax.vmap(partial(check.relabel, way=dataset.num_outputs)))
+        self._orders = jit_quickly(jax.vmap(lambda key, y: jax.random.permutation(key, y.shape[0])))
+        self._shuffle_support_labels = jit_quickly(jax.vmap(check.shuffle_support_labels))
+        self._relabel = jit_quickly(jax.vmap(partial(check.relabel, way=dataset.num_outputs)))
 
     def traces(
         self, params: Params, tasks: Task, key: Array, check_keys: Array, outputs: Array, split: str

@@ -7,6 +7,7 @@ import jax
 from metarun.compiled.streaming import gatherer
 from metarun.compiled.task_map import Layout, placed
 from metarun.errors import MetarunError
+from metarun.system.backend import jit_quickly
 from metarun.types import Array, Stream, Task, TaskSource
 
 
@@ -41,5 +42,5 @@ def sampler(source: TaskSource, layout: Layout, stream: bool) -> Callable[[Array
         streamed = stream_of(source)
         gather, cut = gatherer(streamed), jax.jit(jax.vmap(streamed.cut))
         return lambda keys: cut(*placed(gather(keys), layout.replicated))
-    sample = jax.jit(jax.vmap(source.sample, (None, 0)))
+    sample = jit_quickly(jax.vmap(source.sample, (None, 0)))
     return lambda keys: sample(source.data, keys)

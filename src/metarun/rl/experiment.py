@@ -12,7 +12,7 @@ from metarun.compiled.task_map import Layout, placed
 from metarun.rl.environment import Environment
 from metarun.rl.meta_learner import MetaLearner
 from metarun.rl.meta_test import METRIC, MetaTest
-from metarun.system.backend import jit_for_one_call
+from metarun.system.backend import jit_quickly
 from metarun.types import Experiment, Inspection, Params, TrainState
 
 
@@ -55,7 +55,7 @@ def rl_experiment(
     train_key = placed(train_key, layout.replicated)
 
     def init() -> TrainState:
-        params = jit_for_one_call(learner.init)(init_key)
+        params = jit_quickly(learner.init)(init_key)
         params = params if start is None else start(params)
         return TrainState(jnp.zeros((), jnp.int32), params, learner.init_opt(params))
 
