@@ -65,27 +65,26 @@ class MetaTest:
 
     def evaluate(self, params: Params, split: str, num_tasks: int, checks: bool = False) -> Evaluation:
         """As `Experiment.evaluate`. Where there are domains, meta-test has as many tasks of each, and `beside` says what is of each."""
-        params, root = placed(params, self._layout.replicated), self._root(split)
-        if split != "test" or not self._domains:
-            per_task, traces = self._measured(params, split, self._samplers[split], root, num_tasks, checks * CHECKED)
-            value, ci95 = _with_ci95([per_task])
-            beside = {}
-        else:
-            share = -(-num_tasks // len(self._domains))
-            found = [
-                self._measured(
-                    params, split, its, jax.random.fold_in(root, i), share, checks * CHECKED // len(self._domains)
-                )
-                for i, its in enumerate(self._domains.values())
-            ]
-            of_each, traces = [values for values, _ in found], [each for _, its in found for each in its]
-            per_task, (value, ci95) = np.concatenate(of_each), _with_ci95(of_each)
-            each = (dict(zip(("value", "ci95"), _with_ci95([values]), strict=True)) for values in of_each)
-            beside = {
-                "domains": {name: {**its, "num_tasks": share} for name, its in zip(self._domains, each, strict=True)}
-            }
-        verdicts = self._checks.verdicts(traces) if checks else {}
+        params, parts = placed(params, self._layout.replicated), self._parts(split)
+        share, checked = -(-num_tasks // len(parts)), checks * CHECKED // len(parts)
+        measured = {name: self._measured(params, split, *part, share, checked) for name, part in parts.items()}
+        of_each = {name: values for name, (values, _) in measured.items()}
+        verdicts = self._checks.verdicts([each for _, its in measured.values() for each in its]) if checks else {}
+        value, ci95 = _with_ci95([*of_each.values()])
+        beside = {}
+        if self._domains and split == "test":
+            keys = ("value", "ci95", "num_tasks")
+            each = {name: (*_with_ci95([values]), share) for name, values in of_each.items()}
+            beside["domains"] = {name: dict(zip(keys, found, strict=True)) for name, found in each.items()}
+        per_task = np.concatenate([*of_each.values()])
         return Evaluation(self.score.metric, value, ci95, len(per_task), per_task, verdicts, beside)
+
+    def _parts(self, split: str) -> dict[str, tuple[Callable[[Array], Task], Array]]:
+        """What a split is tested on: by the name of a domain, or "", what samples its tasks, and the key that draws them."""
+        root = self._root(split)
+        if split != "test" or not self._domains:
+            return {"": (self._samplers[split], root)}
+        return {name: (its, jax.random.fold_in(root, i)) for i, (name, its) in enumerate(self._domains.items())}
 
     def _measured(
         self, params: Params, split: str, sampler: Callable[[Array], Task], root: Array, num_tasks: int, checked: int
