@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from string import ascii_lowercase
 
 from generate.markdown import cell, code, table
-from metarun.commands.reproduce import Named, cells
+from metarun.commands.reproduce import Named, cells, is_accuracy
 from metarun.config.experiments import choice
 from metarun.config.search_path import conf_dir
 from metarun.trust.equivalence import NOT_REPRODUCED, REPRODUCED, UNDECIDED
@@ -67,7 +67,7 @@ def said(named: Named) -> str:
 def with_interval(named: Named, value: float, ci95: float | None) -> str:
     """A figure with its interval: an accuracy in per cent, what else there is as it stands."""
     form = "{:g}".format
-    if named.part == "few_shot" and not _is_error(named):
+    if is_accuracy(named):
         value, ci95, form = 100 * value, ci95 and 100 * ci95, "{:.2f}".format
     return form(value) + ("" if ci95 is None else f" ± {form(ci95)}")
 
@@ -110,4 +110,4 @@ def _run(named: Named) -> tuple[str, str, str]:
 
 
 def _is_error(named: Named) -> bool:
-    return "sinusoid" in named.name
+    return named.part == "few_shot" and not is_accuracy(named)

@@ -128,7 +128,7 @@ def listed(console: Console) -> None:
     groups: dict[str, list[tuple[str, ...]]] = {heading: [] for heading in _HEADINGS}
     for named in cells():
         figure, ours = named.published, named.measured
-        accuracy = _is_accuracy(named)
+        accuracy = is_accuracy(named)
         mine = ("", "", "")
         if ours is not None:
             mine = (_with_ci95(ours.value, ours.ci95, accuracy), named.verdict_on(ours), f"{ours.minutes:.0f}")
@@ -384,7 +384,8 @@ def _of_test(key: str) -> bool:
     return named or group in ("dataset", "env") or key.startswith("method.eval_")
 
 
-def _is_accuracy(named: Named) -> bool:
+def is_accuracy(named: Named) -> bool:
+    """Whether its figure is an accuracy, which is said in per cent; else it is an error or a reward."""
     return named.part == FEW_SHOT and "sinusoid" not in named.name
 
 

@@ -163,9 +163,8 @@ def _fitted(loaded: list[_Loaded], shape: tuple[int, int, int]) -> Iterator[Name
         for name, first, count in zip(each.bank.names, bank.first.tolist(), bank.count.tolist(), strict=True):
             images = np.asarray(bank.images[first : first + count])
             if images.shape[1:] != shape:
-                padded = np.resize(
-                    images, (-(-count // _BLOCK) * _BLOCK, *images.shape[1:])
-                )  # so that one program fits all
+                # To whole blocks, so that one program fits all.
+                padded = np.resize(images, (-(-count // _BLOCK) * _BLOCK, *images.shape[1:]))
                 blocks = (np.asarray(fit(block)) for block in padded.reshape(-1, _BLOCK, *images.shape[1:]))
                 images = np.rint(255 * np.concatenate([*blocks])[:count]).astype(np.uint8)
             yield NamedClass(f"{each.name}/{name}", each.name, images)
