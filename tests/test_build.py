@@ -31,6 +31,7 @@ from metarun.data.mini_imagenet import CLASSES
 from metarun.errors import ConfigError, MetarunError
 from metarun.report.run_pictures import pictures
 from metarun.training import checkpoint, runner
+from metarun.training.result import read_result
 from metarun.training.run_state import load_selected
 from metarun.trust.protocol import protocol_id
 
@@ -305,6 +306,42 @@ def test_a_key_that_nothing_reads_fails(overrides, word):
 def test_a_memory_setting_that_cannot_be_used_is_named(override, allowed):
     with pytest.raises(ConfigError, match=f"{override}: expected {allowed}"):
         built(override)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["way=[20,5]"], r"way=\[20, 5\]: expected the smaller number first, \[5,20\]"),
+        (["method=protonet", "way=[5,900]"], r"way=\[5, 900\]: expected 2 to \d+, the number of classes"),
+        (["way=[3,5]"], r"way=\[3, 5\]: expected a number for method=maml.* an output for each class"),
+        (["train_way=[3,5]"], r"train_way=\[3, 5\]: expected a number for method=maml"),
+        (["method=reptile", "shot=[1,3]"], r"shot=\[1, 3\]: expected a number for method=reptile"),
+        (
+            ["method=protonet", "way=[3,5]", "method.query_statistics=query"],
+            "query_statistics=query: expected support or each",
+        ),
+        (["method=protonet", "shot=[1,3]", "dataset.sampling=odd"], "dataset.sampling=odd: expected"),
+        (["method=protonet", "shot=1.5"], "shot=1.5: expected a whole number, 1 or more, or a range"),
+    ],
+)
+def test_a_range_that_cannot_be_is_refused(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        built(*overrides)
+
+
+def test_tasks_of_any_shape_are_trained_on_tested_and_told_apart(tmp_path):
+    small = ["model.filters=4", "meta_batch_size=2", "eval_tasks=60", "eval_every=0"]
+    run = built("method=protonet", "way=[3,5]", "shot=[1,2]", "steps=2", *small)
+    assert run.facts["way"] == [3, 5] and run.experiment.protocol["dataset"]["sampling"] == "equal"
+    arguments = {"facts": run.facts, "identity": run.identity, "pictures": pictures(run.experiment)}
+    result = runner.run(run.experiment, run.settings, tmp_path, **arguments)
+    assert read_result(tmp_path / "result.json")["way"] == [3, 5]
+    for field, sizes in (("by_way", ["3", "4", "5"]), ("by_shot", ["1", "2"])):
+        parts = result[field]
+        assert [*parts] == sizes and sum(its["num_tasks"] for its in parts.values()) == 60
+        assert sum(its["value"] * its["num_tasks"] for its in parts.values()) / 60 == pytest.approx(result["value"])
+    assert all(check["passed"] is not False for check in result["checks"].values())
+    assert (tmp_path / "plots" / "by_size.png").stat().st_size > 5000
 
 
 def test_a_method_without_inner_steps_has_nothing_to_rematerialise(tmp_path, monkeypatch):

@@ -27,8 +27,8 @@ def honest(*, encoder, objective, num_outputs):
     def init(key, task):
         return {"encoder": encoder.init(key, task.support.x), "temperature": jnp.ones((), jnp.float32)}
 
-    def read(params, x, targets, key):
-        return params, class_means(flat(encoder.apply(params["encoder"], x)), targets)
+    def read(params, support, key):
+        return params, class_means(flat(encoder.apply(params["encoder"], support.x)), support.y)
 
     def answer(state, x, reference):
         params, means = state
@@ -70,7 +70,7 @@ def with_loss_of(adapt_to):
 
 
 def both(task):
-    return Split(*(jnp.concatenate(parts) for parts in zip(task.support, task.query, strict=True)))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), task.support, task.query)
 
 
 def remembers(method):

@@ -332,6 +332,18 @@ def test_a_regression_gives_numbers(tmp_path):
         run.adapt(x, np.stack([x, x], 1))
 
 
+def test_a_learner_trained_on_a_range_of_ways_answers_any_of_them_and_fewer(tmp_path):
+    small = ["model=mlp", "model.hidden=[8]", "method.size=16", "method.layers=1", "method.embedding=8"]
+    run = metarun.load(begun(tmp_path / "run", "method=transformer", "way=[3,4]", "shot=[1,2]", *small))
+    x = np.random.default_rng(0).random((10, 28, 28, 1), np.float32)
+    for way in (2, 3, 4):
+        learner = run.adapt(x[:8], np.arange(8) % way)
+        assert learner.predict(x[8:]).shape == (2, way)
+        np.testing.assert_allclose(learner.predict(x[8:]).sum(1), 1, rtol=1e-6)
+    with pytest.raises(MetarunError, match="has 5 classes: expected 4"):
+        run.adapt(x, np.arange(10) % 5)
+
+
 def test_a_run_of_reinforcement_learning_is_tested_and_not_adapted(tmp_path):
     run = metarun.load(begun(tmp_path / "run", "method.hidden=4", "env.episodes=4", "eval_tasks=4", part=RL))
     result = run.evaluate(eval_tasks=2)

@@ -94,6 +94,20 @@ def positive_int(key: str, value: object) -> int:
     return _whole(key, value, 1, "a whole number, 1 or more")
 
 
+def positive_range(key: str, value: object) -> tuple[int, int]:
+    """Returns both ends of a range `[LOW, HIGH]` of whole numbers of at least 1, or twice the one number; raises `ConfigError` otherwise."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        shown = "null" if value is None else value  # as it is typed
+        number = _whole(key, shown, 1, "a whole number, 1 or more, or a range such as [1,5]")
+        return number, number
+    if len(value) != 2:
+        raise ConfigError(key, list(value), "a range of two numbers such as [1,5]")
+    low, high = (positive_int(key, end) for end in value)
+    if low > high:
+        raise ConfigError(key, [low, high], f"the smaller number first, [{high},{low}]")
+    return low, high
+
+
 def positive_ints(key: str, values: object, such_as: str, *, least: int = 0) -> tuple[int, ...]:
     """Returns `values` if they are a list of at least `least` whole numbers of at least 1; raises `ConfigError` otherwise."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or len(values) < least:

@@ -1,7 +1,7 @@
 """The shapes that everything else agrees on. Functions speak of one unbatched task; a meta-batch is the same
 pytree with a leading task axis."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 Array = jax.Array
 Params = Any  # a plain nested dict of arrays
+Reference = int | Array | None  # whose statistics serve, see `Model.apply`
 Metrics = Mapping[str, Array]
 
 
@@ -18,10 +19,12 @@ class Split(NamedTuple):
     Attributes:
       x: inputs, `[n, *feature]`, float32; images are `[n, height, width, channel]` in [0, 1].
       y: targets, `[n]` int32 labels in [0, way) or `[n, *target]` float32.
+      mask: `[n]` bool, which rows are examples; the others are padding, of whatever numbers. None: all are.
     """
 
     x: Array
     y: Array
+    mask: Array | None = None
 
 
 class Task(NamedTuple):
@@ -71,6 +74,8 @@ class DataSet(NamedTuple):
       num_outputs: outputs of a model for it: the way, or the size of a regression target.
       protocol: facts that move the number: split, class counts, rotations, checksum of the data.
       train_way: classes of a training task, if other than `num_outputs`.
+      varies: "way", "shot" or both, where they differ from task to task; `num_outputs` and `train_way` are then the most that
+        there are, and tasks are padded to it, see `Split.mask`.
       train_classes: meta-training without tasks: the same draws as `train`, with each class's own label in
         [0, num_train_classes); None where there are no classes.
       num_train_classes: of meta-training.
@@ -96,6 +101,7 @@ class DataSet(NamedTuple):
     ground: float | None = None
     standardized: tuple[Sequence[float], Sequence[float]] | None = None
     domains: Mapping[str, TaskSource] = {}
+    varies: Collection[str] = ()
 
 
 class Model(NamedTuple):
@@ -104,7 +110,8 @@ class Model(NamedTuple):
     Attributes:
       init: `(key, x) -> params`, for `x: [n, *feature]`.
       apply: `(params, x, reference=None) -> outputs: [n, num_outputs]`. Where the network normalises over a set, it
-        uses the statistics of the first `reference` rows of `x` (all rows if None).
+        uses the statistics of its `reference`: the first so many rows of `x`; or, an array `[k]` bool, those of the first
+        k rows that it marks; all rows if None.
     """
 
     init: Callable[[Array, Array], Params]
@@ -118,7 +125,8 @@ class SequenceModel(NamedTuple):
 
     Attributes:
       init: `(key, rows: [length, size], ends: [n, size]) -> params`.
-      read: `(params, rows: [length, size]) -> memory`, what answering needs of the sequence.
+      read: `(params, rows: [length, size], mask=None) -> memory`, what answering needs of the sequence; `mask: [length]` bool
+        says which rows are of it.
       answer: `(params, memory, ends: [n, size]) -> outputs: [n, num_outputs]`.
     """
 
@@ -161,6 +169,8 @@ class Method(NamedTuple):
         meta-training follows at the outer steps before `end`, `step` being a scalar int32; then it follows `loss`.
       sizes: `(meta_params, task) -> {name: count of numbers}`, what is to be said of its size beside the number of its
         meta-parameters; both arguments may be mere shapes.
+      varies: what may differ from task to task, "way", "shot" or both; its functions then heed `Split.mask`, and outputs for
+        classes that a support set has not are `losses.ABSENT`.
     """
 
     init: Callable[[Array, Task], Params]
@@ -172,6 +182,7 @@ class Method(NamedTuple):
     trains_on: str = "tasks"
     early: Sequence[tuple[int, Callable[[Params, Task, Array, Array], tuple[Array, Metrics]]]] = ()
     sizes: Callable[[Params, Task], Mapping[str, int]] = lambda meta_params, task: {}
+    varies: Collection[str] = ()
 
 
 class TrainState(NamedTuple):

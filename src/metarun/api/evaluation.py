@@ -14,7 +14,7 @@ from metarun.errors import ConfigError, MetarunError
 from metarun.system.files import plain, write_json
 from metarun.training import runner
 from metarun.training.ensemble import Ensemble, ensemble_of, members_of
-from metarun.training.result import EVALUATIONS
+from metarun.training.result import EVALUATIONS, size_in_words
 from metarun.training.run_state import load_selected, selected_steps
 from metarun.training.settings import RunSettings
 from metarun.types import Experiment, Params
@@ -103,5 +103,5 @@ def _built(
 
 def _name(result: Mapping[str, Any], group: str) -> str:
     """States what was tested, from which group; the protocol's hash tells apart what the rest does not."""
-    sizes = [f"{result[size]}{size}" for size in ("way", "shot") if result.get(size)]
+    sizes = [f"{size_in_words(result[size], '-')}{size}" for size in ("way", "shot") if result.get(size)]
     return "-".join([result[group].replace("/", "-"), *sizes, result["protocol_id"]])

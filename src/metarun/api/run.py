@@ -27,7 +27,7 @@ from metarun.assembly.few_shot_run import (
 from metarun.config.schema import COMMANDS, FEW_SHOT, RL
 from metarun.data.standardizing import Standard
 from metarun.errors import ConfigError, MetarunError, one_of
-from metarun.few_shot.learner import STATISTICS
+from metarun.few_shot.learner import STATISTICS, of_fewer_classes
 from metarun.training.ensemble import Ensemble
 from metarun.training.result import METRICS, RESULT, read_metrics, read_result
 from metarun.training.run_state import load_selected
@@ -174,17 +174,20 @@ class Run:
         statistics = self._statistics(query_statistics)
         way = self.data.num_outputs if way is None else way
         if (way, statistics) not in self._functions:
-            if not takes_way(self._saved.config, self.choices, self.data, way):
+            data, config = self.data._replace(num_outputs=way), self._saved.config
+            of_range = way < self.data.num_outputs and OmegaConf.is_list(config.get("way"))
+            if not takes_way(config, self.choices, self.data, way) and not of_range:
                 raise MetarunError(
                     f"The support set has {way} classes: expected {self.data.num_outputs}, for method="
                     f"{self.choices['method']} was trained with an output for each class of a task."
                 )
-            data, config = self.data._replace(num_outputs=way), self._saved.config
             if statistics != (self._trained_statistics or ""):
                 config = saved_run.with_keys(self._saved, [f"method.query_statistics={statistics}"])
-            self._functions[way, statistics] = Functions.of(
-                build_learner(config, self.choices, data), data, self._standard
-            )
+            if of_range:  # of its outputs, as in training, those for classes that there are serve
+                method = of_fewer_classes(build_learner(config, self.choices, self.data), way)
+            else:
+                method = build_learner(config, self.choices, data)
+            self._functions[way, statistics] = Functions.of(method, data, self._standard)
         return self._functions[way, statistics]
 
     def adapt(

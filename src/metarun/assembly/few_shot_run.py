@@ -79,6 +79,7 @@ def build(config: DictConfig, choices: Mapping[str, str], *, begun: Mapping[str,
     dataset = _data_set(keys, test_only=False)
     data = _facts_of(dataset)
     variants = _variants(keys, data)
+    _refuse_varying(keys, choices, dataset, next(iter(variants.values())))
     _refuse_misshapen(keys, dataset, variants)
     _check_training(keys, choices, dataset, next(iter(variants.values())))
     loggers = loggers_of(keys, choices)
@@ -146,6 +147,7 @@ def build_evaluation(
         raise ConfigError("way", dataset.num_outputs, allowed)
     learner_keys = Keys.of(learner, choices, FEW_SHOT)
     variants = _variants(learner_keys, data._replace(num_outputs=dataset.num_outputs))
+    _refuse_varying(keys, choices, dataset, next(iter(variants.values())))
     start = start_of(learner_keys[INIT_FROM], begun)
     parts = _experiment(keys, choices, dataset, variants, learner_keys["precision"], start)
     keys.refuse_unread({*changed} - {"method"})  # whose keys the learner has read
@@ -343,6 +345,24 @@ def _check_training(keys: Keys, choices: Mapping[str, str], dataset: DataSet, me
         raise ConfigError("train_way", dataset.train_way, allowed)
     if method.trains_on == "classes" and dataset.train_classes is None:
         raise ConfigError("dataset", choices["dataset"], f"one with classes, which method={choices['method']} needs")
+
+
+def _refuse_varying(keys: Keys, choices: Mapping[str, str], dataset: DataSet, method: Method) -> None:
+    """Raises `ConfigError` where tasks differ in what the method needs to be the same."""
+    for what, reason in (("way", "it has an output for each class of a task"), ("shot", "it takes no padded tasks")):
+        if what in dataset.varies and what not in method.varies:
+            method_name = choices["method"]
+            for key in (what, f"train_{what}"):
+                if not isinstance(keys[key], int | None):
+                    raise ConfigError(
+                        key, keys[key], f"a number for method={method_name}, with these settings: {reason}"
+                    )
+            allowed = f"one whose tasks are all of one {what}, for method={method_name}: {reason}"
+            raise ConfigError("dataset", choices["dataset"], allowed)
+    if "way" in dataset.varies and method.protocol.get("query_statistics") == "query":
+        raise ConfigError(
+            "method.query_statistics", "query", "support or each where way is a range: queries are padded"
+        )
 
 
 def _refuse_misshapen(keys: Keys, dataset: DataSet, variants: Mapping[str, Method]) -> None:

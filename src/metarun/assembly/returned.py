@@ -6,7 +6,7 @@ computes more.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import optax
 from metarun.config.named_code import place_in_additions, would_end
 from metarun.errors import MetarunError, in_a_line, some
 from metarun.few_shot.losses import OBJECTIVES
+from metarun.few_shot.meta_test import SIZES
 from metarun.rl.environment import Agent, Body, Continuous, Discrete, Environment, Seen, Step, no_action
 from metarun.types import DataSet, Method, Model, Split, Stream, Task, TaskSource
 
@@ -63,6 +64,7 @@ def method_faults(method: Method, task: Task, num_outputs: int) -> Iterator[str]
     """
     if method.trains_on not in TRAINED_ON:
         yield f"trains_on is {method.trains_on!r}: expected one of {', '.join(TRAINED_ON)}."
+    yield from _varies_faults(method.varies)
     yield from _protocol_faults(method.protocol)
     key, shapes = jax.random.key(0), _shapes(task)
     params = yield from _traced("init", method.init, key, shapes)
@@ -85,6 +87,11 @@ def method_faults(method: Method, task: Task, num_outputs: int) -> Iterator[str]
         if outputs is not None:
             wanted = (shapes.query.x.shape[0], num_outputs)
             yield from _array_faults(f"predict, after {name},", outputs, wanted, jnp.floating, "[n, num_outputs]")
+
+
+def _varies_faults(varies: Any) -> Iterator[str]:
+    if isinstance(varies, str) or not isinstance(varies, Collection) or not {*varies} <= {*SIZES}:
+        yield f"varies is {varies!r}: expected a collection of {' and '.join(SIZES)}, such as {SIZES!r}, or an empty one."
 
 
 def model_faults(model: Model, x: Any, num_outputs: int | None) -> Iterator[str]:
@@ -122,6 +129,7 @@ def data_set_faults(dataset: DataSet) -> Iterator[str]:
     if not _is_whole(dataset.num_outputs, 1):
         yield f"num_outputs is {dataset.num_outputs!r}: expected a whole number, 1 or more."
         return
+    yield from _varies_faults(dataset.varies)
     yield from _protocol_faults(dataset.protocol)
     if isinstance(dataset.protocol, Mapping) and "name" not in dataset.protocol:
         yield "protocol has no name: give the data set one, protocol={'name': ...}."
@@ -425,7 +433,7 @@ def _drawn_faults(split: str, source: Any, dataset: DataSet) -> Any:
         yield f"{split}.sample returns {_said(task)}{found}: expected a Task of two Splits of metarun.types."
         return None
     for name, part in task._asdict().items():
-        for of, array in part._asdict().items():
+        for of, array in _arrays(part):
             if not hasattr(array, "shape") or not array.shape:
                 yield f"{split}.sample's {name}.{of} is {_said(array)}: expected an array with a row for each example."
                 return None
@@ -436,6 +444,11 @@ def _drawn_faults(split: str, source: Any, dataset: DataSet) -> Any:
         if drawn is not None:
             yield from _value_faults(split, drawn, dataset)
     return task
+
+
+def _arrays(part: Split) -> Iterator[tuple[str, Any]]:
+    """The fields of a set; a mask may be absent."""
+    return ((name, array) for name, array in part._asdict().items() if name != "mask" or array is not None)
 
 
 def _one_of(source: TaskSource, key: Any) -> Task:
@@ -450,7 +463,7 @@ def _one_of(source: TaskSource, key: Any) -> Task:
 def _value_faults(split: str, task: Task, dataset: DataSet) -> Iterator[str]:
     """Faults of a task's numbers."""
     for name, part in task._asdict().items():
-        for of, array in part._asdict().items():
+        for of, array in _arrays(part):
             if not np.isfinite(np.asarray(array, np.float32)).all():
                 yield f"{split}.sample's {name}.{of} has numbers that are not finite."
     if dataset.objective != "classification":
@@ -460,10 +473,15 @@ def _value_faults(split: str, task: Task, dataset: DataSet) -> Iterator[str]:
         way, words = dataset.train_way, "train_way"
     if split == "train_classes":
         way, words = dataset.num_train_classes, "num_train_classes"
-    labels = np.unique(np.concatenate([part.y for part in task]))
+    of_examples = [part.y if part.mask is None else part.y[part.mask] for part in task]
+    labels = np.unique(np.concatenate(of_examples))
     if labels.size and (labels[0] < 0 or labels[-1] >= way):
         yield f"{split}.sample has labels from {labels[0]} to {labels[-1]}: expected 0 to {way - 1}, as {words} is {way}."
-    elif split != "train_classes" and (lacking := sorted({*range(way)} - {*task.support.y.tolist()})):
+    elif (
+        split != "train_classes"
+        and "way" not in dataset.varies
+        and (lacking := sorted({*range(way)} - {*of_examples[0].tolist()}))
+    ):
         yield (
             f"{split}.sample has support sets without the labels {some([*map(str, lacking)])}: expected examples of each of 0 to "
             f"{way - 1}, as {words} is {way}."
@@ -478,6 +496,10 @@ def _task_faults(split: str, task: Task, dataset: DataSet) -> Iterator[str]:
             yield f"{where}.x is of {part.x.dtype}: expected float32."
         if part.x.shape[:1] != part.y.shape[:1]:
             yield f"{where} has {part.x.shape[0]} inputs and {part.y.shape[0]} targets."
+        if part.mask is not None and (part.mask.shape != part.x.shape[:1] or part.mask.dtype != jnp.bool_):
+            yield f"{where}.mask is {_said(part.mask)}: expected [{part.x.shape[0]}] bool, or None."
+        if part.mask is not None and not dataset.varies:
+            yield f"{where} has a mask, and the data set's varies is empty: expected that it says in what tasks differ."
         if classes and (part.y.ndim != 1 or part.y.dtype != jnp.int32):
             yield f"{where}.y is {_said(part.y)}: expected the numbers of classes, [n] int32."
         if not classes and (part.y.shape[1:] != (dataset.num_outputs,) or part.y.dtype != part.x.dtype):

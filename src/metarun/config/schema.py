@@ -36,6 +36,7 @@ LATER = {
     "dataset.layout": "auto",
     "dataset.links": "inside",
     "dataset.range": None,
+    "dataset.sampling": "equal",
     "env.engine": "mjx",
     PHYSICS: "MJX, Euler",
 }
@@ -96,13 +97,13 @@ class AnyRunConfig:
 class RunConfig(AnyRunConfig):
     """Types of the scalars of `metarun`; their values and meanings stand in `conf/few_shot/config.yaml`."""
 
-    way: int = MISSING
-    shot: int = MISSING
+    way: Any = MISSING  # a number or a range, as the next; the data set checks them
+    shot: Any = MISSING
     query_shot: int = MISSING
     eval_query_shot: int | None = MISSING
     ensemble: int = MISSING
-    train_way: int | None = MISSING
-    train_shot: int | None = MISSING
+    train_way: Any = MISSING
+    train_shot: Any = MISSING
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     model: Any = MISSING
     dataset: Any = MISSING

@@ -16,12 +16,14 @@ from metarun.data.class_bank import ClassBank, Domain, SplitBank, of_classes
 from metarun.data.class_split import counts_in_words
 from metarun.data.contents import NUM_TURNS
 from metarun.data.pictures import border_level
+from metarun.data.task_sizes import TaskSizes, checked_sampling
 from metarun.errors import (
     ConfigError,
     DataError,
     non_negative_float,
     non_negative_int,
     positive_int,
+    positive_range,
     some,
     true_or_false,
 )
@@ -48,10 +50,11 @@ OF_IMAGES = ("rotations", "test_rotations", "flip", "shift", "jitter")
 def episodes(
     bank: ClassBank,
     *,
-    way: int,
-    shot: int,
+    way: int | Sequence[int],
+    shot: int | Sequence[int],
     query_shot: int,
     rotations: bool,
+    sampling: str = "equal",
     split: str = "data",
     way_key: str = "way",
     shot_key: str = "shot",
@@ -65,12 +68,15 @@ def episodes(
     0..way-1 fall on the classes at random, and support and query are each in random order: neither the label nor the
     position of an image says anything about its class. Images come as float32 in [0, 1], other examples as they are.
 
+    Where way or shot is a range, they are drawn for each task, and the sets are padded to the largest, see `Split.mask`.
+
     Args:
       bank: the images of one split.
-      way: classes in a task, at least 2.
-      shot: support images a class; support.x is `[way*shot, height, width, channel]`.
+      way: classes in a task, at least 2; or the fewest and the most.
+      shot: support images a class, or the fewest and the most; support.x is `[way*shot, height, width, channel]`.
       query_shot: query images a class; query.x is `[way*query_shot, height, width, channel]`.
       rotations: whether a class turned by 90, 180 and 270 degrees makes three more classes.
+      sampling: how sizes are drawn, see `TaskSizes`.
       split: what to call the bank in an error.
       way_key, shot_key, query_key: what to call `way`, `shot` and `query_shot` in an error.
       own_labels: label each class by its own number among the bank's classes (turned ones counted, class `c` turned
@@ -84,17 +90,17 @@ def episodes(
     References:
       Rotations as classes: Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks", 2016.
     """
-    way, shot, query_shot = (
-        positive_int(way_key, way),
-        positive_int(shot_key, shot),
-        positive_int(query_key, query_shot),
+    sizes = TaskSizes(
+        positive_range(way_key, way), positive_range(shot_key, shot), positive_int(query_key, query_shot), sampling
     )
+    (least_way, way), (_, shot), query_shot = sizes.way, sizes.shot, sizes.query_shot
     turns = NUM_TURNS if true_or_false("dataset.rotations", rotations) else 1
     num_classes = turns * (len(bank.count) if domains is None else int(domains.size.min()))
     if num_classes < 2:
         raise DataError(f"{way_key}={way}: {split} has {num_classes} class, and a task needs two or more of them.")
-    if not 2 <= way <= num_classes:
-        raise ConfigError(way_key, way, f"2 to {num_classes}, the number of classes in {split}")
+    if not 2 <= least_way <= way <= num_classes:
+        got = way if least_way == way else [least_way, way]
+        raise ConfigError(way_key, got, f"2 to {num_classes}, the number of classes in {split}")
     if shot + query_shot > (smallest := int(bank.count.min())):
         allowed = f"at most {smallest}, the images of the smallest class in {split}"
         raise ConfigError(f"{shot_key}+{query_key}", f"{shot}+{query_shot}", allowed)
@@ -105,10 +111,10 @@ def episodes(
         upright = np.arange(height * width, dtype=np.int32).reshape(height, width)
         turned = np.stack([np.rot90(upright, turn).reshape(-1) for turn in range(turns)])
 
-    def choose(index: ClassBank, key: Array) -> tuple[Array, tuple[Array, Array]]:
-        """The rows of a task's images, support first, the classes chosen, and which of them each image shows."""
+    def choose(index: ClassBank, key: Array) -> tuple[Array, Any]:
+        """The rows of a task's images, support first, the classes chosen, which of them each image shows, and both sets' masks."""
         first, count = jnp.asarray(index.first), jnp.asarray(index.count)
-        class_key, image_key, support_key, query_key = random.split(key, 4)
+        class_key, image_key, support_key, query_key, *size_key = random.split(key, 4 + sizes.vary)
         if domains is None:
             chosen = distinct(class_key, way, turns * count.size)
         else:
@@ -116,17 +122,25 @@ def episodes(
             domain = random.choice(domain_key, len(domains.share), p=jnp.asarray(domains.share))
             its_first, its_size = (jnp.asarray(part)[domain] for part in (domains.first, domains.size))
             chosen = turns * its_first + distinct(class_key, way, turns * its_size)
-        keys = image_key, support_key, query_key
-        rows, label = drawn_examples(first, count, chosen // turns, keys, shot=shot, query_shot=query_shot)
-        return rows, (chosen, label)
+        keys, classes = (image_key, support_key, query_key), chosen // turns
+        if not sizes.vary:
+            rows, label = drawn_examples(first, count, classes, keys, shot=shot, query_shot=query_shot)
+            return rows, (chosen, label, None)
+        rows, label, masks = padded_examples(first, count, classes, keys, sizes, size_key[0])
+        return rows, (chosen, label, masks)
 
-    def cut(images: Array, drawn: tuple[Array, Array]) -> Task:
-        chosen, label = drawn
+    num_support = sizes.most_support
+
+    def cut(images: Array, drawn: Any) -> Task:
+        chosen, label, masks = drawn
         if turns > 1:
             pixels = images.reshape(len(images), height * width, -1)
             source = jnp.asarray(turned)[chosen[label] % turns]
             images = jnp.take_along_axis(pixels, source[:, :, None], axis=1).reshape(images.shape)
-        return split_at(way * shot, as_inputs(images), chosen[label] if own_labels else label)
+        task = split_at(num_support, as_inputs(images), chosen[label] if own_labels else label)
+        if masks is None:
+            return task
+        return Task(*(part._replace(mask=mask) for part, mask in zip(task, masks, strict=True)))
 
     return source_of(bank, choose, cut)
 
@@ -156,18 +170,53 @@ def drawn_examples(
       rows of the bank and labels, `[way * (shot + query_shot)]` int32 each.
     """
     image_key, support_key, query_key = keys
-    way = classes.size
-    its = jax.vmap(lambda key, count: distinct(key, shot + query_shot, count))
-    rows = first[classes][:, None] + its(random.split(image_key, way), count[classes])
+    rows = _examples_of(first, count, classes, image_key, shot + query_shot)
 
     def shuffled(key: Array, rows: Array) -> tuple[Array, Array]:
-        label = jnp.repeat(jnp.arange(way, dtype=jnp.int32), rows.shape[1])
+        label = jnp.repeat(jnp.arange(classes.size, dtype=jnp.int32), rows.shape[1])
         order = random.permutation(key, label.size)
         return rows.reshape(-1)[order], label[order]
 
     support, query = shuffled(support_key, rows[:, :shot]), shuffled(query_key, rows[:, shot:])
     rows, label = (jnp.concatenate(parts) for parts in zip(support, query, strict=True))
     return rows, label
+
+
+def padded_examples(
+    first: Array, count: Array, classes: Array, keys: Sequence[Array], sizes: TaskSizes, size_key: Array
+) -> tuple[Array, Array, tuple[Array, Array]]:
+    """As `drawn_examples`, of a task whose size is drawn; each set has its examples first and then padding.
+
+    Args:
+      first, count, keys: as there.
+      classes: as many as a task has at most; a smaller one has the first of them.
+      sizes: that it may have.
+      size_key: by which its size is drawn.
+
+    Returns:
+      rows of the bank and labels, of the largest task; and the masks of both sets.
+    """
+    image_key, support_key, query_key = keys
+    way, shots = sizes.draw(size_key, count[classes])
+    rows = _examples_of(first, count, classes, image_key, sizes.shot[1] + sizes.query_shot)
+
+    def shuffled(key: Array, rows: Array, its: Array, most: int) -> tuple[Array, Array, Array]:
+        label = jnp.repeat(jnp.arange(classes.size, dtype=jnp.int32), rows.shape[1])
+        is_example = (jnp.arange(rows.shape[1])[None] < its[:, None]).reshape(-1)
+        order = jnp.argsort(jnp.where(is_example, random.uniform(key, label.shape), 2))[:most]
+        return rows.reshape(-1)[order], jnp.where(is_example, label, 0)[order], is_example[order]
+
+    queries = jnp.where(jnp.arange(classes.size) < way, sizes.query_shot, 0)
+    support = shuffled(support_key, rows[:, : sizes.shot[1]], shots, sizes.most_support)
+    query = shuffled(query_key, rows[:, sizes.shot[1] :], queries, classes.size * sizes.query_shot)
+    rows, label = (jnp.concatenate(parts) for parts in list(zip(support, query, strict=True))[:2])
+    return rows, label, (support[2], query[2])
+
+
+def _examples_of(first: Array, count: Array, classes: Array, key: Array, num: int) -> Array:
+    """Rows of a bank of `num` distinct examples of each class, `[way, num]`."""
+    its = jax.vmap(lambda key, count: distinct(key, num, count))
+    return first[classes][:, None] + its(random.split(key, classes.size), count[classes])
 
 
 def source_of(
@@ -188,12 +237,13 @@ def source_of(
 def few_shot_data_set(
     loaded: SplitBank,
     *,
-    way: int,
-    shot: int,
+    way: int | Sequence[int],
+    shot: int | Sequence[int],
     query_shot: int,
     eval_query_shot: int | None = None,
-    train_way: int | None = None,
-    train_shot: int | None = None,
+    train_way: int | Sequence[int] | None = None,
+    train_shot: int | Sequence[int] | None = None,
+    sampling: str = "equal",
     rotations: bool = False,
     test_rotations: bool = False,
     flip: bool = False,
@@ -205,7 +255,7 @@ def few_shot_data_set(
 
     Args:
       loaded: the classes.
-      way, shot, query_shot: the size of a task, see `episodes`.
+      way, shot, query_shot, sampling: the size of a task, see `episodes`.
       eval_query_shot: query images a class in meta-validation and meta-test; None: as in meta-training.
       train_way, train_shot: classes and support images a class in meta-training; None: as in test.
       rotations: whether turned classes are classes of their own in meta-training.
@@ -234,23 +284,32 @@ def few_shot_data_set(
         ways["train"] = ("train_way", train_way)
     if train_shot is not None:
         shots["train"] = ("train_shot", train_shot)
+    ends = {
+        name: {split: positive_range(*its) for split, its in of_splits.items()}
+        for name, of_splits in (("way", ways), ("shot", shots))
+    }
+    varies = [name for name, of_splits in ends.items() if any(low < high for low, high in of_splits.values())]
+    least_shot = min(low for low, _ in ends["shot"].values())
+    sampling = checked_sampling(sampling, varies=bool(varies), least_shot=least_shot)
     of_images = loaded.bank.images.dtype == np.uint8
     change = _changes(loaded.bank.images.shape[1:3], flip=flip, shift=shift, jitter=jitter) if of_images else []
     classes = loaded.classes
     if loaded.uneven:
-        needed = {split: positive_int(*shots[split]) + positive_int(*queries[split]) for split in turned}
+        needed = {split: ends["shot"][split][1] + positive_int(*queries[split]) for split in turned}
         keys = {split: (shots[split][0], queries[split][0]) for split in turned}
         classes = {split: large_enough(loaded, split, needed[split], keys[split]) for split in turned}
 
     them_all = f" (classes: {counts_in_words(classes)})"
 
     def source(split, bank, own_labels=False, domains=None, called=""):
+        way, shot = (ends[name][split][1] if own_labels else ends[name][split] for name in ends)
         cut = episodes(
             bank,
-            way=ways[split][1],
-            shot=shots[split][1],
+            way=way,
+            shot=shot,
             query_shot=queries[split][1],
             rotations=turned[split],
+            sampling=sampling,
             split=f"{called}the {split} split{them_all}",
             way_key=ways[split][0],
             shot_key=shots[split][0],
@@ -282,13 +341,14 @@ def few_shot_data_set(
     return DataSet(
         **dict.fromkeys(turned, sources["test"]) | sources,
         objective="classification",
-        num_outputs=int(way),
+        num_outputs=ends["way"]["test"][1],
         protocol={
             **loaded.protocol,
+            **({"sampling": sampling} if varies else {}),
             "classes": {split: len(classes[split]) for split in turned},
             **of_kind,
         },
-        train_way=ways["train"][1],
+        train_way=ends["way"]["train"][1],
         train_classes=sources["test"]
         if test_only
         else source("train", sources["train"].data, own_labels=True, domains=_shares(of_domains["train"], "train")),
@@ -298,6 +358,7 @@ def few_shot_data_set(
         ground=border_level(loaded.bank.images[loaded.bank.first]) if of_images else None,
         standardized=loaded.standardized,
         domains=by_itself["test"],
+        varies=varies,
     )
 
 

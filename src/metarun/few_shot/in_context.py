@@ -1,6 +1,6 @@
 """How learners are trained that read a support set in context, having its embeddings and its labels as inputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from metarun.config.flat_keys import hold
 from metarun.errors import ConfigError, non_negative_float, one_of, positive_int
 from metarun.few_shot.learner import STATISTICS, class_means, conditioned, encoded, flat, target_rows
-from metarun.few_shot.losses import OBJECTIVES, cross_entropy
+from metarun.few_shot.losses import OBJECTIVES, average, cross_entropy, present
 from metarun.few_shot.similarity import euclidean
 from metarun.models.mlp import mlp
-from metarun.types import Array, Method, Model, Params, Split, Task
+from metarun.types import Array, Method, Model, Params, Reference, Split, Task
 
 
 @dataclass(frozen=True)
@@ -95,23 +95,23 @@ def embedder(encoder: Model, size: int) -> tuple[Callable[..., Array], Callable[
 def in_context(
     *,
     init: Callable[[Array, Task], Params],
-    embed: Callable[[Params, Array, int | None], Array],
-    read: Callable[[Params, Array, Array], Any],
+    embed: Callable[[Params, Array, Reference], Array],
+    read: Callable[[Params, Split], Any],
     answer: Callable[[Params, Any, Array], Array],
     objective: str,
     num_outputs: int,
     reading: Reading,
     support_outputs: Callable[[Any], Array] | None = None,
-    train_read: Callable[[Params, Array, Array], Any] | None = None,
+    train_read: Callable[[Params, Split], Any] | None = None,
     protocol: Mapping[str, Any] | None = None,
+    varies: Collection[str] = ("way", "shot"),
 ) -> Method:
     """A learner that sees inputs through their embeddings alone, and the labels of the support set beside them.
 
     Args:
       init: as in `Method`.
-      embed: `(meta_params, x: [n, *feature], reference) -> [n, embedding]`; a network that normalises over a set uses the
-        statistics of the first `reference` rows of `x` (all rows if None).
-      read: `(meta_params, embeddings: [k, embedding], targets: [k, num_outputs]) -> memory`.
+      embed: `(meta_params, x: [n, *feature], reference) -> [n, embedding]`, `reference` as in `Model.apply`.
+      read: `(meta_params, support) -> memory`, of embeddings `[k, embedding]` and targets `[k, num_outputs]`.
       answer: `(meta_params, memory, embeddings: [n, embedding]) -> outputs: [n, num_outputs]`.
       objective: "classification" or "regression".
       num_outputs: the way, or the size of a regression target.
@@ -119,7 +119,7 @@ def in_context(
       support_outputs: `memory -> [k, num_outputs]`, answers to the support inputs, each given before its own label was
         read: the loss is then the mean over them and one query. None: over the queries.
       train_read: `read` in training; None: the same.
-      protocol: as in `learner.learner`.
+      protocol, varies: as in `learner.learner`.
 
     Raises:
       ConfigError: a draw has fewer classes than a task.
@@ -134,33 +134,41 @@ def in_context(
 
     def answered(state, x, reference):
         # The reference rows serve the encoder's statistics; they are no queries, and `learner` drops their answers.
-        skipped = reference or 0
+        skipped = reference if isinstance(reference, int) else 0
         outputs = answer(state.meta_params, state.memory, embed(state.meta_params, x, reference)[skipped:])
         return jnp.pad(outputs, ((skipped, 0), (0, 0)))
 
     method = conditioned(
         init=init,
-        read=lambda params, x, targets, key: Read(params, read(params, embed(params, x, None), targets)),
+        read=lambda params, support, key: Read(
+            params, read(params, support._replace(x=embed(params, support.x, support.mask)))
+        ),
         answer=answered,
         objective=objective,
         num_outputs=num_outputs,
         query_statistics=statistics,
         protocol=protocol,
+        varies=varies,
     )
 
     def loss_of(meta_params, task):
         """Of a task whose inputs are embeddings."""
-        memory = (train_read or read)(meta_params, task.support.x, target_rows(task.support, objective, num_outputs))
-        outputs = answer(meta_params, memory, task.query.x)
-        loss = score.loss(outputs, task.query.y).mean()
+        (_, y, mask), query = task.support, task.query
+        targets = target_rows(task.support, objective, num_outputs)
+        there = lambda outputs: present(targets, outputs) if classification and mask is not None else outputs
+        memory = (train_read or read)(meta_params, task.support._replace(y=targets))
+        outputs = there(answer(meta_params, memory, query.x))
+        loss = average(score.loss(outputs, query.y), query.mask)
         if support_outputs is not None:
-            losses = score.loss(support_outputs(memory), task.support.y)
-            loss = (losses.sum() + loss) / (losses.size + 1)
-        return {"loss": loss, f"query/{score.metric}": score.measure(outputs, task.query.y).mean()}
+            losses = score.loss(there(support_outputs(memory)), y)
+            count = losses.size if mask is None else mask.sum().astype(losses.dtype)
+            loss = (count * average(losses, mask) + loss) / (count + 1)
+        return {"loss": loss, f"query/{score.metric}": average(score.measure(outputs, query.y), query.mask)}
 
     def loss(meta_params, task, key):
-        support, query = encoded(lambda x, reference: embed(meta_params, x, reference), task, statistics)
-        draw = Task(task.support._replace(x=support), task.query._replace(x=query))
+        draw = encoded(lambda x, reference: embed(meta_params, x, reference), task, statistics)
+        if task.support.mask is not None and classes > num_outputs:
+            raise ConfigError("train_way", classes, "null where way or shot is a range, for this method")
         if classification and (reading.numberings > 1 or classes > num_outputs):
             cut = lambda key: loss_of(meta_params, subtask(key, draw, num_outputs, classes))
             each = jax.vmap(cut)(jax.random.split(key, reading.numberings))
@@ -180,18 +188,23 @@ def subtask(key: Array, draw: Task, way: int, classes: int) -> Task:
 
     Args:
       key: of the choice.
-      draw: labels in [0, classes), each as often in a set as any other.
+      draw: labels in [0, classes), each as often in a set as any other; or, with a mask, those of the `classes` that it has.
       way: classes of the task.
       classes: those of the draw.
     """
     number_key, *order_keys = jax.random.split(key, 3)
     number = jax.random.permutation(number_key, classes)  # those from `way` on are not of the task
+    if draw.support.mask is not None:
+        there = target_rows(draw.support, "classification", classes).any(0)
+        number = jnp.argsort(jnp.argsort(jnp.where(there, number, classes)))
 
     def chosen(key, split):
-        y = number[split.y]
-        first = jnp.where(y < way, jax.random.uniform(key, y.shape), 2)
-        rows = jnp.argsort(first)[: way * (y.size // classes)]
-        return Split(split.x[rows], y[rows])
+        x, y, mask = split
+        y = number[y]
+        of_it = y < way if mask is None else mask
+        rows = jnp.argsort(jnp.where(of_it, jax.random.uniform(key, y.shape), 2))
+        rows = rows if mask is not None else rows[: way * (y.size // classes)]
+        return jax.tree.map(lambda part: part[rows], Split(x, y, mask))
 
     return Task(*map(chosen, order_keys, draw))
 
@@ -205,5 +218,8 @@ def nearest_mean_loss(draw: Task, classes: int) -> Array:
 
     Source: Snell et al. 2017, Prototypical Networks, equation 2.
     """
-    means = class_means(draw.support.x, jax.nn.one_hot(draw.support.y, classes, dtype=draw.support.x.dtype))
-    return cross_entropy(euclidean(draw.query.x, means), draw.query.y).mean()
+    targets = target_rows(draw.support, "classification", classes)
+    outputs = euclidean(draw.query.x, class_means(draw.support.x, targets))
+    if draw.support.mask is not None:
+        outputs = present(targets, outputs)
+    return average(cross_entropy(outputs, draw.query.y), draw.query.mask)

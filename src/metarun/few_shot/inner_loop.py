@@ -42,12 +42,13 @@ def numbers_of_steps(inner_steps: int, eval_inner_steps: int | None, *, none: bo
 
 
 def split_loss(
-    apply: Callable[[Params, Array], Array], objective: str, reduction: str = "mean"
+    apply: Callable[..., Array], objective: str, reduction: str = "mean"
 ) -> Callable[[Params, Split], Array]:
     """Returns `(params, split) -> scalar`, the loss of a labelled set that an inner loop descends.
 
     Args:
-      apply: `(params, x: [n, *feature]) -> outputs: [n, num_outputs]`.
+      apply: `(params, x: [n, *feature], reference=None) -> outputs: [n, num_outputs]`, see `Model`; it is given a
+        reference where the set has a mask alone.
       objective: "classification" or "regression".
       reduction: how the losses of the examples become a scalar, see `losses.reduce_loss`.
 
@@ -58,8 +59,8 @@ def split_loss(
     score = OBJECTIVES[objective]
 
     def loss(params, split):
-        outputs = apply(params, split.x)
-        return reduce_loss(score.loss(outputs, split.y), outputs.shape[-1], reduction)
+        outputs = apply(params, split.x) if split.mask is None else apply(params, split.x, split.mask)
+        return reduce_loss(score.loss(outputs, split.y), outputs.shape[-1], reduction, split.mask)
 
     return loss
 

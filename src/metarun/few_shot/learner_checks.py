@@ -29,7 +29,7 @@ class LearnerChecks:
       dataset: what the tasks are of.
       over_tasks: compiles a function of one task over a block of them, see `MetaTest`.
       answer, answer_unadapted: `(params, tasks, key) -> outputs` on the queries, after adaptation and before.
-      measure: `(outputs, y) -> [num_tasks]`, of the queries of each task.
+      measure: `(outputs, y, mask=None) -> [num_tasks]`, of the queries of each task.
       precision: of products, which bounds what is taken for rounding.
     """
 
@@ -91,22 +91,26 @@ class LearnerChecks:
         self, params: Params, tasks: Task, key: Array, check_keys: Array, outputs: Array
     ) -> dict[str, np.ndarray]:
         """Outputs and measures of a block of tasks under the changes of `checks`."""
-        few_y = tasks.query.y[:, :ALONE]
+        few = jax.tree.map(lambda part: part[:, :ALONE], tasks.query[1:])
         found = self._answer_in_companies(params, (tasks, self._orders(check_keys[0], tasks.query.y)), key)
         found |= {
-            "alone_per_task": self._measure(found["alone"], few_y),
-            "together_per_task": self._measure(found["together"][:, :ALONE], few_y),
+            "alone_per_task": self._measure(found["alone"], *few),
+            "together_per_task": self._measure(found["together"][:, :ALONE], *few),
         }
         if self._classification:
+            query, way = tasks.query[1:], self._dataset.num_outputs
+            chance, most = 1 / check.ways_of(tasks.support, way), check.most_frequent(tasks.query, way)
             shuffled = self._shuffle_support_labels(tasks, check_keys[1])
             relabelled, permutation = self._relabel(tasks, check_keys[2])
             new_outputs = self._answer(params, relabelled, key)
             found |= {
                 "outputs": outputs,
-                "per_task": self._measure(outputs, tasks.query.y),
-                "unadapted_per_task": self._measure(self._answer_unadapted(params, tasks, key), tasks.query.y),
-                "shuffled_per_task": self._measure(self._answer(params, shuffled, key), tasks.query.y),
-                "relabelled_per_task": self._measure(new_outputs, relabelled.query.y),
+                "chance_per_task": chance,
+                "most_frequent": chance if most is None else most,
+                "per_task": self._measure(outputs, *query),
+                "unadapted_per_task": self._measure(self._answer_unadapted(params, tasks, key), *query),
+                "shuffled_per_task": self._measure(self._answer(params, shuffled, key), *query),
+                "relabelled_per_task": self._measure(new_outputs, *relabelled.query[1:]),
                 "relabelled": jnp.take_along_axis(new_outputs, permutation[:, None, :], axis=2),
             }
         return jax.tree.map(np.asarray, found)
@@ -136,10 +140,12 @@ class LearnerChecks:
                 ("chance_before_adaptation", "chance_with_shuffled_labels", "relabelling"),
                 check.not_checked(leaks.NO_CLASSES),
             )
-        chance = 1 / self._dataset.num_outputs
+        chance, most = found["chance_per_task"], found["most_frequent"]
         return {
             "chance_before_adaptation": check.is_chance(found["unadapted_per_task"], chance),
-            "chance_with_shuffled_labels": check.is_chance(found["shuffled_per_task"], chance),
+            "chance_with_shuffled_labels": check.is_chance(
+                found["shuffled_per_task"], chance, None if np.array_equal(chance, most) else most
+            ),
             "relabelling": check.is_unmoved(
                 found["per_task"],
                 found["relabelled_per_task"],

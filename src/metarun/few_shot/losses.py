@@ -10,6 +10,8 @@ from metarun.errors import one_of
 from metarun.types import Array
 
 REDUCTIONS = ("mean", "sum", "class_sum")
+# The output for a class that a task has not: no softmax sees it, and its product with 0 is 0.
+ABSENT = -1e9
 
 
 class Objective(NamedTuple):
@@ -54,7 +56,19 @@ OBJECTIVES = {
 }
 
 
-def reduce_loss(losses: Array, num_outputs: int, reduction: str) -> Array:
+def average(values: Array, mask: Array | None) -> Array:
+    """The mean of `values: [n]` over the rows that are examples, see `types.Split`."""
+    if mask is None:
+        return values.mean()
+    return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum().astype(values.dtype), 1)
+
+
+def present(targets: Array, outputs: Array) -> Array:
+    """Outputs `[n, way]` with `ABSENT` for classes that none of the rows of `targets: [k, way]` is of."""
+    return jnp.where((targets > 0).any(0)[None], outputs, jnp.array(ABSENT, outputs.dtype))
+
+
+def reduce_loss(losses: Array, num_outputs: int, reduction: str, mask: Array | None = None) -> Array:
     """Turns the losses of a support set into the scalar that the inner loop descends.
 
     "mean" over the examples; "sum" over them; "class_sum": the mean within each class, summed over the classes. The
@@ -65,8 +79,9 @@ def reduce_loss(losses: Array, num_outputs: int, reduction: str) -> Array:
       losses: `[n]`, with the classes equally often.
       num_outputs: the way, for "class_sum".
       reduction: one of `REDUCTIONS`.
+      mask: of the examples, see `types.Split`.
     """
     one_of("method.inner_reduction", reduction, REDUCTIONS)
     if reduction == "sum":
-        return losses.sum()
-    return losses.mean() * (num_outputs if reduction == "class_sum" else 1)
+        return losses.sum() if mask is None else jnp.where(mask, losses, 0).sum()
+    return average(losses, mask) * (num_outputs if reduction == "class_sum" else 1)

@@ -12,11 +12,12 @@ from jax import lax
 
 from metarun.compiled.task_map import Layout, map_tasks, placed
 from metarun.few_shot.learner_checks import CHECKED, LearnerChecks
-from metarun.few_shot.losses import OBJECTIVES
+from metarun.few_shot.losses import OBJECTIVES, average
 from metarun.training.ensemble import answered
 from metarun.trust.checks import standard_error
-from metarun.types import Array, DataSet, Evaluation, Method, Params, Task
+from metarun.types import Array, DataSet, Evaluation, Method, Params, Split, Task
 
+SIZES = ("way", "shot")  # in which tasks may differ
 BLOCK = 50  # tasks of one dispatch: what bounds its memory, and how long a stop signal waits
 
 
@@ -48,9 +49,9 @@ class MetaTest:
     ):
         self._samplers, self._domains = samplers, domains
         self._layout, self._eval_layout, self._eval_seed = layout, eval_layout, eval_seed
-        self.score = OBJECTIVES[dataset.objective]
+        self.score, self._varies = OBJECTIVES[dataset.objective], dataset.varies
         self._measure = jax.jit(
-            jax.vmap(lambda outputs, y: self.score.measure(outputs, y).mean()),
+            jax.vmap(lambda outputs, y, mask=None: average(self.score.measure(outputs, y), mask)),
         )
         adapt, predict = method.adapt, method.predict
         self._answer = self._over_tasks(
@@ -64,19 +65,25 @@ class MetaTest:
         )
 
     def evaluate(self, params: Params, split: str, num_tasks: int, checks: bool = False) -> Evaluation:
-        """As `Experiment.evaluate`. Where there are domains, meta-test has as many tasks of each, and `beside` says what is of each."""
+        """As `Experiment.evaluate`.
+
+        Where there are domains, meta-test has as many tasks of each, and `beside` says what is of each. Where tasks differ in
+        size, it says what is of each way and of each shot, the mean of a task's classes, rounded.
+        """
         params, parts = placed(params, self._layout.replicated), self._parts(split)
         share, checked = -(-num_tasks // len(parts)), checks * CHECKED // len(parts)
         measured = {name: self._measured(params, split, *part, share, checked) for name, part in parts.items()}
-        of_each = {name: values for name, (values, _) in measured.items()}
-        verdicts = self._checks.verdicts([each for _, its in measured.values() for each in its]) if checks else {}
+        of_each = {name: values for name, (values, _, _) in measured.items()}
+        verdicts = self._checks.verdicts([each for _, its, _ in measured.values() for each in its]) if checks else {}
         value, ci95 = _with_ci95([*of_each.values()])
+        per_task = np.concatenate([*of_each.values()])
         beside = {}
         if self._domains and split == "test":
-            keys = ("value", "ci95", "num_tasks")
-            each = {name: (*_with_ci95([values]), share) for name, values in of_each.items()}
-            beside["domains"] = {name: dict(zip(keys, found, strict=True)) for name, found in each.items()}
-        per_task = np.concatenate([*of_each.values()])
+            beside["domains"] = {name: _in_fields(values) for name, values in of_each.items()}
+        sizes = np.concatenate([sizes for *_, sizes in measured.values()])
+        for what, its in zip(SIZES, sizes.T, strict=False) if split == "test" else ():
+            if what in self._varies:
+                beside[f"by_{what}"] = {str(size): _in_fields(per_task[its == size]) for size in np.unique(its)}
         return Evaluation(self.score.metric, value, ci95, len(per_task), per_task, verdicts, beside)
 
     def _parts(self, split: str) -> dict[str, tuple[Callable[[Array], Task], Array]]:
@@ -88,17 +95,18 @@ class MetaTest:
 
     def _measured(
         self, params: Params, split: str, sampler: Callable[[Array], Task], root: Array, num_tasks: int, checked: int
-    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
-        """The quantity of each of a sampler's first tasks, `[num_tasks]`, and what the checks know of as many as are checked."""
-        values, traces = [], []
+    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]], np.ndarray]:
+        """The quantity of each of a sampler's first tasks, `[num_tasks]`, what the checks know of as many as are checked, and `sizes_of` them."""
+        values, traces, sizes = [], [], []
         for start in range(0, num_tasks, BLOCK):
             tasks, key, check_keys = _sampled(sampler, root, start // BLOCK)
             outputs, kept = self._answer(params, tasks, key), min(BLOCK, num_tasks - start)
-            values.append(np.asarray(self._measure(outputs, tasks.query.y))[:kept])
+            values.append(np.asarray(self._measure(outputs, *tasks.query[1:]))[:kept])
+            sizes.append(sizes_of(tasks.support)[:kept])
             if start < checked:
                 found = self._checks.traces(params, tasks, key, check_keys, outputs, split)
                 traces.append({name: of_tasks[:kept] for name, of_tasks in found.items()})
-        return np.concatenate(values), traces
+        return np.concatenate(values), traces, np.concatenate(sizes)
 
     def examples(self, params: Params, num_tasks: int) -> Any:
         """As `Experiment.examples`: tasks, and the outputs on their queries before and after adaptation."""
@@ -135,6 +143,26 @@ def _sampled(sampler: Callable[[Array], Task], root: Array, block: int) -> tuple
     """The `block`-th tasks that a key draws, the key of their adaptation, and those of three checks, `[3, BLOCK]`."""
     sample_key, adapt_key, check_key = jax.random.split(jax.random.fold_in(root, block), 3)
     return sampler(jax.random.split(sample_key, BLOCK)), adapt_key, jax.random.split(check_key, (3, BLOCK))
+
+
+def sizes_of(support: Split) -> np.ndarray:
+    """Way and shot of support sets with a leading axis of tasks, `[n, 2]`; the shot is a mean over classes, rounded.
+
+    Nothing is known, `[n, 0]`, of sets without masks, which are all of one size.
+    """
+    if support.mask is None:
+        return np.zeros((len(support.y), 0), int)
+    y, mask = np.asarray(support.y), np.asarray(support.mask)
+    if y.ndim > 2:  # of a regression
+        return np.stack([np.ones(len(mask), int), mask.sum(1)], 1)
+    way = np.array([len(np.unique(labels[its])) for labels, its in zip(y, mask, strict=True)])
+    return np.stack([way, np.rint(mask.sum(1) / way).astype(int)], 1)
+
+
+def _in_fields(values: np.ndarray) -> dict[str, Any]:
+    """The mean of some tasks as a result states it; of one task there is no interval."""
+    value, ci95 = _with_ci95([values])
+    return {"value": value, "ci95": ci95 if len(values) > 1 else None, "num_tasks": len(values)}
 
 
 def _with_ci95(groups: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from jax import lax
 from metarun.compiled.memory import Fit
 from metarun.compiled.outer_loop import updated
 from metarun.compiled.task_map import Layout, map_tasks, mean_gradient, placed
+from metarun.few_shot.padding import at_its_size
 from metarun.few_shot.task_sources import stream_of
 from metarun.types import Array, Inspection, Method, Metrics, Params, Task, TaskSource, TrainState
 
@@ -28,6 +29,7 @@ class MetaTraining:
       optimizer: outer optimiser.
       layouts: chunk -> where tasks are computed with it.
       meta_batch_size: tasks of an outer step.
+      padded: whether tasks have masks.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class MetaTraining:
         optimizer: optax.GradientTransformation,
         layouts: Mapping[int, Layout],
         meta_batch_size: int,
+        padded: bool,
     ):
         self._variants, self._source, self._optimizer = variants, source, optimizer
-        self._layouts, self._meta_batch_size = layouts, meta_batch_size
+        self._layouts, self._meta_batch_size, self._padded = layouts, meta_batch_size, padded
         self.sample_keys = jax.jit(self._sample_keys)
         self._inspected = jax.jit(self._each_by_itself, static_argnums=(0, 1, 2))
 
@@ -60,7 +63,8 @@ class MetaTraining:
                 return lambda: mean_gradient(task_loss, layout, state.params, shared, tasks)
 
             # Chosen between gradients: the gradient of a choice would keep what both alternatives need for theirs.
-            phases = [gradient_of(loss) for loss in _losses(learner)]
+            losses = [at_its_size(loss) if self._padded and chunk == 1 else loss for loss in _losses(learner)]
+            phases = [gradient_of(loss) for loss in losses]
             gradient, metrics = lax.switch(_phase(learner, state.step), phases) if learner.early else phases[0]()
             params, opt_state = updated(self._optimizer, gradient, state.params, state.opt_state)
             return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,5 +1,6 @@
 """A support set read as a sequence (x_1, y_1), ..., (x_k, y_k), (x, ?), in the order in which it comes."""
 
+from collections import abc
 from collections.abc import Callable
 from math import sqrt
 from typing import Any, NamedTuple
@@ -7,9 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metarun.errors import positive_range
 from metarun.few_shot.in_context import Reading, embedder, in_context
 from metarun.types import Array, Method, Model, SequenceModel
 
+# A number, or the ends of a range.
+Shot = int | abc.Sequence[int]
 _LEAST = 1e-6  # added to the mean square of an embedding, so that the direction of zeros has a gradient
 
 
@@ -25,11 +29,12 @@ class Sequence(NamedTuple):
     label: Array
 
 
-def beside(targets: Array) -> tuple[Array, Array]:
+def beside(targets: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Each target beside its own input; beside a query zeros, and a flag that tells them from a target of zero.
 
     Args:
       targets: `[k, num_outputs]`.
+      mask: which are of examples.
 
     Returns:
       labels `[k, num_outputs + 1]` of the sequence, and `[num_outputs + 1]` of a query.
@@ -37,11 +42,12 @@ def beside(targets: Array) -> tuple[Array, Array]:
     return jnp.pad(targets, ((0, 0), (0, 1))), jnp.zeros(targets.shape[1] + 1, targets.dtype).at[-1].set(1)
 
 
-def offset(targets: Array) -> tuple[Array, Array]:
+def offset(targets: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Each target one position after its input, so that an input can be answered where it comes: (x_t, y_{t-1}).
 
     Args:
       targets: `[k, num_outputs]`.
+      mask: which are of examples, the first ones.
 
     Returns:
       labels `[k, num_outputs]` of the sequence, zeros first, and `[num_outputs]` of a query, the last target.
@@ -49,12 +55,13 @@ def offset(targets: Array) -> tuple[Array, Array]:
     Source: Santoro et al. 2016, Meta-Learning with Memory-Augmented Neural Networks, section 2.
     """
     labels = jnp.pad(targets, ((1, 0), (0, 0)))
-    return labels[:-1], labels[-1]
+    return labels[:-1], labels[-1] if mask is None else labels[mask.sum()]
 
 
-def longest(objective: str, num_outputs: int, shot: int, train_shot: int | None) -> int:
+def longest(objective: str, num_outputs: int, shot: Shot, train_shot: Shot | None) -> int:
     """Positions of the longest sequence of a run, in training or test: a support set and a query."""
-    return max(shot, train_shot or shot) * (num_outputs if objective == "classification" else 1) + 1
+    most = max(positive_range("shot", shot)[1], positive_range("train_shot", train_shot or shot)[1])
+    return most * (num_outputs if objective == "classification" else 1) + 1
 
 
 def normal(embeddings: Array) -> Array:
@@ -66,7 +73,7 @@ def sequence_learner(
     *,
     model: SequenceModel,
     encoder: Model,
-    labels: Callable[[Array], tuple[Array, Array]],
+    labels: Callable[[Array, Array | None], tuple[Array, Array]],
     objective: str,
     num_outputs: int,
     reading: Reading,
@@ -80,7 +87,7 @@ def sequence_learner(
       model: the network over the sequence, whose rows are an input's embedding and a label.
       encoder: features of an input, `[n, *feature]` -> `[n, *features]`. A linear layer makes embeddings of them, which the
         network sees scaled to one length, see `normal`.
-      labels: targets `[k, num_outputs]` -> labels `[k, label_size]` of the support set and `[label_size]` of a query;
+      labels: targets `[k, num_outputs]` and their mask -> labels `[k, label_size]` of the support set and `[label_size]` of a query;
         `beside` or `offset`.
       objective: "classification" or "regression".
       num_outputs: the way, or the size of a regression target.
@@ -105,13 +112,15 @@ def sequence_learner(
         encoder_key, embedding_key, sequence_key = jax.random.split(key, 3)
         x = task.support.x
         meta_params = init_embedding(encoder_key, embedding_key, x)
-        seen, _ = labels(jnp.zeros((x.shape[0], num_outputs), x.dtype))
+        seen, _ = labels(jnp.zeros((x.shape[0], num_outputs), x.dtype), None)
         first = rows(embed(meta_params, x), seen)
         return {**meta_params, "sequence": model.init(sequence_key, first, first)}
 
-    def read(meta_params, embeddings, targets):
-        seen, asked = labels(targets)
-        return Sequence(model.read(meta_params["sequence"], rows(embeddings, seen)), asked)
+    def read(meta_params, support):
+        embeddings, targets, mask = support
+        seen, asked = labels(targets, mask)
+        masked = () if mask is None else (mask,)
+        return Sequence(model.read(meta_params["sequence"], rows(embeddings, seen), *masked), asked)
 
     def answer(meta_params, sequence, embeddings):
         asked = jnp.broadcast_to(sequence.label, (embeddings.shape[0], sequence.label.size))

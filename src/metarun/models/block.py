@@ -9,7 +9,7 @@ from flax import linen as nn
 from metarun.errors import ConfigError, one_of
 from metarun.models.convolution import convolve, max_pool, set_norm
 from metarun.system.backend import PRECISIONS
-from metarun.types import Array, Model
+from metarun.types import Array, Model, Reference
 
 NORMS = ("batch", "layer", "none")
 # The model for an input of so many axes.
@@ -38,7 +38,7 @@ class Block(nn.Module):
     activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
-    def __call__(self, x: Array, reference: int | None) -> Array:
+    def __call__(self, x: Array, reference: Reference) -> Array:
         """`[n, height, width, c]` -> `[n, height', width', filters]`."""
         dtype = x.dtype  # of parameters and statistics
         shape = (self.size, self.size, x.shape[-1], self.filters)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from metarun.errors import ConfigError, one_of, positive_int, true_or_false
 from metarun.models.block import NORMS, compute_dtype, refuse_shape
 from metarun.models.convolution import set_norm
-from metarun.types import Array, Model
+from metarun.types import Array, Model, Reference
 
 
 def convolve_signal(x: Array, kernel: Array, stride: int) -> Array:
@@ -41,7 +41,7 @@ class _Block(nn.Module):
     compute_dtype: jnp.dtype | None
 
     @nn.compact
-    def __call__(self, x: Array, reference: int | None) -> Array:
+    def __call__(self, x: Array, reference: Reference) -> Array:
         """`[n, length, c]` -> `[n, ceil(length / stride), filters]`."""
         dtype = x.dtype  # of parameters and statistics
         shape = (self.kernel, x.shape[-1], self.filters)
@@ -71,7 +71,7 @@ class _Conv1d(nn.Module):
     compute_dtype: jnp.dtype | None
 
     @nn.compact
-    def __call__(self, x: Array, reference: int | None = None) -> Array:
+    def __call__(self, x: Array, reference: Reference = None) -> Array:
         shared = self.filters, self.kernel, self.stride, self.norm, self.compute_dtype
         for i in range(self.blocks):
             x = _Block(*shared, name=f"conv{i}")(x, reference)

@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from metarun.errors import ConfigError, non_negative_int, one_of, positive_int, true_or_false
 from metarun.models.block import NORMS, Block, compute_dtype, image_model
-from metarun.types import Array, Model
+from metarun.types import Array, Model, Reference
 
 DOWNSAMPLES = ("stride", "max_pool")
 BLOCKS = 4
@@ -21,7 +21,7 @@ class _Conv4(nn.Module):
     compute_dtype: jnp.dtype | None
 
     @nn.compact
-    def __call__(self, x: Array, reference: int | None = None) -> Array:
+    def __call__(self, x: Array, reference: Reference = None) -> Array:
         shared = self.norm, self.norm_scale, self.compute_dtype
         for i in range(BLOCKS):
             downsample = self.downsample if i < self.halvings else "none"

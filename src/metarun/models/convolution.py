@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from metarun.types import Array
+from metarun.types import Array, Reference
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PADDING = 1  # on each side: with a 3x3 kernel, a map of size h becomes ceil(h / stride)
@@ -232,7 +232,7 @@ _spread.defvjp(
 
 
 def set_norm(
-    x: Array, scale: Array | None, shift: Array, reference: int | None, epsilon: float = 1e-5
+    x: Array, scale: Array | None, shift: Array, reference: Reference, epsilon: float = 1e-5
 ) -> tuple[Array, Array]:
     """Batch normalisation without running statistics, as the affine map `factor * x + offset`.
 
@@ -243,7 +243,7 @@ def set_norm(
       x: `[n, ..., c]`.
       scale: `[c]`, or None for no scale.
       shift: `[c]`.
-      reference: the statistics are those of the first `reference` rows; None: of all rows.
+      reference: whose statistics they are, see `Model.apply`.
       epsilon: added to the variance.
 
     Returns:
@@ -251,10 +251,17 @@ def set_norm(
 
     Source: Ioffe and Szegedy 2015, Batch Normalization, algorithm 1.
     """
-    of = (x if reference is None else x[:reference]).astype(shift.dtype)
     axes = tuple(range(x.ndim - 1))
-    mean = of.mean(axes)
-    variance = jnp.maximum((of * of).mean(axes) - mean * mean, 0)
+    if isinstance(reference, jax.Array):
+        of = x[: reference.size].astype(shift.dtype)
+        marked = reference.astype(of.dtype)
+        count = jnp.maximum(marked.sum(), 1) * (x[0].size // x.shape[-1])
+        average = lambda values: marked @ values.sum(axes[1:]) / count
+    else:
+        of = x[:reference].astype(shift.dtype)
+        average = lambda values: values.mean(axes)
+    mean = average(of)
+    variance = jnp.maximum(average(of * of) - mean * mean, 0)
     factor = lax.rsqrt(variance + epsilon)
     if scale is not None:
         factor = factor * scale

@@ -26,15 +26,18 @@ class _NeuralProcess(nn.Module):
             self.where: Any = dense(self.products)
 
     def __call__(self, rows: Array, ends: Array) -> Array:
-        return self.answer(self.read(rows), ends)
+        return self.answer(self.read(rows, None), ends)
 
-    def read(self, rows: Array) -> Array:
+    def read(self, rows: Array, mask: Array | None) -> Array:
         """r, `[size]`, or `[num_outputs * size]` by class, of rows that hold an embedding, a target and a flag."""
         first, second, last = self.h
         seen = last(nn.relu(second(nn.relu(first(rows)))))
         targets = rows[:, -self.num_outputs - 1 : -1]
         weights = targets if self.by_class else jnp.ones_like(targets[:, :1])
-        return (weights.T @ seen / weights.sum(0)[:, None]).reshape(-1)
+        if mask is not None:
+            weights = jnp.where(mask[:, None], weights, 0)
+        total = weights.sum(0)[:, None]
+        return (weights.T @ seen / jnp.where(total > 0, total, 1)).reshape(-1)
 
     def answer(self, context: Array, ends: Array) -> Array:
         first, second, last = self.g

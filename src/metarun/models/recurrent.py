@@ -46,8 +46,15 @@ class AddressedMemory(NamedTuple):
 def sequence_model(network: RecurrentModel) -> SequenceModel:
     """The network fed a sequence row by row; each end is one further step from where that left it."""
 
-    def read(params, rows):
-        return Memory(*lax.scan(lambda state, x: network.step(params, state, x), network.start(rows.dtype), rows))
+    def read(params, rows, mask=None):
+        def step(state, row_and_mask):
+            x, is_row = row_and_mask
+            after, outputs = network.step(params, state, x)
+            if is_row is not None:
+                after = jax.tree.map(lambda new, old: jnp.where(is_row, new, old), after, state)
+            return after, outputs
+
+        return Memory(*lax.scan(step, network.start(rows.dtype), (rows, mask)))
 
     return SequenceModel(
         init=lambda key, rows, ends: network.init(key, rows[0]),

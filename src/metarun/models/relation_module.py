@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from metarun.errors import one_of, positive_int
 from metarun.models.block import NORMS, Block
-from metarun.types import Array, Params
+from metarun.types import Array, Params, Reference
 
 
 class RelationModule(NamedTuple):
@@ -19,7 +19,7 @@ class RelationModule(NamedTuple):
     """
 
     init: Callable[[Array, Array], Params]
-    apply: Callable[[Params, Array, int | None], Array]
+    apply: Callable[[Params, Array, Reference], Array]
 
 
 class _RelationModule(nn.Module):
@@ -27,7 +27,7 @@ class _RelationModule(nn.Module):
     norm: str
 
     @nn.compact
-    def __call__(self, pairs: Array, reference: int | None) -> Array:
+    def __call__(self, pairs: Array, reference: Reference) -> Array:
         x, filters = pairs, pairs.shape[-1] // 2
         for i in range(2):
             downsample = "max_pool" if min(x.shape[1:3]) > 1 else "none"

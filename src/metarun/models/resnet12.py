@@ -10,7 +10,7 @@ from flax import linen as nn
 from metarun.errors import one_of, positive_int, positive_ints, true_or_false
 from metarun.models.block import NORMS, Block, compute_dtype, image_model
 from metarun.models.convolution import max_pool
-from metarun.types import Array, Model
+from metarun.types import Array, Model, Reference
 
 _LEAK = 0.1  # slope of the nonlinearity below zero
 
@@ -25,7 +25,7 @@ class _ResidualBlock(nn.Module):
     block: Callable[..., Block]
 
     @nn.compact
-    def __call__(self, x: Array, reference: int | None) -> Array:
+    def __call__(self, x: Array, reference: Reference) -> Array:
         leaky = partial(nn.leaky_relu, negative_slope=_LEAK)
         y = x
         for i, activation in enumerate((leaky, leaky, _linear)):
@@ -43,7 +43,7 @@ class _ResNet12(nn.Module):
     compute_dtype: jnp.dtype | None
 
     @nn.compact
-    def __call__(self, x: Array, reference: int | None = None) -> Array:
+    def __call__(self, x: Array, reference: Reference = None) -> Array:
         settings: dict[str, Any] = {
             "norm": self.norm,
             "norm_scale": self.norm_scale,

@@ -3,6 +3,8 @@
 Rows `[length + n, size]` hold a sequence of `length` positions and then `n` ends, each of them an alternative for the
 position after it. Ends see the sequence and themselves, but not each other, so that `n` sequences which differ in their
 last element alone cost little more than one.
+
+With a mask, the sequence is of the marked rows alone, which stand last: what is before them is as what is before the start.
 """
 
 from collections.abc import Sequence
@@ -18,17 +20,21 @@ from metarun.errors import ConfigError, positive_int
 from metarun.types import Array, SequenceModel
 
 
-def delayed(rows: Array, length: int, dilation: int) -> Array:
+def delayed(rows: Array, length: int, dilation: int, mask: Array | None = None) -> Array:
     """What stood `dilation` positions before each row, zeros before the start: `[length + n, size]` likewise."""
-    past = jnp.pad(rows[:length], ((dilation, 0), (0, 0)))
+    past = rows[:length] if mask is None else jnp.where(mask[:, None], rows[:length], 0)
+    past = jnp.pad(past, ((dilation, 0), (0, 0)))
     at_the_end = jnp.broadcast_to(past[length], (rows.shape[0] - length, rows.shape[1]))
     return jnp.concatenate([past[:length], at_the_end])
 
 
-def attended(length: int, num_ends: int) -> Array:
+def attended(length: int, num_ends: int, mask: Array | None = None) -> Array:
     """Which rows (second axis) a row (first axis) attends to: itself, and the sequence before it."""
     row = jnp.arange(length + num_ends)
-    return (row[None, :] < jnp.minimum(row, length)[:, None]) | jnp.eye(row.size, dtype=bool)
+    before = row[None, :] < jnp.minimum(row, length)[:, None]
+    if mask is not None:
+        before = before & jnp.pad(mask, (0, num_ends))[None]
+    return before | jnp.eye(row.size, dtype=bool)
 
 
 def dilations(num_positions: int) -> list[int]:
@@ -43,8 +49,8 @@ class _GatedConvolution(nn.Module):
     dilation: int
 
     @nn.compact
-    def __call__(self, rows: Array, length: int) -> Array:
-        taps = jnp.concatenate([delayed(rows, length, self.dilation), rows], 1)
+    def __call__(self, rows: Array, length: int, mask: Array | None = None) -> Array:
+        taps = jnp.concatenate([delayed(rows, length, self.dilation, mask), rows], 1)
         signal, gate = jnp.split(nn.Dense(2 * self.filters, param_dtype=rows.dtype, name="taps")(taps), 2, 1)
         return jnp.tanh(signal) * jax.nn.sigmoid(gate)
 
@@ -56,13 +62,13 @@ class _Attention(nn.Module):
     value_size: int
 
     @nn.compact
-    def __call__(self, rows: Array, length: int) -> Array:
+    def __call__(self, rows: Array, length: int, mask: Array | None = None) -> Array:
         keys, queries, values = (
             nn.Dense(size, param_dtype=rows.dtype, name=name)(rows)
             for name, size in (("keys", self.key_size), ("queries", self.key_size), ("values", self.value_size))
         )
         logits = queries @ keys.T / sqrt(self.key_size)
-        weights = jax.nn.softmax(logits, 1, where=attended(length, rows.shape[0] - length))
+        weights = jax.nn.softmax(logits, 1, where=attended(length, rows.shape[0] - length, mask))
         return jnp.concatenate([rows, weights @ values], 1)
 
 
@@ -73,12 +79,12 @@ class _Snail(nn.Module):
     attention: tuple[tuple[int, int], ...]
 
     @nn.compact
-    def __call__(self, rows: Array, length: int) -> Array:
+    def __call__(self, rows: Array, length: int, mask: Array | None = None) -> Array:
         for i, sizes in enumerate(self.attention):
             for dilation in dilations(self.num_positions) if i else ():
                 convolve = _GatedConvolution(self.filters, dilation, name=f"block{i}_dilation{dilation}")
-                rows = jnp.concatenate([rows, convolve(rows, length)], 1)
-            rows = _Attention(*sizes, name=f"block{i}_attention")(rows, length)
+                rows = jnp.concatenate([rows, convolve(rows, length, mask)], 1)
+            rows = _Attention(*sizes, name=f"block{i}_attention")(rows, length, mask)
         return nn.Dense(self.num_outputs, param_dtype=rows.dtype, name="head")(rows)
 
 
@@ -89,33 +95,40 @@ class _WaveNet(nn.Module):
     products: int
 
     @nn.compact
-    def __call__(self, rows: Array, length: int) -> Array:
+    def __call__(self, rows: Array, length: int, mask: Array | None = None) -> Array:
         dense = lambda size, name: nn.Dense(size, param_dtype=rows.dtype, name=name)
         given, rows = rows, dense(self.filters, "input")(rows)
         skips, steps = [], dilations(self.num_positions)
         for dilation in steps:
-            gated = _GatedConvolution(self.filters, dilation, name=f"dilation{dilation}")(rows, length)
+            gated = _GatedConvolution(self.filters, dilation, name=f"dilation{dilation}")(rows, length, mask)
             skips.append(dense(self.filters, f"skip{dilation}")(gated))
             if dilation < steps[-1]:
                 rows = rows + dense(self.filters, f"residual{dilation}")(gated)
         seen: Any = sum(skips)
         hidden = nn.relu(dense(self.filters, "hidden")(nn.relu(seen)))
         if self.products:
-            products = dense(self.products, "what")(delayed(seen, length, 1)) * dense(self.products, "where")(given)
-            hidden = jnp.concatenate([hidden, products], 1)
+            what = dense(self.products, "what")(delayed(seen, length, 1, mask))
+            hidden = jnp.concatenate([hidden, what * dense(self.products, "where")(given)], 1)
         return dense(self.num_outputs, "head")(hidden)
 
 
 def _sequence_model(module: nn.Module) -> SequenceModel:
-    """`module`: `(rows: [length + n, size], length) -> [length + n, num_outputs]`."""
+    """`module`: `(rows: [length + n, size], length, mask) -> [length + n, num_outputs]`."""
 
-    def answer(params, rows, ends):
+    def read(params, rows, mask=None):
+        if mask is None:
+            return rows, None
+        last = jnp.argsort(mask)  # stable: the rows in their order, behind what is none
+        return rows[last], mask[last]
+
+    def answer(params, read, ends):
+        rows, mask = read
         length = rows.shape[0]
-        return module.apply({"params": params}, jnp.concatenate([rows, ends]), length)[length:]
+        return module.apply({"params": params}, jnp.concatenate([rows, ends]), length, mask)[length:]
 
     return SequenceModel(
         init=lambda key, rows, ends: module.init(key, jnp.concatenate([rows, ends]), rows.shape[0])["params"],
-        read=lambda params, rows: rows,
+        read=read,
         answer=answer,
     )
 

@@ -18,7 +18,7 @@ class _Layer(nn.Module):
     size: int
 
     @nn.compact
-    def __call__(self, rows: Array, context: Array) -> Array:
+    def __call__(self, rows: Array, context: Array, mask: Array | None) -> Array:
         norm = lambda name: nn.LayerNorm(param_dtype=rows.dtype, force_float32_reductions=False, name=name)
         dense = lambda size, name: nn.Dense(size, param_dtype=rows.dtype, name=name)
         attention_norm = norm("attention_norm")
@@ -27,7 +27,8 @@ class _Layer(nn.Module):
         queries = split(dense(self.size, "queries")(asking))
         keys, values = split(dense(self.size, "keys")(seen)), split(dense(self.size, "values")(seen))
         logits = jnp.einsum("ihd,jhd->hij", queries, keys) / sqrt(self.size // self.heads)
-        found = jnp.einsum("hij,jhd->ihd", jax.nn.softmax(logits), values).reshape(rows.shape)
+        weights = jax.nn.softmax(logits, where=None if mask is None else mask[None, None])
+        found = jnp.einsum("hij,jhd->ihd", weights, values).reshape(rows.shape)
         rows = rows + dense(self.size, "found")(found)
         hidden = nn.gelu(dense(2 * self.size, "hidden")(norm("hidden_norm")(rows)))
         return rows + dense(self.size, "output")(hidden)
@@ -47,20 +48,20 @@ class _Transformer(nn.Module):
         self.head: Any = nn.Dense(self.num_outputs, param_dtype=self.dtype)
 
     def __call__(self, rows: Array, ends: Array) -> Array:
-        return self.answer(self.read(rows), ends)
+        return self.answer(self.read(rows, None), ends)
 
-    def read(self, rows: Array) -> list[Array]:
+    def read(self, rows: Array, mask: Array | None) -> tuple[list[Array], Array | None]:
         rows = self.input(rows)
         seen = []
         for layer in self.layer:
             seen.append(rows)
-            rows = layer(rows, rows)
-        return seen
+            rows = layer(rows, rows, mask)
+        return seen, mask
 
-    def answer(self, seen: list[Array], ends: Array) -> Array:
-        ends = self.input(ends)
+    def answer(self, read: tuple[list[Array], Array | None], ends: Array) -> Array:
+        (seen, mask), ends = read, self.input(ends)
         for layer, rows in zip(self.layer, seen, strict=True):
-            ends = layer(ends, rows)
+            ends = layer(ends, rows, mask)
         return self.head(self.norm(ends))
 
 

@@ -17,11 +17,13 @@ from metarun.training.result import (
     EVALUATIONS,
     METRICS,
     RESULT,
+    is_size,
     read_divergence,
     read_metrics,
     read_pruned,
     read_result,
     read_rows,
+    size_in_words,
 )
 from metarun.trust.protocol import flattened
 
@@ -198,7 +200,7 @@ def _unfinished(
     node = config.get(tasks)
     sizes = {key: config.get(key) for key in ("way", "shot")}
     sizes["episodes"] = node.get("episodes") if isinstance(node, dict) else None
-    sizes = {key: value for key, value in sizes.items() if isinstance(value, int)}
+    sizes = {key: value for key, value in sizes.items() if is_size(value)}
     if any(name.endswith(("/mse", "/mae")) for name in curve):  # of a regression, which has no classes
         sizes.pop("way", None)
     setting = setting_of({tasks: choices[tasks], **sizes}) if tasks in choices else ""
@@ -289,5 +291,5 @@ def setting_of(result: Mapping[str, Any]) -> str:
     """What a result is of, in words: its data set or environment, and the size of its tasks."""
     if "env" in result:
         return result["env"] + (f", {result['episodes']} episodes" if result.get("episodes") else "")
-    way = f"{result['way']}-way " if result.get("way") else ""
-    return result["dataset"] + (f", {way}{result['shot']}-shot" if result.get("shot") else "")
+    way, shot = (f"{size_in_words(result[key])}-{key}" if result.get(key) else "" for key in ("way", "shot"))
+    return ", ".join(filter(None, [result["dataset"], f"{way} {shot}".strip()]))

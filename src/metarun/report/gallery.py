@@ -59,10 +59,10 @@ def image_gallery(tasks: "Task", predictions: np.ndarray, output: Path, *, num_t
 def draw_image_gallery(tasks: "Task", predictions: np.ndarray, *, num_tasks: int) -> Figure:
     """Returns the figure of `image_gallery`, one axes a task."""
     tasks = _in_unit_range(tasks, num_tasks)
-    num_queries = _most_of_a_class(tasks.query.y)
+    num_queries = _most_of_a_class(tasks.query)
     grid = _Grid(
-        way=int(tasks.support.y.max()) + 1,
-        shot=_most_of_a_class(tasks.support.y),
+        way=max(int(_split(tasks.support, index).y.max()) for index in range(len(tasks.support.y))) + 1,
+        shot=_most_of_a_class(tasks.support),
         queries=min(num_queries, QUERIES_SHOWN),
     )
     figure, all_axes = panels(
@@ -70,8 +70,9 @@ def draw_image_gallery(tasks: "Task", predictions: np.ndarray, *, num_tasks: int
     )
     for index, axes in enumerate(all_axes):
         query = _split(tasks.query, index)
-        is_right = predictions[index] == query.y
-        _draw_images(axes, grid, _split(tasks.support, index), query, predictions[index])
+        answers = predictions[index] if tasks.query.mask is None else predictions[index][tasks.query.mask[index]]
+        is_right = answers == query.y
+        _draw_images(axes, grid, _split(tasks.support, index), query, answers)
         title = f"Task {index + 1}: accuracy {is_right.mean():.1%} ({is_right.sum()} of {len(is_right)})"
         axes.set_title(title, loc="left", fontsize=TITLE_SIZE)
     note = f"Rows are classes; below each query stands the class predicted,\n{RIGHT} right, {WRONG} wrong"
@@ -150,22 +151,27 @@ class _Grid(NamedTuple):
         return HEADING + self.rows * PITCH_Y
 
 
-def _most_of_a_class(labels: Any) -> int:
-    return max(np.bincount(one_task).max() for one_task in labels)
+def _most_of_a_class(splits: "Split") -> int:
+    return max(np.bincount(_split(splits, index).y).max() for index in range(len(splits.y)))
 
 
 def _in_unit_range(tasks: "Task", num_tasks: int) -> "Task":
     """The first tasks, their inputs in [0, 1]."""
-    tasks = type(tasks)(*(type(split)(split.x[:num_tasks], split.y[:num_tasks]) for split in tasks))
+    masks = [None if split.mask is None else split.mask[:num_tasks] for split in tasks]
+    tasks = type(tasks)(
+        *(type(split)(split.x[:num_tasks], split.y[:num_tasks], mask) for split, mask in zip(tasks, masks, strict=True))
+    )
     low = min(0.0, *(float(split.x.min()) for split in tasks))
     high = max(1.0, *(float(split.x.max()) for split in tasks))
     if (low, high) == (0, 1):
         return tasks
-    return type(tasks)(*(type(split)((split.x - low) / (high - low), split.y) for split in tasks))
+    return type(tasks)(*(split._replace(x=(split.x - low) / (high - low)) for split in tasks))
 
 
 def _split(splits: "Split", index: int) -> "Split":
-    return type(splits)(splits.x[index], splits.y[index])
+    """A set of the task with that number, without padding."""
+    its = slice(None) if splits.mask is None else splits.mask[index]
+    return type(splits)(splits.x[index][its], splits.y[index][its])
 
 
 def _draw_images(axes: Axes, grid: _Grid, support: "Split", query: "Split", answers: np.ndarray) -> None:

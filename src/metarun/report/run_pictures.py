@@ -1,6 +1,6 @@
 """What a person sees of one run: its heading, its result with the checks, its pictures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from metarun.training.result import METRICS
+from metarun.training.result import METRICS, size_in_words
 from metarun.types import Evaluation, Experiment, Params
 
 GALLERY_TASKS = 4
@@ -25,7 +25,8 @@ OF_DATA = {
 
 def heading(facts: Mapping[str, Any], directory: Path) -> str:
     """A line each on what runs, where, and of what size; and where its files go."""
-    setting = f"{facts['way']}-way {facts['shot']}-shot" if facts["way"] else f"{facts['shot']}-shot"
+    way, shot = (size_in_words(facts[size]) if facts[size] else "" for size in ("way", "shot"))
+    setting = f"{way}-way {shot}-shot" if way else f"{shot}-shot"
     what = f"{facts['method']} on {facts['dataset']}, {setting}, seed {facts['seed']}, on {facts['device']}"
     sizes = ", ".join(f"{name} {count:,}" for name, count in facts["sizes"].items())
     return f"{what}\nSizes: {sizes}\n{directory}"
@@ -38,7 +39,7 @@ def pictures(
 
     All processes of a run have to call it, for it computes what is to be drawn; one of them draws.
 
-    `learning_curve.png` from `metrics.jsonl`; and of images, signals, and numbers that depend on one number,
+    `learning_curve.png` from `metrics.jsonl`; where tasks differ in size, `by_size.png`; and of images, signals, and numbers that depend on one number,
     `gallery.png`: a few test tasks as `params` answer them.
     """
 
@@ -46,10 +47,10 @@ def pictures(
         directory: Path, params: Params, selected_step: int | None, tested: Evaluation
     ) -> Mapping[str, Callable[[], None]]:
         # Slow to import, which training does not wait for.
+        from metarun.report.by_size import FIELDS, by_size
         from metarun.report.curves import learning_curve
         from metarun.report.gallery import image_gallery, regression_gallery
 
-        del tested
         examples: Any = experiment.examples
         tasks, before, after = examples(params, GALLERY_TASKS)
         plots = directory / "plots"
@@ -60,6 +61,9 @@ def pictures(
             metric=experiment.metric,
             selected_step=selected_step,
         )
+        drawn: dict[str, Callable[[], None]] = {"learning_curve.png": curve}
+        if any(field in tested.beside for field in FIELDS):
+            drawn["by_size.png"] = partial(by_size, tested.beside, experiment.metric, plots / "by_size.png")
         shape = tasks.query.x.shape[2:]
         images = len(shape) == 3 and shape[2] in (1, 3)
         if tasks.query.y.ndim == 2 and (images or len(shape) == 2):
@@ -67,9 +71,9 @@ def pictures(
         elif shape == tasks.query.y.shape[2:] == (1,):
             gallery = partial(regression_gallery, tasks, before, after)
         else:
-            return {"learning_curve.png": curve}
-        gallery = partial(gallery, plots / "gallery.png", num_tasks=GALLERY_TASKS)
-        return {"learning_curve.png": curve, "gallery.png": gallery}
+            return drawn
+        drawn["gallery.png"] = partial(gallery, plots / "gallery.png", num_tasks=GALLERY_TASKS)
+        return drawn
 
     return pictures_of
 
@@ -92,7 +96,7 @@ def summary(result: Mapping[str, Any]) -> Group:
     value = f"test {result['metric']} {number(result['value'])}"
     if result["ci95"] is not None:
         value += f" ± {number(result['ci95'])}"
-    parts: list[Any] = [Text(value, "bold"), Text(tested_on(result)), *_domains(result, number), table]
+    parts: list[Any] = [Text(value, "bold"), Text(tested_on(result)), *_by_parts(result, number), table]
     if result["value"] is None:
         advice = (
             "Adaptation diverges on some test tasks: lower method.eval_inner_steps or, to train again, method.inner_lr."
@@ -101,17 +105,23 @@ def summary(result: Mapping[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _domains(result: Mapping[str, Any], number: Callable[[Any], str]) -> list[Table]:
-    """What was found on each domain, a row each; nothing where there are none."""
-    if "domains" not in result:
-        return []
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
-    for column in ("domain", result["metric"], "tasks"):
-        table.add_column(column)
-    for name, its in result["domains"].items():
-        interval = "" if its["ci95"] is None else f" ± {number(its['ci95'])}"
-        table.add_row(Text(name), f"{number(its['value'])}{interval}", str(its["num_tasks"]))
-    return [table]
+MOST_ROWS = 20  # of a table of sizes
+# What a result may have been found on in parts, and what a part is called.
+PARTS = {"domains": "domain", "by_way": "way", "by_shot": "shot"}
+
+
+def _by_parts(result: Mapping[str, Any], number: Callable[[Any], str]) -> Iterator[Table]:
+    """What was found on the tasks of each domain, way and shot, where there are several: a table each."""
+    for field, part in PARTS.items():
+        if field not in result or len(result[field]) > MOST_ROWS:  # the picture has all
+            continue
+        table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
+        for column in (part, result["metric"], "tasks"):
+            table.add_column(column)
+        for name, its in result[field].items():
+            interval = "" if its["ci95"] is None else f" ± {number(its['ci95'])}"
+            table.add_row(Text(name), f"{number(its['value'])}{interval}", str(its["num_tasks"]))
+        yield table
 
 
 def check_table(checks: Mapping[str, Mapping[str, Any]], number: Callable[[Any], str]) -> Table:
@@ -151,7 +161,8 @@ def _check_value(name: str, check: Mapping[str, Any], number: Callable[[Any], st
     if name in OF_DATA:
         return OF_DATA[name].format(**check)
     if "chance" in check:
-        return f"{number(value)}, chance is {number(check['chance'])}"
+        best = f" to {number(check['best'])}, the most frequent class" if "best" in check else ""
+        return f"{number(value)}, chance is {number(check['chance'])}{best}"
     if name == "query_count":
         together = f", {number(check['together'])} together" if "together" in check else ""  # of the same queries
         return f"{number(check['alone'])} alone{together}" + ", transductive" * check["declared_transductive"]

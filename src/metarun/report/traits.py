@@ -9,6 +9,7 @@ from metarun.report.collection import Record
 from metarun.report.natural import natural
 from metarun.report.replicates import Replicates
 from metarun.system.files import canonical_json
+from metarun.training.result import size_in_words
 from metarun.trust.protocol import flattened
 
 # What a result itself says, by the names in which it can be asked for; `TASKS` of the tasks that it is of.
@@ -63,7 +64,7 @@ def in_words(key: str, value: Any) -> str:
     if value is None:
         return ""
     if key in ("way", "shot"):
-        return f"{value}-{key}"
+        return f"{size_in_words(value)}-{key}"
     if key == "episodes":
         return f"{value} episode{'s' * (value != 1)}"
     return value_in_words(value) if key in ("method", "dataset", "metric", "kind") else f"{key}={value_in_words(value)}"

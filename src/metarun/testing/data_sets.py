@@ -14,7 +14,7 @@ from metarun.data.contents import content_hashes
 from metarun.errors import some
 from metarun.testing.contract import compiled_quickly, hold, made, name_of, not_finite, retraced
 from metarun.trust import leaks
-from metarun.types import DataSet
+from metarun.types import DataSet, Split
 
 _WAY, _SHOT, _QUERY_SHOT = 3, 1, 2
 _SIGMAS = 4
@@ -95,7 +95,9 @@ def check_dataset(
         for split in sources:
             tasks = drawn(split)
             counts = [
-                np.stack([np.bincount(row, minlength=way or 0) for row in part.y])
+                np.stack(
+                    [np.bincount(row[its], minlength=way or 0) for row, its in zip(part.y, _masks(part), strict=True)]
+                )
                 for part in tasks
                 if part.y.min() >= 0
             ]
@@ -103,7 +105,7 @@ def check_dataset(
                 yield f"{split} has labels outside of 0 to {(way or 0) - 1}."
             elif (lacking := np.flatnonzero((counts[0] == 0).all(0))).size:
                 yield f"{split} never has the labels {some([*map(str, lacking)])}, and num_outputs is {way}."
-            elif (counts[0] != counts[0][:, :1]).any():
+            elif not dataset.varies and (counts[0] != counts[0][:, :1]).any():
                 yield f"{split} has support sets with more examples of one class than of another."
 
     def apart() -> Iterator[str]:
@@ -159,6 +161,11 @@ def check_dataset(
     if way is not None:
         promises |= {"labels": labels, "splits": apart}
     hold(name_of(factory), {**promises, "leaks": found_leaks, "stream": stream})
+
+
+def _masks(part: Split) -> Any:
+    """Which rows of each of some sets are examples, `[n, rows]`."""
+    return np.ones(part.y.shape[:2], bool) if part.mask is None else part.mask
 
 
 def _shared(one: np.ndarray, other: np.ndarray) -> float:

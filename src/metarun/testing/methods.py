@@ -16,7 +16,7 @@ from metarun.testing import toy_tasks
 from metarun.testing.contract import compiled_quickly, differ, hold, made, name_of, not_finite, retraced
 from metarun.testing.toy_tasks import CLASSES, QUERY_SHOT, SHOT, WAY
 from metarun.trust.checks import replace_others
-from metarun.types import Method, Task
+from metarun.types import Method, Split, Task
 
 NUM_TASKS = 8  # of a step of the training
 _ROUNDS = 6  # the losses of the first and of the last of as many parts of the training are compared
@@ -51,7 +51,8 @@ def check_method(
     - compiled once: an outer step returns meta-parameters of the types that it was given;
     - learns: the outer loss falls, and after it answers are better than chance;
     - order of queries, number of queries: an answer is to its own query;
-    - labels: before adaptation at chance; with other labels in the support set, other answers.
+    - labels: before adaptation at chance; with other labels in the support set, other answers;
+    - tasks of any shape: where tasks may differ in way or shot, padding changes nothing.
 
     Args:
       factory: what `method=NAME` would call.
@@ -98,6 +99,8 @@ def check_method(
     promises |= {"order of queries": of.order, "number of queries": of.number}
     if of_classes:
         promises |= {"better than chance": of.chance, "labels": of.labels}
+    if method.varies:
+        promises["tasks of any shape"] = of.padding
     hold(name_of(factory), promises, only)
 
 
@@ -289,6 +292,51 @@ class _Checked:
                 f"With wrong labels in the support set {found:.0%} of the answers are right, with the true ones {right:.0%}: "
                 "answers do not follow the support labels."
             )
+
+    def padding(self) -> Iterator[str]:
+        """A task with its last class, or its last support example, as padding is the task without it."""
+        without_class = "way" in self.method.varies and self.objective == "classification"
+        trained = self.params_tested()
+        for where, task, known in self._to_be_padded():
+            numbers = [np.arange(len(part.y)) for part in task]
+            kept = [
+                np.asarray(part.y != task.support.y[0]) if without_class else number < number.size - 1
+                for part, number in zip(task, numbers, strict=True)
+            ]
+            alone = Task(*(_marked(part, its, 0) for part, its in zip(task, kept, strict=True)))
+            padded = Task(*(_marked(part, its, int((~its).sum())) for part, its in zip(task, kept, strict=True)))
+            found = [jax.tree.map(np.asarray, known(trained, each)) for each in (alone, padded)]
+            queries = len(alone.query.y)
+            one, other = ((outputs[:queries], rest) for outputs, rest in found)
+            if differ(one, other, 1e-3):
+                yield (
+                    f"{where} changes with padding, and `varies` says that tasks may differ in {' and '.join(self.method.varies)}. "
+                    "Give the network support.mask as its reference, and leave out of every mean, sum and attention the rows "
+                    "that it does not mark."
+                )
+
+    def _to_be_padded(self) -> Iterator[tuple[str, Task, Any]]:
+        """What is asked of it, of what task, and `(params, task) -> (answers, the rest)`."""
+
+        def answers(params: Any, task: Task) -> Any:
+            key = jax.random.key(6)
+            return self.method.predict(self.method.adapt(params, task.support, key), task.query.x), ()
+
+        if self.method.protocol.get("query_statistics") != "query":
+            yield "An answer", jax.tree.map(lambda x: x[0], self.test), jax.jit(answers)
+        if self.method.trains_on == "tasks":
+            known = lambda params, task: (np.zeros(1), self.alone()(params, task, self.keys(0)))
+            yield "The outer loss or its gradient", self.one, known
+
+
+def _marked(part: Split, kept: np.ndarray, padding: int) -> Split:
+    """The examples of a set that are kept, followed by so many rows of padding, in which there is something."""
+
+    def fill(values: Any) -> Any:
+        return np.concatenate([values[kept], 1 + 2 * values[~kept][:padding]])
+
+    x, y, mask = fill(part.x), fill(part.y), np.arange(kept.sum() + padding) < kept.sum()
+    return Split(x, y % WAY if y.ndim == 1 else y, jnp.asarray(mask))
 
 
 def _accuracy(outputs: Any, tasks: Task) -> float:

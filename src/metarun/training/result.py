@@ -60,6 +60,12 @@ def _whole(least: int) -> _Leaf:
     return _Leaf(f"a whole number, {least} or more", holds)
 
 
+def is_size(value: Any) -> bool:
+    """Whether it is a number of classes or examples, or the fewest and the most."""
+    ends = value if isinstance(value, list) else [value]
+    return len(ends) in (1, 2) and all(type(end) is int and end >= 1 for end in ends) and ends == sorted(ends)
+
+
 _TEXT = _Leaf("a printable text", is_text)
 _MESSAGE = _Leaf("a text", lambda value: is_text(value, printable=False))
 _BOOL = _Leaf("true or false", lambda value: isinstance(value, bool))
@@ -69,6 +75,7 @@ _PLAIN = _Leaf("plain values, not nested too deep", is_plain)
 _OBJECT = _Leaf("an object of plain values", lambda value: isinstance(value, dict) and is_plain(value))
 _SETTINGS = _Leaf("an object of settings", lambda value: isinstance(value, dict) and is_plain(value, any_number=True))
 _INTERVAL = {"value": _or_null(_NUMBER), "ci95": _or_null(_POSITIVE)}
+_SIZE = _Leaf("a whole number, 1 or more, or a range of two such numbers", is_size)
 # A check that could not be run says neither that it has passed nor that it has not.
 _CHECK = _Fields({"passed": _or_null(_BOOL)}, {"value": _or_null(_NUMBER)}, _PLAIN)
 _FIGURE = _Fields({"value": _NUMBER, "source": _TEXT}, {"ci95": _or_null(_POSITIVE), "note": _TEXT})
@@ -87,7 +94,8 @@ _RESULT = _Fields(
     optional={
         "dataset": _TEXT,
         "env": _TEXT,
-        **dict.fromkeys(("way", "shot", "query_shot", "episodes", "horizon"), _or_null(_whole(1))),
+        **dict.fromkeys(("way", "shot"), _or_null(_SIZE)),
+        **dict.fromkeys(("query_shot", "episodes", "horizon"), _or_null(_whole(1))),
         "split": _PLAIN,
         "published": _Each(_FIGURE),
         "sizes": _Each(_whole(0)),
@@ -98,7 +106,7 @@ _RESULT = _Fields(
         "val": _or_null(_NUMBER),
         **dict.fromkeys(("seconds", "compile_seconds", "tasks_per_second"), _or_null(_POSITIVE)),
         "plan": _OBJECT,
-        "domains": _Each(_Fields({**_INTERVAL, "num_tasks": _whole(1)}, {})),
+        **dict.fromkeys(("domains", "by_way", "by_shot"), _Each(_Fields({**_INTERVAL, "num_tasks": _whole(1)}, {}))),
         "yardsticks": _Each(_Fields(_INTERVAL, {})),
         "regret": _Fields({**_INTERVAL, "against": _TEXT}, {}),
         "regret_of_optimum": _Fields(_INTERVAL, {}),
@@ -113,6 +121,11 @@ _ROW = _Fields({"key": _TEXT, "value": _PLAIN, "result": _RESULT}, {})
 _PRUNED = _Fields({"step": _whole(1), "value": _NUMBER}, {})
 _DIVERGENCE = _Fields({"step": _whole(1), "message": _MESSAGE, "identity": _SETTINGS}, {})
 _LINE = _Fields({"step": _whole(0)}, {}, _or_null(_NUMBER))
+
+
+def size_in_words(size: int | Sequence[int], dash: str = "–") -> str:
+    """A way or a shot, or the range of it, to be read: "5" or "5–20"."""
+    return dash.join(map(str, size)) if isinstance(size, Sequence) else str(size)
 
 
 class Fault(NamedTuple):

@@ -21,15 +21,38 @@ _ROUNDING = 1e-3
 
 
 def shuffle_support_labels(task: Task, key: Array) -> Task:
-    """The task with its support labels dealt at random among the support inputs."""
-    return task._replace(support=Split(task.support.x, jax.random.permutation(key, task.support.y)))
+    """The task with its support labels dealt at random among the support examples."""
+    x, y, mask = task.support
+    if mask is None:
+        return task._replace(support=Split(x, jax.random.permutation(key, y)))
+    dealt = jnp.argsort(jnp.where(mask, jax.random.uniform(key, y.shape), 2))
+    return task._replace(support=Split(x, y.at[jnp.argsort(~mask)].set(y[dealt]), mask))
 
 
 def relabel(task: Task, key: Array, way: int) -> tuple[Task, Array]:
     """The task with its classes numbered anew, and the permutation: class `c` becomes `permutation[c]`."""
     permutation = jax.random.permutation(key, way)
-    support, query = (Split(part.x, permutation[part.y]) for part in task)
-    return Task(support, query), permutation
+    return Task(*(part._replace(y=permutation[part.y]) for part in task)), permutation
+
+
+def most_frequent(query: Split, way: int) -> np.ndarray | None:
+    """The share of the queries that are of the most frequent class in each of some tasks, `[n]`; None where all are equally often."""
+    y = np.asarray(query.y)
+    mask = np.ones(y.shape, bool) if query.mask is None else np.asarray(query.mask)
+    counts = ((y[:, :, None] == np.arange(way)) & mask[:, :, None]).sum(1)
+    there = np.where(counts > 0, counts, counts.max(1, keepdims=True))
+    if (there == there.max(1, keepdims=True)).all():
+        return None
+    return counts.max(1) / np.maximum(mask.sum(1), 1)
+
+
+def ways_of(support: Split, way: int) -> np.ndarray:
+    """The classes of each of some tasks, `[n]`: of padded sets those that they have, otherwise `way`."""
+    y = np.asarray(support.y)
+    if support.mask is None:
+        return np.full(len(y), way)
+    has_label = (y[:, :, None] == np.arange(way)) & np.asarray(support.mask)[:, :, None]
+    return has_label.any(1).sum(1)
 
 
 def replace_others(x: Array, kept: int) -> Array:
@@ -45,18 +68,25 @@ def not_checked(reason: str) -> Mapping[str, Any]:
 _ONE_TASK = not_checked("over a single task there is no sampling error to judge by: give eval_tasks=2 or more")
 
 
-def is_chance(per_task: np.ndarray | Array, chance: np.ndarray | Array | float) -> Mapping[str, Any]:
+def is_chance(
+    per_task: np.ndarray | Array, chance: np.ndarray | Array | float, best: np.ndarray | Array | float | None = None
+) -> Mapping[str, Any]:
     """Passes if the mean of a metric over tasks `[n]` is at chance within sampling error; of one task it is not checked.
 
     Args:
       per_task: the metric of each task, `[n]`.
       chance: what chance reaches, or what it has reached in each of the same tasks, `[n]`.
+      best: what it can reach at best, as where classes are not equally often, and all answers are the most frequent; None: no
+        more.
     """
     if len(per_task) < 2:
         return _ONE_TASK
-    error = standard_error(per_task - chance)
-    value, expected = float(np.mean(per_task)), float(np.mean(chance))
-    return {"passed": bool(abs(value - expected) <= SIGMAS * error + 1e-6), "value": value, "chance": expected}
+    value, expected, highest = (float(np.mean(each)) for each in (per_task, chance, chance if best is None else best))
+    below, above = (
+        SIGMAS * standard_error(per_task - each) + 1e-6 for each in (chance, chance if best is None else best)
+    )
+    found = {"passed": bool(expected - below <= value <= highest + above), "value": value, "chance": expected}
+    return found if best is None else {**found, "best": highest}
 
 
 def is_unmoved(per_task: np.ndarray, changed_per_task: np.ndarray, changed: float) -> Mapping[str, Any]:

@@ -34,22 +34,25 @@ def traces(tasks: Task, way: int | None, classes: Sequence[np.ndarray] | None) -
     Returns:
       repeated `[n]`: the fraction of the queries whose inputs are those of a support example of the same task. Of classes
       besides:
-      support_y `[n, num_support]` and query_y `[n, num_query]`: the labels;
+      support_y `[n, num_support]` and query_y `[n, num_query]`: the labels, -1 for padding;
       classes `[n, way]`: the class that has each label, turned ones counted as the class itself; -1 if unknown. Absent
       without `classes`.
     """
     support, query = jax.tree.map(np.asarray, tasks)
+    is_known, is_asked = (
+        np.ones(part.x.shape[:2], bool) if part.mask is None else part.mask for part in (support, query)
+    )
     repeated = []
-    for known, asked in zip(support.x, query.x, strict=True):
-        seen = {one.tobytes() for one in known}
-        repeated.append(np.mean([one.tobytes() in seen for one in asked]))
+    for known, its, asked, of_them in zip(support.x, is_known, query.x, is_asked, strict=True):
+        seen = {one.tobytes() for one in known[its]}
+        repeated.append(np.mean([one.tobytes() in seen for one in asked[of_them]] or [False]))
     found = {"repeated": np.array(repeated)}
     if way is None:
         return found
-    found |= {"support_y": support.y, "query_y": query.y}
+    found |= {"support_y": np.where(is_known, support.y, -1), "query_y": np.where(is_asked, query.y, -1)}
     if classes is None:
         return found
-    has_label = support.y[:, :, None] == np.arange(way)
+    has_label = found["support_y"][:, :, None] == np.arange(way)
     first = support.x[np.arange(len(support.x))[:, None], has_label.argmax(1)]
     numbers = class_of(content_hashes(first.reshape(-1, *first.shape[2:])), classes).reshape(-1, way)
     return {**found, "classes": np.where(has_label.any(1), numbers, -1)}
@@ -85,7 +88,10 @@ def verdicts(
             missing or "the pictures have been resized, so that their classes cannot be known again"
         )
     else:
-        judged["labels_by_class"] = labels_by_class(found["classes"])
+        # Where no task is padded, all labels have to be there.
+        y = found["support_y"]
+        there = (y[:, :, None] == np.arange(found["classes"].shape[1])).any(1) if (y < 0).any() else None
+        judged["labels_by_class"] = labels_by_class(found["classes"], there)
     judged["support_apart_from_query"] = is_rare(found["repeated"])
     if not {"test", "train"} <= {*contents}:
         judged["test_apart_from_train"] = not_checked(
@@ -100,7 +106,8 @@ def labels_by_position(support_y: np.ndarray, query_y: np.ndarray, way: int) -> 
     """Passes if the place of an example in the support or the query set says nothing about its label.
 
     Args:
-      support_y, query_y: labels of each task, `[num_tasks, num_examples]`, of which each may come as often as it likes.
+      support_y, query_y: labels of each task, `[num_tasks, num_examples]`, of which each may come as often as it likes; -1 for
+        padding, which comes last: as many places are judged as the smallest set has.
       way: number of labels.
 
     Returns:
@@ -127,14 +134,17 @@ def _unevenness(y: np.ndarray, way: int) -> float:
 
     Where nothing can be uneven, for there is one position or in each task one label, it is 0.
     """
-    n = y.shape[1]
+    n = int((y >= 0).sum(1).min())
+    if n < 2:
+        return 0.0
+    y = y[:, :n]
     at = (y[:, :, None] == np.arange(way)).astype(np.float64)
     counts = at.sum(1)
     expected = counts.sum(0) / n
     at, counts, expected = (each[..., expected > 0] for each in (at, counts, expected))
     scatter = (np.diag(counts.sum(0)) - counts.T @ counts / n) / expected
     mean = np.trace(scatter)
-    if n < 2 or mean < 1e-9:
+    if mean < 1e-9:
         return 0.0
     statistic = (np.square(at.sum(0) - expected) / expected).sum()
     freedom = mean**2 * (n - 1) / np.sum(scatter * scatter.T)
@@ -142,7 +152,7 @@ def _unevenness(y: np.ndarray, way: int) -> float:
     return float((np.cbrt(statistic / mean) - (1 - spread)) / np.sqrt(spread))
 
 
-def labels_by_class(classes: np.ndarray) -> Mapping[str, Any]:
+def labels_by_class(classes: np.ndarray, there: np.ndarray | None = None) -> Mapping[str, Any]:
     """Passes if the labels do not follow the order in which the data set has its classes.
 
     The statistic is the correlation of a class's rank among those of its task with its label. By chance labels are
@@ -153,20 +163,23 @@ def labels_by_class(classes: np.ndarray) -> Mapping[str, Any]:
     Args:
       classes: the class with each label, `[num_tasks, way]`; -1 where the image is none of the data set's. If most are
         that, there is nothing to judge by, and the check fails.
+      there: which labels a task has, `[num_tasks, way]`; None: all.
 
     Returns:
       `value` is the correlation over all tasks, `standard_error` what chance makes of it, `known` the fraction of the
       classes that could be told.
     """
-    way = classes.shape[1]
-    below, same = (op(classes[:, None, :], classes[:, :, None]) for op in (np.less, np.equal))
-    rank = (below + same / 2).sum(2) - way / 2
-    label = np.arange(way) - (way - 1) / 2
-    product = (rank @ label).sum()
-    squares = np.square(rank).sum(1) * np.square(label).sum()
+    there = np.ones_like(classes, bool) if there is None else there
+    way = there.sum(1)[:, None]
+    below, same = (op(classes[:, None, :], classes[:, :, None]) & there[:, None, :] for op in (np.less, np.equal))
+    rank = np.where(there, (below + same / 2).sum(2) - way / 2, 0)
+    number = np.arange(classes.shape[1])
+    label = np.where(there, number - (there * number).sum(1, keepdims=True) / way, 0)
+    product = (rank * label).sum()
+    squares = np.square(rank).sum(1) * np.square(label).sum(1)
     scale = max(np.sqrt(squares).sum(), 1e-9)  # 0 where every task has turns of a single class alone
-    value, error = float(product / scale), float(np.sqrt(squares.sum() / (way - 1)) / scale)
-    known = float(np.mean(classes >= 0))
+    value, error = float(product / scale), float(np.sqrt((squares / (way[:, 0] - 1)).sum()) / scale)
+    known = float(np.mean(classes[there] >= 0))
     return {
         "passed": abs(value) <= SIGMAS * error and known > 0.5,
         "value": value,

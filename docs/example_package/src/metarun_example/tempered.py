@@ -13,8 +13,9 @@ def tempered(*, encoder, objective, num_outputs, temperature=1.0):
     def init(key, task):
         return {"encoder": encoder.init(key, task.support.x), "log_temperature": start}
 
-    def read(meta_params, x, targets, key):
-        return meta_params, class_means(flat(encoder.apply(meta_params["encoder"], x)), targets)
+    def read(meta_params, support, key):
+        features = flat(encoder.apply(meta_params["encoder"], support.x, support.mask))
+        return meta_params, class_means(features, support.y)
 
     def answer(state, x, reference):
         meta_params, means = state
@@ -29,4 +30,5 @@ def tempered(*, encoder, objective, num_outputs, temperature=1.0):
         objective=objective,
         num_outputs=num_outputs,
         query_statistics="support",
+        varies=("way", "shot"),
     )

@@ -110,6 +110,7 @@ def cavia(
         objective=objective,
         query_statistics=query_statistics,
         protocol={"inner_reduction": inner_reduction},
+        varies=("shot",),
     )
 
 

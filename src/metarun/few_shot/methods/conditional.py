@@ -14,8 +14,8 @@ from metarun.errors import non_negative_int, one_of, positive_float, positive_in
 from metarun.few_shot.in_context import Reading, embedder, in_context
 from metarun.few_shot.inner_loop import gradient_descent, numbers_of_steps, split_loss
 from metarun.few_shot.learner import stepwise
-from metarun.few_shot.losses import OBJECTIVES, row_cross_entropy
-from metarun.few_shot.sequence import beside, longest, sequence_learner
+from metarun.few_shot.losses import OBJECTIVES, average, row_cross_entropy
+from metarun.few_shot.sequence import Shot, beside, longest, sequence_learner
 from metarun.models import temporal
 from metarun.models.mlp import mlp
 from metarun.models.neural_process import neural_process
@@ -31,9 +31,9 @@ def conditional(
     encoder: Model,
     objective: str,
     num_outputs: int,
-    shot: int,
+    shot: Shot,
     reading: Reading,
-    train_shot: int | None = None,
+    train_shot: Shot | None = None,
     body: str = "neural_process",
     filters: int = 128,
     products: int = 64,
@@ -50,7 +50,7 @@ def conditional(
       encoder: features of an input; a linear layer to `embedding` numbers follows, of which the two other bodies are made.
       objective: "classification" or "regression".
       num_outputs: the way, or the size of a regression target.
-      shot: support examples of each class.
+      shot: support examples of each class, or the fewest and the most.
       reading: how it is trained; a context vector without products has of it `query_statistics` alone.
       train_shot: support examples of each class in training; None: as in test.
       body: "wavenet", gated causal dilated convolutions over the sequence, which see the whole of it; "neural_process",
@@ -170,6 +170,7 @@ def context_vector(
         answer=answer,
         objective=objective,
         query_statistics=query_statistics,
+        varies=("shot",),
     )
 
 
@@ -234,13 +235,13 @@ def context_inputs(
         return last.apply(meta_params["last"], (what[None] * where[:, None]).reshape(len(where), -1))
 
     def read(num_steps):
-        def read_by_descent(meta_params, embeddings, targets):
+        def read_by_descent(meta_params, support):
             def what(context):
                 return factor.apply(meta_params["what"], embed(meta_params, context))
 
             def loss(context):
-                outputs = answer(meta_params, what(context), embeddings)
-                return of_rows(outputs, targets).mean()
+                outputs = answer(meta_params, what(context), support.x)
+                return average(of_rows(outputs, support.y), support.mask)
 
             context = gradient_descent(loss, meta_params["context"], lr=lr, num_steps=num_steps, remat=remat)
             return what(context)
@@ -257,4 +258,5 @@ def context_inputs(
         num_outputs=num_outputs,
         reading=reading,
         protocol={"eval_inner_steps": eval_steps},
+        varies=("shot",),
     )

@@ -52,4 +52,5 @@ def from_scratch(
         objective=objective,
         query_statistics=query_statistics,
         trains_on="nothing",
+        varies=("shot",),
     )

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from metarun.errors import ConfigError, non_negative_float, one_of, positive_int
 from metarun.few_shot.in_context import nearest_mean_loss
-from metarun.few_shot.learner import class_means, conditioned, encoded, flat, query_loss, target_rows
+from metarun.few_shot.learner import class_means, conditioned, encoded, flat, only, query_loss, target_rows
 from metarun.models.mlp import mlp
-from metarun.types import Array, Method, Model, Params, Task
+from metarun.types import Array, Method, Model, Params
 
 GENERATES = ("all", "film", "head")
 
@@ -118,12 +118,17 @@ def hypernetwork(
             meta_params["rho"] = rho.init(keys[4], jnp.zeros((1, embedding_size), x.dtype))
         return meta_params
 
-    def generated(meta_params, x, features, targets):
-        """theta(S), of support inputs `x`, what f makes of them, and their targets."""
+    def generated(meta_params, support, features):
+        """theta(S), of a support set whose targets are rows, and what f makes of its inputs."""
+        x, targets, mask = support
         embeddings = phi.apply(meta_params["phi"], seen(features, targets))
-        pooled = class_means(embeddings, targets) if by_class else embeddings
+        pooled, counted = embeddings, mask
+        if by_class:
+            pooled, counted = class_means(embeddings, targets), None if mask is None else (targets > 0).any(0)
         if "rho" in meta_params:
-            code = rho.apply(meta_params["rho"], jax.nn.relu(pooled).mean(0, keepdims=True))
+            active = jax.nn.relu(pooled)
+            mean = active.mean(0) if counted is None else only(active, counted).sum(0) / counted.sum().astype(x.dtype)
+            code = rho.apply(meta_params["rho"], mean[None])
 
         # The parameters' names and shapes, of which the meta-parameters hold only what is learnt.
         template = jax.eval_shape(model.init, jax.random.key(0), x)
@@ -146,19 +151,19 @@ def hypernetwork(
 
     method = conditioned(
         init=init,
-        read=lambda params, x, targets, key: generated(params, x, features(params, x), targets),
+        read=lambda params, support, key: generated(params, support, features(params, support.x, support.mask)),
         answer=model.apply,
         objective=objective,
         num_outputs=num_outputs,
         query_statistics=query_statistics,
+        varies=("way", "shot") if by_class else ("shot",),
     )._replace(sizes=sizes)
     judged = query_loss(answer=model.apply, objective=objective, query_statistics=query_statistics)
 
     def loss_with_embedding(meta_params, task, key):
-        support, query = encoded(lambda x, reference: features(meta_params, x, reference), task, query_statistics)
-        targets = target_rows(task.support, objective, num_outputs)
-        loss, metrics = judged(generated(meta_params, task.support.x, support, targets), task)
-        draw = Task(task.support._replace(x=support), task.query._replace(x=query))
+        draw = encoded(lambda x, reference: features(meta_params, x, reference), task, query_statistics)
+        support = task.support._replace(y=target_rows(task.support, objective, num_outputs))
+        loss, metrics = judged(generated(meta_params, support, draw.support.x), task)
         of_embedding = nearest_mean_loss(draw, num_outputs)
         return loss + weight * of_embedding, {**metrics, "embedding_loss": of_embedding}
 

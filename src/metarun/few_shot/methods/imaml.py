@@ -74,4 +74,5 @@ def imaml(
         objective=objective,
         query_statistics=query_statistics,
         protocol={"inner_reduction": inner_reduction},
+        varies=("shot",),
     )

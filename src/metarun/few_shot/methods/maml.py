@@ -68,4 +68,5 @@ def maml(
         objective=objective,
         query_statistics=query_statistics,
         protocol={"inner_reduction": inner_reduction},
+        varies=("shot",),
     )

@@ -134,6 +134,7 @@ def maml_plus_plus(
         adapt=lambda meta_params, support, key, num_steps: inner_loop(meta_params, support, num_steps)[0],
         num_steps=(train_steps, eval_steps),
         protocol={"inner_reduction": inner_reduction},
+        varies=("shot",),
         **shared,
     )
     ends = sorted({multi_step_end, first_order_end} - {0})

@@ -4,9 +4,11 @@ Source: Vinyals, Blundell, Lillicrap, Kavukcuoglu and Wierstra 2016, Matching Ne
 """
 
 import jax
+import jax.numpy as jnp
 
 from metarun.errors import positive_float, positive_int, true_or_false
 from metarun.few_shot.learner import conditioned, flat, refuse_regression
+from metarun.few_shot.losses import ABSENT
 from metarun.few_shot.similarity import cosine
 from metarun.models.full_context import full_context as full_context_embeddings
 from metarun.types import Method, Model
@@ -56,19 +58,23 @@ def matching(
             params["context"] = context.init(context_key, flat(encoder.apply(params["encoder"], task.support.x)))
         return params
 
-    def read(meta_params, x, targets, key):
-        support = flat(encoder.apply(meta_params["encoder"], x))
+    def read(meta_params, support, key):
+        features = flat(encoder.apply(meta_params["encoder"], support.x, support.mask))
         if context:
-            support = context.embed_support(meta_params["context"], support)
-        return meta_params, support, targets
+            features = context.embed_support(meta_params["context"], features)
+        return meta_params, support._replace(x=features)
 
     def answer(state, x, reference):
-        meta_params, support, targets = state
+        meta_params, (support, targets, mask) = state
         query = flat(encoder.apply(meta_params["encoder"], x, reference))
         if context:
             query = context.embed_query(meta_params["context"], query, support)
-        log_attention = jax.nn.log_softmax(sharpness * cosine(query, support))
-        return jax.nn.logsumexp(log_attention[:, :, None], 1, b=targets[None])
+        logits = sharpness * cosine(query, support)
+        if mask is not None:
+            logits = jnp.where(mask[None], logits, ABSENT)
+            # Of a class that is not there the sum would be 0, whose logarithm has no gradient.
+            targets = jnp.where((targets > 0).any(0)[None], targets, 1)
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits)[:, :, None], 1, b=targets[None])
 
     return conditioned(
         init=init,
@@ -78,4 +84,5 @@ def matching(
         num_outputs=num_outputs,
         query_statistics=query_statistics,
         train_way=train_way,
+        varies=() if full_context else ("way", "shot"),
     )

@@ -77,6 +77,7 @@ def meta_sgd(
         objective=objective,
         query_statistics=query_statistics,
         protocol={"inner_reduction": inner_reduction},
+        varies=("shot",),
     )
 
 

@@ -6,7 +6,7 @@ Source: Lee, Maji, Ravichandran and Soatto 2019, Meta-Learning with Differentiab
 import jax.numpy as jnp
 
 from metarun.errors import positive_float
-from metarun.few_shot.learner import conditioned, flat, refuse_regression
+from metarun.few_shot.learner import conditioned, flat, only, refuse_regression
 from metarun.few_shot.svm import crammer_singer
 from metarun.types import Method, Model
 
@@ -48,10 +48,10 @@ def metaoptnet(
         x = task.support.x
         return {"encoder": encoder.init(key, x), "scale": jnp.array(init_scale, x.dtype)}
 
-    def read(meta_params, x, targets, key):
-        features = flat(encoder.apply(meta_params["encoder"], x))
-        kernel = features @ features.T + ridge * jnp.eye(x.shape[0], dtype=features.dtype)
-        return meta_params, features.T @ crammer_singer(kernel, targets, penalty)
+    def read(meta_params, support, key):
+        features = only(flat(encoder.apply(meta_params["encoder"], support.x, support.mask)), support.mask)
+        kernel = features @ features.T + ridge * jnp.eye(features.shape[0], dtype=features.dtype)
+        return meta_params, features.T @ crammer_singer(kernel, support.y, penalty, support.mask)
 
     def answer(state, x, reference):
         meta_params, weights = state
@@ -65,4 +65,5 @@ def metaoptnet(
         num_outputs=num_outputs,
         query_statistics=query_statistics,
         train_way=train_way,
+        varies=("way", "shot"),
     )

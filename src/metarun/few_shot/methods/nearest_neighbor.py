@@ -37,10 +37,11 @@ def nearest_neighbor(*, objective: str, num_outputs: int, distance: str = "eucli
 
     return conditioned(
         init=lambda key, task: {},
-        read=lambda meta_params, x, targets, key: (x, targets),
+        read=lambda meta_params, support, key: (support.x, support.y),
         answer=answer,
         objective=objective,
         num_outputs=num_outputs,
         query_statistics="support",
         trains_on="nothing",
+        varies=("way", "shot"),
     )

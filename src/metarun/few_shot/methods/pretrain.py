@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from metarun.errors import non_negative_int, one_of, positive_float
 from metarun.few_shot.inner_loop import gradient_descent
-from metarun.few_shot.learner import flat, refuse_regression, stepwise
-from metarun.few_shot.losses import OBJECTIVES
+from metarun.few_shot.learner import flat, refuse_regression, stepwise, target_rows
+from metarun.few_shot.losses import OBJECTIVES, average, present
 from metarun.few_shot.similarity import cosine
 from metarun.types import Array, Method, Model, Params
 
@@ -63,17 +63,20 @@ def pretrain(
         return {"encoder": encoder_params, "head": init_head(head_key, features, num_train_classes)}
 
     def loss(meta_params, draw, key):
-        x, y = (jnp.concatenate(parts) for parts in zip(draw.support, draw.query, strict=True))
-        outputs = apply_head(meta_params["head"], embed(meta_params["encoder"], x))
-        mean_loss = score.loss(outputs, y).mean()
-        return mean_loss, {"loss": mean_loss, f"classes/{score.metric}": score.measure(outputs, y).mean()}
+        x, y, mask = jax.tree.map(lambda *parts: jnp.concatenate(parts), draw.support, draw.query)
+        outputs = apply_head(meta_params["head"], embed(meta_params["encoder"], x, mask))
+        mean_loss = average(score.loss(outputs, y), mask)
+        return mean_loss, {"loss": mean_loss, f"classes/{score.metric}": average(score.measure(outputs, y), mask)}
 
     def adapt(meta_params, support, key, num_steps):
-        features = embed(meta_params["encoder"], support.x)
+        features = embed(meta_params["encoder"], support.x, support.mask)
         new_head = init_head(key, features, num_outputs)
 
         def support_loss(head_params):
-            return score.loss(apply_head(head_params, features), support.y).mean()
+            outputs = apply_head(head_params, features)
+            if support.mask is not None:
+                outputs = present(target_rows(support, objective, num_outputs), outputs)
+            return average(score.loss(outputs, support.y), support.mask)
 
         return meta_params["encoder"], gradient_descent(support_loss, new_head, lr=lr, num_steps=num_steps)
 
@@ -89,6 +92,7 @@ def pretrain(
         objective=objective,
         query_statistics=query_statistics,
         trains_on="classes",
+        varies=("way", "shot"),
     )._replace(loss=loss)
 
 

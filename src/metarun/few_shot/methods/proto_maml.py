@@ -6,7 +6,7 @@ Source: Triantafillou et al. 2020, Meta-Dataset: A Dataset of Datasets for Learn
 from metarun.errors import positive_float, true_or_false
 from metarun.few_shot.inner_loop import gradient_descent, numbers_of_steps
 from metarun.few_shot.learner import class_means, conditioned, flat, refuse_regression
-from metarun.few_shot.losses import row_cross_entropy
+from metarun.few_shot.losses import average, present, row_cross_entropy
 from metarun.types import Method, Model
 
 
@@ -55,12 +55,14 @@ def proto_maml(
         return features @ params["head"]["kernel"] + params["head"]["bias"][None]
 
     def read(num_steps):
-        def descend(meta_params, x, targets, key):
-            prototypes = class_means(flat(encoder.apply(meta_params, x)), targets)
+        def descend(meta_params, support, key):
+            x, targets, mask = support
+            prototypes = class_means(flat(encoder.apply(meta_params, x, mask)), targets)
             head = {"kernel": 2 * prototypes.T, "bias": -(prototypes**2).sum(1)}
 
             def support_loss(params):
-                return row_cross_entropy(apply(params, x), targets).mean()
+                outputs = apply(params, x, mask)
+                return average(row_cross_entropy(outputs if mask is None else present(targets, outputs), targets), mask)
 
             return gradient_descent(
                 support_loss,
@@ -82,5 +84,6 @@ def proto_maml(
         query_statistics=query_statistics,
         train_read=read(train_steps),
         train_way=train_way,
+        varies=("way", "shot"),
         protocol={"eval_inner_steps": eval_steps},
     )

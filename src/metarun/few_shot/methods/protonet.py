@@ -36,8 +36,8 @@ def protonet(
     refuse_regression("protonet", objective)
     similarity = SIMILARITIES[one_of("method.distance", distance, SIMILARITIES)]
 
-    def read(meta_params, x, targets, key):
-        return meta_params, class_means(flat(encoder.apply(meta_params, x)), targets)
+    def read(meta_params, support, key):
+        return meta_params, class_means(flat(encoder.apply(meta_params, support.x, support.mask)), support.y)
 
     def answer(state, x, reference):
         meta_params, prototypes = state
@@ -51,4 +51,5 @@ def protonet(
         num_outputs=num_outputs,
         query_statistics=query_statistics,
         train_way=train_way,
+        varies=("way", "shot"),
     )

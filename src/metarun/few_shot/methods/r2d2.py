@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metarun.errors import positive_float
-from metarun.few_shot.learner import conditioned, flat
+from metarun.few_shot.learner import conditioned, flat, only
 from metarun.types import Array, Method, Model
 
 
@@ -75,8 +75,9 @@ def r2d2(
             "bias": jnp.zeros((), dtype),
         }
 
-    def read(meta_params, x, targets, key):
-        return meta_params, ridge_regression(embed(meta_params, x), targets, jnp.exp(meta_params["log_penalty"]))
+    def read(meta_params, support, key):
+        features = only(embed(meta_params, support.x, support.mask), support.mask)
+        return meta_params, ridge_regression(features, support.y, jnp.exp(meta_params["log_penalty"]))
 
     def answer(state, x, reference):
         meta_params, weights = state
@@ -90,4 +91,5 @@ def r2d2(
         num_outputs=num_outputs,
         query_statistics=query_statistics,
         train_way=train_way,
+        varies=("way", "shot"),
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from metarun.errors import ConfigError, one_of
 from metarun.few_shot.learner import conditioned, refuse_regression
-from metarun.few_shot.losses import squared_error
+from metarun.few_shot.losses import ABSENT
 from metarun.models.relation_module import relation_module
 from metarun.types import Array, Method, Model
 
@@ -62,15 +62,20 @@ def relation(
             raise ConfigError("model", got, "a network of feature maps, such as conv4, for method=relation")
         return {"encoder": params, "relation": compare.init(relation_key, _pairs(features, features))}
 
-    def read(meta_params, x, targets, key):
-        return meta_params, class_sums(encoder.apply(meta_params["encoder"], x), targets)
+    def read(meta_params, support, key):
+        sums = class_sums(encoder.apply(meta_params["encoder"], support.x, support.mask), support.y)
+        return meta_params, sums, (support.y > 0).any(0)
 
     def answer(state, x, reference):
-        meta_params, classes = state
+        meta_params, classes, there = state
         way = classes.shape[0]
         pairs = _pairs(classes, encoder.apply(meta_params["encoder"], x, reference))
         # The pairs of the reference rows come first.
-        logits = compare.apply(meta_params["relation"], pairs, None if reference is None else reference * way)
+        if isinstance(reference, int):
+            reference = reference * way
+        elif reference is not None:
+            reference = (reference[:, None] & there[None]).reshape(-1)
+        logits = compare.apply(meta_params["relation"], pairs, reference)
         outputs = logits.reshape(-1, way)
         return jax.nn.sigmoid(outputs) if loss == "mse" else outputs
 
@@ -83,6 +88,7 @@ def relation(
         query_statistics=query_statistics,
         loss=_mse if loss == "mse" else None,
         train_way=train_way,
+        varies=("way", "shot"),
     )
 
 
@@ -94,4 +100,6 @@ def _pairs(classes: Array, queries: Array) -> Array:
 
 
 def _mse(scores: Array, y: Array) -> Array:
-    return squared_error(scores, jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype))
+    there = scores > ABSENT
+    errors = jnp.square(jnp.where(there, scores, 0) - jax.nn.one_hot(y, scores.shape[1], dtype=scores.dtype))
+    return errors.sum(1) / there.sum(1).astype(errors.dtype)

@@ -13,7 +13,7 @@ from jax import lax
 from metarun.errors import one_of, positive_float, positive_int
 from metarun.few_shot.inner_loop import numbers_of_steps, optimised, split_loss
 from metarun.few_shot.learner import query_loss, stepwise
-from metarun.types import Array, Method, Model, Split
+from metarun.types import Array, Method, Model
 
 OPTIMIZERS = {"adam": lambda lr: optax.adam(lr, b1=0.0, b2=0.999), "sgd": optax.sgd}
 
@@ -72,7 +72,7 @@ def reptile(
         return optimised(loss_of, params, batches, optimizer=optimizer, num_steps=num_steps)
 
     def trained_on_all(params, task, key):
-        both = Split(*(jnp.concatenate(parts) for parts in zip(task.support, task.query, strict=True)))
+        both = jax.tree.map(lambda *parts: jnp.concatenate(parts), task.support, task.query)
         return trained(params, both, key, train_steps, train_batch)
 
     shared: dict[str, Any] = {"answer": model.apply, "objective": objective, "query_statistics": query_statistics}
@@ -88,6 +88,8 @@ def reptile(
         adapt=lambda params, support, key, num_steps: trained(params, support, key, num_steps, eval_batch),
         num_steps=(train_steps, eval_steps),
         protocol={"eval_inner_batch_size": eval_batch},
+        # Batches are of so many rows, whether they are examples or padding.
+        varies=("shot",) if train_batch is None and eval_batch is None else (),
         **shared,
     )
     return method._replace(loss=loss)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from metarun.config.flat_keys import with_settings
 from metarun.errors import positive_int
 from metarun.few_shot.in_context import Reading
-from metarun.few_shot.sequence import beside, longest, sequence_learner
+from metarun.few_shot.sequence import Shot, beside, longest, sequence_learner
 from metarun.models import temporal
 from metarun.types import Method, Model
 
@@ -20,8 +20,8 @@ def snail(
     objective: str,
     num_outputs: int,
     reading: Reading,
-    shot: int,
-    train_shot: int | None = None,
+    shot: Shot,
+    train_shot: Shot | None = None,
     filters: int = 128,
     attention: Sequence[Sequence[int]] = ((64, 32), (256, 128), (512, 256)),
 ) -> Method:
@@ -32,7 +32,7 @@ def snail(
         max-pooling.
       objective: "classification" or "regression".
       num_outputs: the way, or the size of a regression target.
-      shot: support examples of each class; k + 1 is the T of the paper.
+      shot: support examples of each class, at most; k + 1 is the T of the paper.
       train_shot: the same in training; None: as in test. T is the larger.
       filters: of a temporal convolution.
       attention: [key size, value size] of each attention block; between each two stand ceil(log2 T) convolutions.

@@ -1,0 +1,103 @@
+"""How many classes a task has, and how many support examples each of them, where tasks differ."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import random
+
+from metarun.errors import ConfigError, one_of
+from metarun.types import Array
+
+# The most support examples of a task, and what each of its classes may add to their number, of Meta-Dataset's rule.
+_MOST, _MOST_OF_CLASS = 500, 100
+SAMPLINGS = ("equal", "unequal", "meta_dataset")
+
+
+class TaskSizes(NamedTuple):
+    """The sizes that tasks may have.
+
+    Attributes:
+      way: the fewest and the most classes of a task.
+      shot: the fewest and the most support examples of a class.
+      query_shot: query examples of a class.
+      sampling: how sizes are drawn, one of `SAMPLINGS`. The way is always uniform. "equal": so is the shot, the same for all
+        classes of a task; "unequal": so is the shot of each class by itself; "meta_dataset": by Meta-Dataset's rule, see
+        `shots`.
+    """
+
+    way: tuple[int, int]
+    shot: tuple[int, int]
+    query_shot: int
+    sampling: str
+
+    @property
+    def vary(self) -> bool:
+        """Whether tasks differ in size."""
+        return self.way[0] < self.way[1] or self.shot[0] < self.shot[1]
+
+    @property
+    def most_support(self) -> int:
+        """Support examples of the largest task."""
+        most = self.way[1] * self.shot[1]
+        return min(most, max(_MOST, self.way[1])) if self.sampling == "meta_dataset" else most
+
+    def draw(self, key: Array, count: Array) -> tuple[Array, Array]:
+        """Draws the way of a task, a scalar, and the support examples of each class, `[most ways]` int32, 0 beyond the way.
+
+        Args:
+          key: they are drawn by.
+          count: images of each of the classes that the task may have, `[most ways]`.
+        """
+        way_key, shot_key = random.split(key)
+        way = random.randint(way_key, (), self.way[0], self.way[1] + 1, jnp.int32)
+        there = jnp.arange(self.way[1]) < way
+        if self.sampling == "meta_dataset":
+            drawn = shots(shot_key, count, there, self.query_shot)
+            return way, jnp.where(there, jnp.minimum(drawn, self.shot[1]), 0)
+        shape = (self.way[1],) if self.sampling == "unequal" else (1,)
+        drawn = random.randint(shot_key, shape, self.shot[0], self.shot[1] + 1, jnp.int32)
+        return way, jnp.where(there, drawn, 0)
+
+
+def shots(key: Array, count: Array, there: Array, query_shot: int) -> Array:
+    """Support examples of each class of a task by Meta-Dataset's rule, `[most ways]` int32.
+
+    Of a task with the classes C, of which each has I_c images besides q queries, the support set has in all
+    |S| = min(500, sum_c ceil(beta min(100, I_c))), beta uniform in (0, 1]. A class has floor(R_c (|S| - |C|)) + 1 of them, at
+    most I_c, with R_c in proportion to exp(alpha_c) times all its images, alpha_c uniform in [log 0.5, log 2).
+
+    Args:
+      key: they are drawn by.
+      count: images of each class, `[most ways]`.
+      there: which of them the task has, `[most ways]` bool.
+      query_shot: q; a number of the run, where the paper has 10, or half of the smallest class if that is less.
+
+    Source: Triantafillou et al. 2020, Meta-Dataset, section 3.1 and appendix A.2.
+    """
+    beta_key, alpha_key = random.split(key)
+    left = count - query_shot
+    beta = 1 - random.uniform(beta_key)
+    of_class = jnp.ceil(beta * jnp.minimum(left, _MOST_OF_CLASS).astype(jnp.float32)).astype(jnp.int32)
+    total = jnp.minimum(jnp.where(there, of_class, 0).sum(), _MOST)
+    alpha = random.uniform(alpha_key, count.shape, minval=jnp.log(0.5), maxval=jnp.log(2.0))
+    weight = jnp.where(there, jnp.exp(alpha) * count.astype(jnp.float32), 0)
+    share = (weight / weight.sum()) * (total - there.sum()).astype(jnp.float32)
+    return jnp.minimum(jnp.floor(share).astype(jnp.int32) + 1, left)
+
+
+def checked_sampling(sampling: object, *, varies: bool, least_shot: int) -> str:
+    """Returns `dataset.sampling`; raises `ConfigError` for another value, or one that cannot be with fixed sizes.
+
+    Args:
+      sampling: as it was set.
+      varies: whether a way or a shot is a range.
+      least_shot: the lower end of the shots.
+    """
+    sampling = one_of("dataset.sampling", sampling, SAMPLINGS)
+    if sampling != "equal" and not varies:
+        raise ConfigError("dataset.sampling", sampling, "equal; or give a range, such as shot=[1,10]")
+    if sampling == "meta_dataset" and least_shot > 1:
+        raise ConfigError(
+            "shot", least_shot, "a range that begins with 1, such as [1,20], for dataset.sampling=meta_dataset"
+        )
+    return sampling

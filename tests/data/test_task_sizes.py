@@ -1,0 +1,132 @@
+"""Tasks that differ in way and shot."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_episodes import assert_uniform, draw, image_numbers, numbered_bank
+
+from metarun.data.class_bank import SplitBank
+from metarun.data.contents import content_hashes
+from metarun.data.episodes import episodes, few_shot_data_set
+from metarun.data.task_sizes import TaskSizes, shots
+from metarun.errors import ConfigError, positive_range
+
+NUM_TASKS = 3000
+
+
+@pytest.fixture(scope="module", params=["equal", "unequal"])
+def drawn(request):
+    source = episodes(numbered_bank(), way=[2, 4], shot=[1, 3], query_shot=2, rotations=False, sampling=request.param)
+    return request.param, draw(source, NUM_TASKS)
+
+
+def sizes_of(tasks):
+    """Way and the shots of each class, `[num_tasks, 4]`, from labels and masks alone."""
+    return ((tasks.support.y[:, :, None] == np.arange(4)) & tasks.support.mask[:, :, None]).sum(1)
+
+
+def test_sets_have_their_examples_first_and_are_as_long_as_the_largest(drawn):
+    _, tasks = drawn
+    assert tasks.support.x.shape[:2] == (NUM_TASKS, 4 * 3) and tasks.query.x.shape[:2] == (NUM_TASKS, 4 * 2)
+    for part in tasks:
+        assert (np.diff(part.mask.astype(int), axis=1) <= 0).all()
+
+
+def test_ways_and_shots_are_uniform_in_their_ranges(drawn):
+    sampling, tasks = drawn
+    shots = sizes_of(tasks)
+    ways = (shots > 0).sum(1)
+    assert_uniform(np.bincount(ways)[2:], NUM_TASKS / 3, NUM_TASKS)
+    assert_uniform(np.bincount(shots[:, 0])[1:], NUM_TASKS / 3, NUM_TASKS)
+    of_two_classes = shots[:, 0] == shots[:, 1]
+    if sampling == "equal":
+        assert of_two_classes.all()
+    else:
+        assert_uniform([of_two_classes.sum()], NUM_TASKS / 3, NUM_TASKS)
+
+
+def test_classes_are_distinct_and_images_are_of_their_class_and_no_query(drawn):
+    _, tasks = drawn
+    for task in range(200):
+        support, query = (jax.tree.map(lambda x, task=task: x[task], part) for part in tasks)
+        (known, asked), (seen, answers) = zip(
+            *[(image_numbers(part)[part.mask], part.y[part.mask]) for part in (support, query)], strict=True
+        )
+        assert len({*known, *asked}) == len(known) + len(asked)
+        classes = {label: {*(known[seen == label] // 5), *(asked[answers == label] // 5)} for label in {*seen}}
+        assert all(len(its) == 1 for its in classes.values())
+        assert len(set.union(*classes.values())) == len(classes)
+        assert [*np.bincount(answers)] == [2] * len(classes)
+
+
+def test_a_place_says_nothing_of_a_label(drawn):
+    _, tasks = drawn
+    large = tasks.support.y[(sizes_of(tasks) > 0).sum(1) == 4]
+    assert_uniform(np.bincount(large[:, 0], minlength=4), len(large) / 4, len(large))
+
+
+def test_meta_dataset_s_rule_is_that_of_its_formulas():
+    count, there = jnp.array([600, 40, 25, 100]), jnp.array([True, True, True, False])
+    query_shot = 10
+    found = np.asarray(shots(jax.random.key(3), count, there, query_shot))
+    beta_key, alpha_key = jax.random.split(jax.random.key(3))
+    beta, alpha = (
+        1 - jax.random.uniform(beta_key),
+        np.asarray(jax.random.uniform(alpha_key, (4,), minval=np.log(0.5), maxval=np.log(2))),
+    )
+    size = min(500, sum(int(np.ceil(np.float32(beta) * min(100, c - 10))) for c in (600, 40, 25)))
+    weight = np.exp(alpha[:3]) * np.array([600, 40, 25])
+    expected = np.minimum(np.floor(weight / weight.sum() * (size - 3)) + 1, np.array([590, 30, 15]))
+    np.testing.assert_array_equal(found[:3], expected)
+    many = jax.vmap(lambda key: shots(key, count, there, query_shot))(jax.random.split(jax.random.key(4), 500))
+    assert many[:, :3].min() >= 1 and many[:, :3].sum(1).max() <= 500
+
+
+def test_meta_dataset_s_tasks_have_500_support_examples_at_most():
+    sizes = TaskSizes((5, 50), (1, 100), 10, "meta_dataset")
+    assert sizes.most_support == 500
+    _, drawn = jax.vmap(lambda key: sizes.draw(key, jnp.full(50, 600)))(jax.random.split(jax.random.key(0), 300))
+    assert drawn.sum(1).max() <= 500 and drawn.max() <= 100
+
+
+def test_a_data_set_says_in_what_its_tasks_differ():
+    bank = SplitBank(
+        numbered_bank((6,) * 15),
+        [str(c) for c in range(15)],
+        {"train": [*range(5)], "val": [*range(5, 10)], "test": [*range(10, 15)]},
+        {"name": "mine"},
+        content_hashes(np.asarray(numbered_bank((6,) * 15).images)),
+    )
+    fixed = few_shot_data_set(bank, way=3, shot=2, query_shot=1)
+    varied = few_shot_data_set(bank, way=[2, 4], shot=2, query_shot=1)
+    assert [*fixed.varies] == [] and "sampling" not in fixed.protocol
+    assert [*varied.varies] == ["way"] and varied.num_outputs == 4 and varied.protocol["sampling"] == "equal"
+    assert (
+        jax.eval_shape(varied.train_classes.sample, varied.train_classes.data, jax.random.key(0)).support.mask is None
+    )
+    with pytest.raises(ConfigError, match="dataset.sampling=unequal: expected equal; or give a range"):
+        few_shot_data_set(bank, way=3, shot=2, query_shot=1, sampling="unequal")
+    with pytest.raises(ConfigError, match=r"way=\[2, 6\]: expected 2 to 5"):
+        few_shot_data_set(bank, way=[2, 6], shot=2, query_shot=1)
+    with pytest.raises(ConfigError, match="begins with 1"):
+        few_shot_data_set(bank, way=[2, 4], shot=[2, 3], query_shot=1, sampling="meta_dataset")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([20, 5], r"way=\[20, 5\]: expected the smaller number first, \[5,20\]"),
+        ([1, 2, 3], "expected a range of two numbers"),
+        ([0, 3], "way=0: expected a whole number, 1 or more"),
+        ("abc", "expected a whole number, 1 or more, or a range"),
+        (None, "way=null: expected a whole number"),
+    ],
+)
+def test_what_is_no_range_is_refused(value, words):
+    with pytest.raises(ConfigError, match=words):
+        positive_range("way", value)
+
+
+def test_the_ends_of_a_range():
+    assert positive_range("way", 5) == (5, 5) and positive_range("way", [2, 9]) == (2, 9)
