@@ -119,6 +119,8 @@ def overrides_for(dataset, request):
         return [f"dataset.source={root}", "way=2", "eval_query_shot=2"]
     if dataset == "mixture":
         return ["dataset.domains={glyphs: {}}"]
+    if dataset == "prior":  # whose tables lack classes by chance
+        return ["model=mlp", "method=protonet"]
     if dataset in ("arrays", "tasks"):
         source = request.getfixturevalue("tmp_path") / "own.npz"
         np.savez(source, x=np.arange(200.0)[:, None], y=np.arange(200) // 5, task=np.arange(200) // 20)
@@ -143,7 +145,7 @@ def test_every_choice_builds_an_experiment_that_starts(group, choice, request):
     overrides = [f"{group}={choice}", *overrides_for(choice, request)]
     if choice in TRACKERS and importlib.util.find_spec(choice) is None:
         pytest.skip(f"{choice} is not installed")
-    if choice == "sinusoid":
+    if choice in ("sinusoid", "gaussian_process"):
         overrides.append("model=mlp")
     if choice == "conv1d":
         overrides += ["dataset=arrays", *overrides_for("arrays", request)[:-1]]
@@ -315,6 +317,10 @@ def test_a_memory_setting_that_cannot_be_used_is_named(override, allowed):
         (["method=protonet", "way=[5,900]"], r"way=\[5, 900\]: expected 2 to \d+, the number of classes"),
         (["way=[3,5]"], r"way=\[3, 5\]: expected a number for method=maml.* an output for each class"),
         (["train_way=[3,5]"], r"train_way=\[3, 5\]: expected a number for method=maml"),
+        (
+            ["dataset=prior", "model=mlp"],
+            r"dataset=prior: expected one whose tasks are all of one way, for method=maml",
+        ),
         (["method=reptile", "shot=[1,3]"], r"shot=\[1, 3\]: expected a number for method=reptile"),
         (
             ["method=protonet", "way=[3,5]", "method.query_statistics=query"],
