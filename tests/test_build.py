@@ -40,7 +40,7 @@ FILES = sorted(CONF.glob("*/experiment/*/*.yaml"))
 EXPERIMENTS = sorted(experiments.names(CONF / "few_shot" / "experiment"))
 # Files whose keys are explained where they stand; those of an experiment are a run's.
 COMMENTED = sorted(file for file in CONF.glob("**/*.yaml") if file not in FILES and file.parent.name != "help")
-OF_TFDS = ("tfds", "cifar_fs", "fc100", "cub", "vgg_flower", "emnist", "quickdraw")
+OF_TFDS = ("tfds", "cifar_fs", "fc100", "cub", "dtd", "vgg_flower", "emnist", "quickdraw")
 
 
 def paper_of(experiment):

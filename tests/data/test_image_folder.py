@@ -177,7 +177,10 @@ def test_what_was_kept_in_an_older_form_is_prepared_anew(root, monkeypatch, caps
         ({"split": "~no-such-user/x"}, "dataset.split=~no-such-user/x: expected folders, shuffled"),
         ({"image_size": 0}, "dataset.image_size=0"),
         ({"channels": 4}, "dataset.channels=4: expected 1 .* or 3"),
-        ({"split": "lake"}, "dataset.split=lake: expected folders, shuffled, cifar_fs, fc100, or the path"),
+        (
+            {"split": "lake"},
+            "dataset.split=lake: expected folders, shuffled, cifar_fs, fc100, meta_dataset_cub, .*, or the path",
+        ),
         ({"strict": "yes"}, "dataset.strict=yes"),
         ({"shot": "one"}, "shot=one"),
         ({"way": 3}, "way=3: expected 2 to 2"),

@@ -147,6 +147,22 @@ def test_published_lists_divide_the_same_hundred_classes():
     assert len(every) == 100 and every == set(sum(fc100.values(), []))
 
 
+@pytest.mark.parametrize(
+    ("split", "name", "sizes"),
+    [
+        ("meta_dataset_cub", "caltech_birds2011", [140, 30, 30]),
+        ("meta_dataset_dtd", "dtd", [33, 7, 7]),
+        ("meta_dataset_quickdraw", "quickdraw_bitmap", [241, 52, 52]),
+        ("meta_dataset_vgg_flower", "oxford_flowers102", [71, 15, 16]),
+    ],
+)
+def test_meta_dataset_s_lists_are_of_the_classes_that_the_catalogue_has(split, name, sizes, tmp_path):
+    lists = json.loads(PUBLISHED[split].read_text())
+    assert [len(lists[part]) for part in SPLITS] == sizes
+    known = tensorflow_datasets.builder(name, data_dir=tmp_path).info.features["label"].names
+    assert sorted(sum(lists.values(), [])) == sorted(known)
+
+
 def test_a_set_of_the_catalogue_without_a_network():
     def as_data_source(self, split, decoders):
         assert self.name == "cifar100" and set(decoders) == {"image"}
@@ -173,7 +189,10 @@ def test_a_set_of_the_catalogue_without_a_network():
         ),
         ({"label": "weight"}, "dataset.label=weight: expected one of its features that are such: label"),
         ({"parts": "train+night"}, "dataset.parts=train\\+night: expected all, or of train, test"),
-        ({"split": "lake"}, "dataset.split=lake: expected shuffled, cifar_fs, fc100, or the path"),
+        (
+            {"split": "lake"},
+            "dataset.split=lake: expected shuffled, cifar_fs, fc100, meta_dataset_cub, meta_dataset_dtd, .*, or the path",
+        ),
         ({"channels": 2}, "dataset.channels=2"),
         ({"image_size": -1}, "dataset.image_size=-1"),
         ({"images_per_class": 0}, "dataset.images_per_class=0"),

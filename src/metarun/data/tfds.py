@@ -62,7 +62,7 @@ def tfds(
       range: of grey pictures of 16 bits, what is black and what is white, as in `image_folder`.
       images_per_class: how many to take of each class, the first in TFDS's order; None: all.
       split: "shuffled", 64% of the classes, 16% and 20% by `split_seed`; or a JSON file of class lists, by its path or,
-        if it comes with metarun (cifar_fs, fc100), by its name.
+        if it comes with metarun (cifar_fs, fc100, and those of Meta-Dataset), by its name.
       split_seed: of the shuffle.
       data_dir: where TFDS has, or puts, its prepared sets; None: in metarun's cache.
 

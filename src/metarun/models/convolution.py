@@ -252,14 +252,14 @@ def set_norm(
     Source: Ioffe and Szegedy 2015, Batch Normalization, algorithm 1.
     """
     axes = tuple(range(x.ndim - 1))
-    if isinstance(reference, jax.Array):
+    if reference is None or isinstance(reference, int):
+        of = x[:reference].astype(shift.dtype)
+        average = lambda values: values.mean(axes)
+    else:
         of = x[: reference.size].astype(shift.dtype)
         marked = reference.astype(of.dtype)
         count = jnp.maximum(marked.sum(), 1) * (x[0].size // x.shape[-1])
         average = lambda values: marked @ values.sum(axes[1:]) / count
-    else:
-        of = x[:reference].astype(shift.dtype)
-        average = lambda values: values.mean(axes)
     mean = average(of)
     variance = jnp.maximum(average(of * of) - mean * mean, 0)
     factor = lax.rsqrt(variance + epsilon)
