@@ -224,7 +224,7 @@ const draw = (list) => {
 for (const run of runs) {
   run.kind = run.evaluation ? "evaluation" : "run";
   run.searched = [run.method, run.setting, run.state, run.name, run.command, run.checks, run.protocol, ...run.marks].join(" ").toLowerCase();
-  run.setting_but = (key) => (key === "way" ? run.setting.replace(/\d+-way /, "") : key === "shot" ? run.setting.replace(/,? ?\d+-shot/, "") : run.setting);
+  run.setting_but = (key) => (key === "way" ? run.setting.replace(/[\d–]+-way /, "") : key === "shot" ? run.setting.replace(/,? ?[\d–]+-shot/, "") : run.setting);
 }
 for (const run of runs) run.members = [run];
 // Lines of charts are named by the method and what else tells a row from others of its setting.

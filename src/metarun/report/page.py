@@ -97,7 +97,9 @@ def _plain(record: Record, keys: Mapping[str, Any]) -> dict[str, Any]:
         "method": record.unfinished.method if record.unfinished else result.get("method", ""),
         "setting": record.unfinished.setting if record.unfinished else setting_of(result),
         "metric": result.get("metric") or ("reward" if any("reward" in name for name in record.curve) else "accuracy"),
-        **{key: result.get(key) for key in ("value", "ci95", "seed", "steps", "seconds", "way", "shot")},
+        **{key: result.get(key) for key in ("value", "ci95", "seed", "steps", "seconds")},
+        # What results are drawn against; a range is no point of it.
+        **{key: size if isinstance(size := result.get(key), int) else None for key in ("way", "shot")},
         "device": result.get("device", ""),
         "tasks": result.get("num_tasks"),
         "published": tables.figures_of(record),
