@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How far a learner of functions of a Gaussian process is from the exact posterior, which no predictor can beat.
 
-    metarun experiment=unpublished/gaussian_process hydra.run.dir=DIR
+    metarun experiment=unpublished/gaussian_process_transformer hydra.run.dir=DIR
     python scripts/gaussian_process.py DIR [--tasks 2000] [--seed 1]
 
 Both answer the same queries of new tasks, from the same support sets. The posterior mean knows the covariance and the noise

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How a learner that was trained on drawn tables (`dataset=prior`) reads real ones, beside learners that are fitted to them.
 
-    metarun experiment=unpublished/tables hydra.run.dir=DIR
+    metarun experiment=unpublished/prior_transformer hydra.run.dir=DIR
     python scripts/tables.py DIR [--rows 100] [--splits 30] [--json FILE]
 
 The tables are those that scikit-learn ships: iris, wine, breast cancer and digits. Each split draws so many training rows, the
