@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import metarun
-from metarun.commands.console import told
+from metarun.commands.console import told, whole
 from metarun.data.gaussian_process import gaussian_process, posterior_mean
-from metarun.errors import ConfigError, positive_int
+from metarun.errors import ConfigError
 
 BLOCK = 100  # tasks that are answered at once
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     """Compares as the options ask for, and prints the table."""
-    number, seed = (_whole(f"--{name}", getattr(options, name)) for name in ("tasks", "seed"))
+    number, seed = (whole(f"--{name}", getattr(options, name)) for name in ("tasks", "seed"))
     run = metarun.load(options.run)
     config = run.config
     if "length_scale" not in config["dataset"]:
@@ -65,10 +65,6 @@ def _run(options: argparse.Namespace) -> None:
         )
         name = f"{points[its].min()}–{points[its].max()}"
         print(f"{name:<10}{its.sum():>7}{said[0]:>20}{said[1]:>20}{f'{share:.1f}% ± {width:.1f}%':>18}")
-
-
-def _whole(key: str, value: str) -> int:
-    return positive_int(key, int(value) if value.isdecimal() else value)
 
 
 def _ci95(values: np.ndarray) -> float:

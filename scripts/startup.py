@@ -21,8 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from metarun.commands.console import told
-from metarun.errors import positive_int
+from metarun.commands.console import told, whole
 
 DEFAULT = ("method=maml", "way=5", "shot=1")
 _CHILD, _SPAWNED = "--as-child", "METARUN_STARTUP_SPAWNED"
@@ -48,7 +47,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     """Measures as the options ask for, and prints the table."""
-    rounds = positive_int("--rounds", int(options.rounds) if options.rounds.isdecimal() else options.rounds)
+    rounds = whole("--rounds", options.rounds)
     found: dict[str, list[dict[str, list[float]]]] = {"cold": [], "warm": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:

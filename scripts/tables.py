@@ -28,8 +28,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 import metarun
-from metarun.commands.console import told
-from metarun.errors import ConfigError, positive_int
+from metarun.commands.console import told, whole
+from metarun.data.prior import as_features
+from metarun.errors import ConfigError
 
 TABLES = {
     "iris": datasets.load_iris,
@@ -57,7 +58,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     """Compares as the options ask for, and prints the table."""
-    rows, splits = (_whole(f"--{name}", getattr(options, name)) for name in ("rows", "splits"))
+    rows, splits = (whole(f"--{name}", getattr(options, name)) for name in ("rows", "splits"))
     run = metarun.load(options.run)
     if len(run.data.input_shape) != 1 or run.data.objective != "classification":
         raise ConfigError("run", options.run, "a run on dataset=prior")
@@ -81,10 +82,6 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{learner:<22}" + "".join(f"{each:>18}" for each in said))
 
 
-def _whole(key: str, value: str) -> int:
-    return positive_int(key, int(value) if value.isdecimal() else value)
-
-
 def _parted(x: Any, y: Any, rows: int, split: int, most: int) -> tuple[Any, Any, Any, Any]:
     """Training rows, their classes, rows to be told and theirs; features standardised, and `most` of them at most."""
     known, asked, labels, truth = train_test_split(x, y, train_size=rows, stratify=y, random_state=split)
@@ -98,8 +95,6 @@ def _parted(x: Any, y: Any, rows: int, split: int, most: int) -> tuple[Any, Any,
 
 def _accuracies(run: Any, known: Any, labels: Any, asked: Any, truth: Any) -> dict[str, float]:
     """Of the trained learner and of those that are fitted."""
-    from metarun.data.prior import as_features
-
     most = run.data.input_shape[0]
     padded = [np.pad(part, ((0, 0), (0, most - part.shape[1]))).astype(np.float32) for part in (known, asked)]
     is_feature = np.arange(most) < known.shape[1]

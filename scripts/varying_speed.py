@@ -20,10 +20,10 @@ from statistics import mean, median
 import jax
 
 from metarun.assembly.few_shot_run import build
-from metarun.commands.console import told
+from metarun.commands.console import told, whole
 from metarun.config.composing import composed
 from metarun.data.cache import cache_dir
-from metarun.errors import ConfigError, positive_int, positive_range
+from metarun.errors import ConfigError, positive_range
 from metarun.system import backend
 
 DEFAULT = ("method=protonet", "shot=1", "query_shot=5")
@@ -41,7 +41,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     """Measures as the options ask for, and prints the table."""
-    rounds, steps = (_whole(f"--{name}", getattr(options, name)) for name in ("rounds", "steps"))
+    rounds, steps = (whole(f"--{name}", getattr(options, name)) for name in ("rounds", "steps"))
     key, _, ends = options.size.partition("=")
     numbers = [int(end) if end.isdecimal() else end for end in ends.split(",")]
     if key not in ("way", "shot") or len(numbers) != 2:
@@ -66,10 +66,6 @@ def _run(options: argparse.Namespace) -> None:
     # A task of the mean size takes the mean of the times of its neighbours.
     ratios = [varying[i] * mean(1 / each[i] for each in of_fixed) for i in range(2)]
     print(f"{'ratio to the mean size':<34}{ratios[0]:9.2f}{ratios[1]:9.2f}")
-
-
-def _whole(key: str, value: str) -> int:
-    return positive_int(key, int(value) if value.isdecimal() else value)
 
 
 def _stepper(settings: Sequence[str], steps: int) -> Callable[[], tuple[float, float]]:

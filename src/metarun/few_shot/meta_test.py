@@ -14,7 +14,7 @@ from metarun.compiled.task_map import Layout, map_tasks, placed
 from metarun.few_shot.learner_checks import CHECKED, LearnerChecks
 from metarun.few_shot.losses import OBJECTIVES, average
 from metarun.training.ensemble import answered
-from metarun.trust.checks import standard_error
+from metarun.trust.checks import mask_of, standard_error, ways_of
 from metarun.types import Array, DataSet, Evaluation, Method, Params, Split, Task
 
 SIZES = ("way", "shot")  # in which tasks may differ
@@ -102,7 +102,7 @@ class MetaTest:
             tasks, key, check_keys = _sampled(sampler, root, start // BLOCK)
             outputs, kept = self._answer(params, tasks, key), min(BLOCK, num_tasks - start)
             values.append(np.asarray(self._measure(outputs, *tasks.query[1:]))[:kept])
-            sizes.append(sizes_of(tasks.support)[:kept])
+            sizes.append(sizes_of(tasks.support, outputs.shape[-1])[:kept])
             if start < checked:
                 found = self._checks.traces(params, tasks, key, check_keys, outputs, split)
                 traces.append({name: of_tasks[:kept] for name, of_tasks in found.items()})
@@ -145,18 +145,16 @@ def _sampled(sampler: Callable[[Array], Task], root: Array, block: int) -> tuple
     return sampler(jax.random.split(sample_key, BLOCK)), adapt_key, jax.random.split(check_key, (3, BLOCK))
 
 
-def sizes_of(support: Split) -> np.ndarray:
-    """Way and shot of support sets with a leading axis of tasks, `[n, 2]`; the shot is a mean over classes, rounded.
+def sizes_of(support: Split, way: int) -> np.ndarray:
+    """Way, at most `way`, and shot of support sets with a leading axis of tasks, `[n, 2]`; the shot is a mean over classes, rounded.
 
     Nothing is known, `[n, 0]`, of sets without masks, which are all of one size.
     """
     if support.mask is None:
         return np.zeros((len(support.y), 0), int)
-    y, mask = np.asarray(support.y), np.asarray(support.mask)
-    if y.ndim > 2:  # of a regression
-        return np.stack([np.ones(len(mask), int), mask.sum(1)], 1)
-    way = np.array([len(np.unique(labels[its])) for labels, its in zip(y, mask, strict=True)])
-    return np.stack([way, np.rint(mask.sum(1) / way).astype(int)], 1)
+    count = mask_of(support).sum(1)
+    ways = ways_of(support, way) if support.y.ndim == 2 else np.ones_like(count)  # of a regression
+    return np.stack([ways, np.rint(count / ways).astype(int)], 1)
 
 
 def _in_fields(values: np.ndarray) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from metarun.data.contents import content_hashes
 from metarun.errors import some
 from metarun.testing.contract import compiled_quickly, hold, made, name_of, not_finite, retraced
 from metarun.trust import leaks
-from metarun.types import DataSet, Split
+from metarun.trust.checks import mask_of
+from metarun.types import DataSet
 
 _WAY, _SHOT, _QUERY_SHOT = 3, 1, 2
 _SIGMAS = 4
@@ -96,7 +97,7 @@ def check_dataset(
             tasks = drawn(split)
             counts = [
                 np.stack(
-                    [np.bincount(row[its], minlength=way or 0) for row, its in zip(part.y, _masks(part), strict=True)]
+                    [np.bincount(row[its], minlength=way or 0) for row, its in zip(part.y, mask_of(part), strict=True)]
                 )
                 for part in tasks
                 if part.y.min() >= 0
@@ -161,11 +162,6 @@ def check_dataset(
     if way is not None:
         promises |= {"labels": labels, "splits": apart}
     hold(name_of(factory), {**promises, "leaks": found_leaks, "stream": stream})
-
-
-def _masks(part: Split) -> Any:
-    """Which rows of each of some sets are examples, `[n, rows]`."""
-    return np.ones(part.y.shape[:2], bool) if part.mask is None else part.mask
 
 
 def _shared(one: np.ndarray, other: np.ndarray) -> float:

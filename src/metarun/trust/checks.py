@@ -35,10 +35,14 @@ def relabel(task: Task, key: Array, way: int) -> tuple[Task, Array]:
     return Task(*(part._replace(y=permutation[part.y]) for part in task)), permutation
 
 
+def mask_of(part: Split) -> np.ndarray:
+    """Which rows of each of some sets are examples, `[n, rows]` bool."""
+    return np.ones(np.shape(part.y)[:2], bool) if part.mask is None else np.asarray(part.mask)
+
+
 def most_frequent(query: Split, way: int) -> np.ndarray | None:
     """The share of the queries that are of the most frequent class in each of some tasks, `[n]`; None where all are equally often."""
-    y = np.asarray(query.y)
-    mask = np.ones(y.shape, bool) if query.mask is None else np.asarray(query.mask)
+    y, mask = np.asarray(query.y), mask_of(query)
     counts = ((y[:, :, None] == np.arange(way)) & mask[:, :, None]).sum(1)
     there = np.where(counts > 0, counts, counts.max(1, keepdims=True))
     if (there == there.max(1, keepdims=True)).all():
@@ -51,7 +55,7 @@ def ways_of(support: Split, way: int) -> np.ndarray:
     y = np.asarray(support.y)
     if support.mask is None:
         return np.full(len(y), way)
-    has_label = (y[:, :, None] == np.arange(way)) & np.asarray(support.mask)[:, :, None]
+    has_label = (y[:, :, None] == np.arange(way)) & mask_of(support)[:, :, None]
     return has_label.any(1).sum(1)
 
 

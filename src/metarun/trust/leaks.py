@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from metarun.data.contents import class_of, content_hashes
-from metarun.trust.checks import SIGMAS, not_checked
+from metarun.trust.checks import SIGMAS, mask_of, not_checked
 from metarun.types import Task
 
 # A class has leaked if more than this share of its different images is known. Real collections have a few pictures
@@ -39,9 +39,7 @@ def traces(tasks: Task, way: int | None, classes: Sequence[np.ndarray] | None) -
       without `classes`.
     """
     support, query = jax.tree.map(np.asarray, tasks)
-    is_known, is_asked = (
-        np.ones(part.x.shape[:2], bool) if part.mask is None else part.mask for part in (support, query)
-    )
+    is_known, is_asked = mask_of(support), mask_of(query)
     repeated = []
     for known, its, asked, of_them in zip(support.x, is_known, query.x, is_asked, strict=True):
         seen = {one.tobytes() for one in known[its]}
