@@ -155,7 +155,7 @@ def in_context(
         """Of a task whose inputs are embeddings."""
         (_, y, mask), query = task.support, task.query
         targets = target_rows(task.support, objective, num_outputs)
-        there = lambda outputs: present(targets, outputs) if classification and mask is not None else outputs
+        there = lambda outputs: present(targets, outputs, mask) if classification else outputs
         memory = (train_read or read)(meta_params, task.support._replace(y=targets))
         outputs = there(answer(meta_params, memory, query.x))
         loss = average(score.loss(outputs, query.y), query.mask)
@@ -219,7 +219,5 @@ def nearest_mean_loss(draw: Task, classes: int) -> Array:
     Source: Snell et al. 2017, Prototypical Networks, equation 2.
     """
     targets = target_rows(draw.support, "classification", classes)
-    outputs = euclidean(draw.query.x, class_means(draw.support.x, targets))
-    if draw.support.mask is not None:
-        outputs = present(targets, outputs)
+    outputs = present(targets, euclidean(draw.query.x, class_means(draw.support.x, targets)), draw.support.mask)
     return average(cross_entropy(outputs, draw.query.y), draw.query.mask)

@@ -301,7 +301,8 @@ def _predict(
         outputs = lax.map(lambda one: answer(state, jnp.concatenate([reference, one[None]]), with_one)[-1], x)
     if labels is None:
         return outputs
-    return present(target_rows(Split(reference, labels, support_mask), "classification", outputs.shape[1]), outputs)
+    targets = target_rows(Split(reference, labels, support_mask), "classification", outputs.shape[1])
+    return present(targets, outputs, support_mask)
 
 
 def _and_one(mask: Array | None) -> Array | None:

@@ -63,8 +63,10 @@ def average(values: Array, mask: Array | None) -> Array:
     return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum().astype(values.dtype), 1)
 
 
-def present(targets: Array, outputs: Array) -> Array:
-    """Outputs `[n, way]` with `ABSENT` for classes that none of the rows of `targets: [k, way]` is of."""
+def present(targets: Array, outputs: Array, mask: Array | None) -> Array:
+    """Outputs `[n, way]` with `ABSENT` for classes that none of the rows of `targets: [k, way]` is of; without a mask all are there."""
+    if mask is None:
+        return outputs
     return jnp.where((targets > 0).any(0)[None], outputs, jnp.array(ABSENT, outputs.dtype))
 
 

@@ -73,9 +73,8 @@ def pretrain(
         new_head = init_head(key, features, num_outputs)
 
         def support_loss(head_params):
-            outputs = apply_head(head_params, features)
-            if support.mask is not None:
-                outputs = present(target_rows(support, objective, num_outputs), outputs)
+            targets = target_rows(support, objective, num_outputs)
+            outputs = present(targets, apply_head(head_params, features), support.mask)
             return average(score.loss(outputs, support.y), support.mask)
 
         return meta_params["encoder"], gradient_descent(support_loss, new_head, lr=lr, num_steps=num_steps)

@@ -61,8 +61,8 @@ def proto_maml(
             head = {"kernel": 2 * prototypes.T, "bias": -(prototypes**2).sum(1)}
 
             def support_loss(params):
-                outputs = apply(params, x, mask)
-                return average(row_cross_entropy(outputs if mask is None else present(targets, outputs), targets), mask)
+                outputs = present(targets, apply(params, x, mask), mask)
+                return average(row_cross_entropy(outputs, targets), mask)
 
             return gradient_descent(
                 support_loss,
