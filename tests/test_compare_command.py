@@ -79,6 +79,29 @@ def test_other_protocols_are_refused_by_their_keys_unless_asked_for(run, other, 
     assert code == 0 and "over different tasks" in out, err
 
 
+def test_tasks_of_each_size_are_compared_with_those_of_the_same(tmp_path, compare):
+    sizes = ["way=[2,3]", "shot=[1,3]", "dataset.sampling=unequal", "eval_tasks=30"]
+    runs = [begun(tmp_path / name, f"method={name}", *SMALL, *sizes) for name in ("protonet", "matching")]
+    settings = ["method.query_statistics=support"]
+    code, out, err = compare(f"run={runs[0]}", f"with={runs[1]}", *settings)
+    assert code == 0, err
+    found = json.loads((runs[0] / "evaluations" / "compared-with-matching.json").read_text())
+    first, second = (
+        each.experiment.evaluate(each.params, "test", 30).groups
+        for each in (asked(read(str(run), print), settings) for run in runs)
+    )
+    assert [*first] == ["by_way", "by_shot", "by_class_shot"]
+    for field, of in first.items():
+        assert [*found[field]] == [*of]
+        for name, its in of.items():
+            difference = np.asarray(second[field][name], np.float64) - its
+            assert found[field][name]["difference"] == pytest.approx(difference.mean())
+            assert found[field][name]["ci95"] == pytest.approx(1.96 * difference.std(ddof=1) / len(its) ** 0.5)
+            assert found[field][name]["num_tasks"] == len(its)
+    assert sum(each["num_tasks"] for each in found["by_way"].values()) == 30
+    assert re.search(r"shot of a class +second less first +tasks\n1 +[+-]", out), out
+
+
 def test_what_is_refused(run, compare, tmp_path):
     refused(compare(f"run={run}"), "with=None", "the directory of a run")
     refused(compare(f"run={tmp_path / 'x'}", f"with={run}"), "run=", "the directory of a run")

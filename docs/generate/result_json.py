@@ -39,6 +39,7 @@ MEANINGS = {
     "domains": "of a mixture of data sets: what was found on the tasks of each",
     "by_way": "where tasks differ in way: what was found on those of each",
     "by_shot": "where they differ in shot, likewise; of a task whose classes differ it is their mean, rounded",
+    "by_class_shot": "where classes of one task differ in shot: what was found on the queries of classes of each shot",
     "yardsticks": "what agents that were not learnt earn on the same tasks",
     "regret": "what the best of these earns more; below 0 the learner is better",
     "regret_of_optimum": "what one who knows the task earns more",

@@ -65,6 +65,9 @@ class TaskSource(NamedTuple):
     stream: Stream | None = None
 
 
+SIZES = ("way", "shot")  # in which tasks may differ
+
+
 class DataSet(NamedTuple):
     """Three task sources that share no class, and what is needed to state the protocol.
 
@@ -211,6 +214,8 @@ class Evaluation(NamedTuple):
       checks: name -> {"passed": bool, "value": float, ...}, or {"passed": None, "value": None, "reason": words} where one
         could not be made; empty unless asked for.
       beside: what else a result states, as plain values: name -> entry.
+      groups: entry of `beside` -> name -> `[k]` NumPy array, the quantity of each task of a group whose mean the entry states,
+        the same tasks at every call.
     """
 
     metric: str
@@ -220,6 +225,7 @@ class Evaluation(NamedTuple):
     per_task: Any
     checks: Mapping[str, Mapping[str, Any]]
     beside: Mapping[str, Any] = {}
+    groups: Mapping[str, Mapping[str, Any]] = {}
 
 
 class Plan(NamedTuple):

@@ -17,9 +17,8 @@ import optax
 from metarun.config.named_code import place_in_additions, would_end
 from metarun.errors import MetarunError, in_a_line, some
 from metarun.few_shot.losses import OBJECTIVES
-from metarun.few_shot.meta_test import SIZES
 from metarun.rl.environment import Agent, Body, Continuous, Discrete, Environment, Seen, Step, no_action
-from metarun.types import DataSet, Method, Model, Split, Stream, Task, TaskSource
+from metarun.types import SIZES, DataSet, Method, Model, Split, Stream, Task, TaskSource
 
 TRAINED_ON = ("tasks", "classes", "nothing")
 _SPLITS = ("train", "val", "test")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +12,7 @@ from rich.text import Text
 from metarun.api import evaluation
 from metarun.assembly import saved_run
 from metarun.errors import ConfigError
+from metarun.report.run_pictures import part_tables
 from metarun.system.files import plain, write_json
 from metarun.training.result import EVALUATIONS
 from metarun.training.run_state import selected_steps
@@ -83,6 +85,7 @@ def compare(
         "ci95_unpaired": apart[1],
         "num_tasks": num_tasks,
         "protocol_differences": {each.key: [each.first, each.second] for each in found},
+        **_by_parts([each.groups for each in tested], same_tasks),
     }
     path = runs[0].directory / EVALUATIONS / f"compared-with-{runs[1].directory.resolve().name}.json"
     write_json(path, result)
@@ -93,6 +96,21 @@ def compare(
     return plain(result)
 
 
+def _by_parts(groups: Sequence[Mapping[str, Mapping[str, np.ndarray]]], same_tasks: bool) -> Mapping[str, Any]:
+    """The difference on the tasks of each group that both have, as in `compare`; one task has no interval."""
+    found: dict[str, dict[str, Any]] = {}
+    first, second = groups
+    for field in first:
+        for name, its in first[field].items():
+            if (others := second.get(field, {}).get(name)) is None:
+                continue
+            pairs = same_tasks and len(its) == len(others)
+            difference, ci95 = (paired if pairs else unpaired)(its, others)
+            entry = {"difference": difference, "ci95": ci95 if min(len(its), len(others)) > 1 else None}
+            found.setdefault(field, {})[name] = entry | {"num_tasks": len(its)}
+    return found
+
+
 def _show(result: Mapping[str, Any], accuracy: bool, console: Console) -> None:
     scale, unit = (100, "%") if accuracy else (1, "")
     points = " points" * accuracy
@@ -101,6 +119,14 @@ def _show(result: Mapping[str, Any], accuracy: bool, console: Console) -> None:
         value = f"{scale * run['value']:.4g}{unit}{interval_said(run['ci95'], '.2g', scale, unit)}"
         table.add_row(which, value, Text(f"{run['method']}, {run['run']}"))
     console.print(table, soft_wrap=True)
+
+    def said(entry: Mapping[str, Any]) -> str:
+        return difference_said(
+            scale * entry["difference"], math.nan if entry["ci95"] is None else scale * entry["ci95"]
+        )
+
+    for parts in part_tables(result, "second less first", said):
+        console.print(parts, soft_wrap=True)
     difference, ci95 = scale * result["difference"], scale * result["ci95"]
     how = "over the same tasks" if result["paired"] else "over different tasks"
     if result["num_tasks"] == 1:

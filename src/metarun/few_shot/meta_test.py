@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,23 @@ import numpy as np
 from jax import lax
 
 from metarun.compiled.task_map import Layout, map_tasks, placed
+from metarun.few_shot.by_size import by_size
 from metarun.few_shot.learner_checks import CHECKED, LearnerChecks
 from metarun.few_shot.losses import OBJECTIVES, average
 from metarun.training.ensemble import answered
-from metarun.trust.checks import mask_of, standard_error, ways_of
-from metarun.types import Array, DataSet, Evaluation, Method, Params, Split, Task
+from metarun.trust.checks import counts_of, mask_of, standard_error
+from metarun.types import Array, DataSet, Evaluation, Method, Params, Task
 
-SIZES = ("way", "shot")  # in which tasks may differ
 BLOCK = 50  # tasks of one dispatch: what bounds its memory, and how long a stop signal waits
+
+
+class _Measured(NamedTuple):
+    """What was found of some tasks: the quantity of each, what the checks know of them, and the arrays of `by_size`, or None."""
+
+    values: np.ndarray
+    traces: list[dict[str, np.ndarray]]
+    counts: np.ndarray | None
+    of_classes: np.ndarray | None
 
 
 class MetaTest:
@@ -53,6 +62,7 @@ class MetaTest:
         self._measure = jax.jit(
             jax.vmap(lambda outputs, y, mask=None: average(self.score.measure(outputs, y), mask)),
         )
+        self._of_classes = jax.jit(jax.vmap(self._of_each_class)) if dataset.objective == "classification" else None
         adapt, predict = method.adapt, method.predict
         self._answer = self._over_tasks(
             lambda params, task, key: predict(adapt(params, task.support, key), task.query.x)
@@ -67,24 +77,22 @@ class MetaTest:
     def evaluate(self, params: Params, split: str, num_tasks: int, checks: bool = False) -> Evaluation:
         """As `Experiment.evaluate`.
 
-        Where there are domains, meta-test has as many tasks of each, and `beside` says what is of each. Where tasks differ in
-        size, it says what is of each way and of each shot, the mean of a task's classes, rounded.
+        Where there are domains, meta-test has as many tasks of each, and a group of each. Where tasks differ in size, it has
+        those of `by_size`.
         """
         params, parts = placed(params, self._layout.replicated), self._parts(split)
         share, checked = -(-num_tasks // len(parts)), checks * CHECKED // len(parts)
         measured = {name: self._measured(params, split, *part, share, checked) for name, part in parts.items()}
-        of_each = {name: values for name, (values, _, _) in measured.items()}
-        verdicts = self._checks.verdicts([each for _, its, _ in measured.values() for each in its]) if checks else {}
-        value, ci95 = _with_ci95([*of_each.values()])
-        per_task = np.concatenate([*of_each.values()])
-        beside = {}
+        value, ci95 = _with_ci95([its.values for its in measured.values()])
+        whole = _together([*measured.values()])
+        verdicts = self._checks.verdicts(whole.traces) if checks else {}
+        groups: dict[str, Mapping[str, np.ndarray]] = {}
         if self._domains and split == "test":
-            beside["domains"] = {name: _in_fields(values) for name, values in of_each.items()}
-        sizes = np.concatenate([sizes for *_, sizes in measured.values()])
-        for what, its in zip(SIZES, sizes.T, strict=False) if split == "test" else ():
-            if what in self._varies:
-                beside[f"by_{what}"] = {str(size): _in_fields(per_task[its == size]) for size in np.unique(its)}
-        return Evaluation(self.score.metric, value, ci95, len(per_task), per_task, verdicts, beside)
+            groups["domains"] = {name: its.values for name, its in measured.items()}
+        if whole.counts is not None and split == "test":
+            groups |= by_size(whole.values, whole.counts, whole.of_classes, self._varies)
+        beside = {field: {name: _in_fields(of) for name, of in its.items()} for field, its in groups.items()}
+        return Evaluation(self.score.metric, value, ci95, len(whole.values), whole.values, verdicts, beside, groups)
 
     def _parts(self, split: str) -> dict[str, tuple[Callable[[Array], Task], Array]]:
         """What a split is tested on: by the name of a domain, or "", what samples its tasks, and the key that draws them."""
@@ -95,18 +103,32 @@ class MetaTest:
 
     def _measured(
         self, params: Params, split: str, sampler: Callable[[Array], Task], root: Array, num_tasks: int, checked: int
-    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]], np.ndarray]:
-        """The quantity of each of a sampler's first tasks, `[num_tasks]`, what the checks know of as many as are checked, and `sizes_of` them."""
-        values, traces, sizes = [], [], []
+    ) -> _Measured:
+        """What is found of a sampler's first tasks; the checks know of `checked` of them or all."""
+        found: list[_Measured] = []
         for start in range(0, num_tasks, BLOCK):
             tasks, key, check_keys = _sampled(sampler, root, start // BLOCK)
             outputs, kept = self._answer(params, tasks, key), min(BLOCK, num_tasks - start)
-            values.append(np.asarray(self._measure(outputs, *tasks.query[1:]))[:kept])
-            sizes.append(sizes_of(tasks.support, outputs.shape[-1])[:kept])
-            if start < checked:
-                found = self._checks.traces(params, tasks, key, check_keys, outputs, split)
-                traces.append({name: of_tasks[:kept] for name, of_tasks in found.items()})
-        return np.concatenate(values), traces, np.concatenate(sizes)
+            known = start < checked
+            traces = [self._checks.traces(params, tasks, key, check_keys, outputs, split)] if known else []
+            of_tasks = _Measured(self._measure(outputs, *tasks.query[1:]), traces, *self._by_class(tasks, outputs))
+            found.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], of_tasks))
+        return _together(found)
+
+    def _by_class(self, tasks: Task, outputs: Array) -> tuple[Any, Any]:
+        """`counts` and `of_classes` of some tasks as `by_size` takes them; None for tasks of one size."""
+        support, query = tasks
+        if not self._varies:
+            return None, None
+        if self._of_classes is None:
+            return mask_of(support).sum(1, keepdims=True), None
+        return counts_of(support, outputs.shape[-1]), self._of_classes(outputs, *query[1:])
+
+    def _of_each_class(self, outputs: Array, y: Array, mask: Array | None = None) -> Array:
+        """The mean quantity of the queries of each class, `[way]`; NaN where it has none."""
+        its = y[:, None] == jnp.arange(outputs.shape[-1])[None]
+        weight = (its if mask is None else its & mask[:, None]).astype(outputs.dtype)
+        return self.score.measure(outputs, y) @ weight / weight.sum(0)
 
     def examples(self, params: Params, num_tasks: int) -> Any:
         """As `Experiment.examples`: tasks, and the outputs on their queries before and after adaptation."""
@@ -145,16 +167,17 @@ def _sampled(sampler: Callable[[Array], Task], root: Array, block: int) -> tuple
     return sampler(jax.random.split(sample_key, BLOCK)), adapt_key, jax.random.split(check_key, (3, BLOCK))
 
 
-def sizes_of(support: Split, way: int) -> np.ndarray:
-    """Way, at most `way`, and shot of support sets with a leading axis of tasks, `[n, 2]`; the shot is a mean over classes, rounded.
+def _together(parts: Sequence[_Measured]) -> _Measured:
+    def joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        known = [array for array in arrays if array is not None]
+        return np.concatenate(known) if known else None
 
-    Nothing is known, `[n, 0]`, of sets without masks, which are all of one size.
-    """
-    if support.mask is None:
-        return np.zeros((len(support.y), 0), int)
-    count = mask_of(support).sum(1)
-    ways = ways_of(support, way) if support.y.ndim == 2 else np.ones_like(count)  # of a regression
-    return np.stack([ways, np.rint(count / ways).astype(int)], 1)
+    return _Measured(
+        np.concatenate([part.values for part in parts]),
+        [trace for part in parts for trace in part.traces],
+        joined([part.counts for part in parts]),
+        joined([part.of_classes for part in parts]),
+    )
 
 
 def _in_fields(values: np.ndarray) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from metarun.report.figure import BLUE, LABEL_SIZE, NOTE_SIZE, panels, quiet, save
 
-FIELDS = {"by_way": "Way", "by_shot": "Shot"}
+FIELDS = {"by_way": "Way", "by_shot": "Shot", "by_class_shot": "Shot of a class"}
 
 
 def by_size(result: Mapping[str, Any], metric: str, output: Path) -> None:
     """Draws what was found on tasks of each way and each shot, with intervals, as a PNG.
 
     Args:
-      result: with an entry `by_way`, `by_shot` or both, as in `result.json`.
+      result: with an entry `by_way`, `by_shot` or `by_class_shot`, as in `result.json`.
       metric: of the run.
       output: the PNG to write.
 

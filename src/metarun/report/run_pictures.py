@@ -96,7 +96,17 @@ def summary(result: Mapping[str, Any]) -> Group:
     value = f"test {result['metric']} {number(result['value'])}"
     if result["ci95"] is not None:
         value += f" ± {number(result['ci95'])}"
-    parts: list[Any] = [Text(value, "bold"), Text(tested_on(result)), *_by_parts(result, number), table]
+
+    def said(entry: Mapping[str, Any]) -> str:
+        interval = "" if entry["ci95"] is None else f" ± {number(entry['ci95'])}"
+        return f"{number(entry['value'])}{interval}"
+
+    parts: list[Any] = [
+        Text(value, "bold"),
+        Text(tested_on(result)),
+        *part_tables(result, result["metric"], said),
+        table,
+    ]
     if result["value"] is None:
         advice = (
             "Adaptation diverges on some test tasks: lower method.eval_inner_steps or, to train again, method.inner_lr."
@@ -107,20 +117,25 @@ def summary(result: Mapping[str, Any]) -> Group:
 
 MOST_ROWS = 20  # of a table of sizes
 # What a result may have been found on in parts, and what a part is called.
-PARTS = {"domains": "domain", "by_way": "way", "by_shot": "shot"}
+PARTS = {"domains": "domain", "by_way": "way", "by_shot": "shot", "by_class_shot": "shot of a class"}
 
 
-def _by_parts(result: Mapping[str, Any], number: Callable[[Any], str]) -> Iterator[Table]:
-    """What was found on the tasks of each domain, way and shot, where there are several: a table each."""
+def part_tables(result: Mapping[str, Any], column: str, said: Callable[[Mapping[str, Any]], str]) -> Iterator[Table]:
+    """What was found on the tasks of each domain, way and shot, where there are several: a table each.
+
+    Args:
+      result: with fields of `PARTS`.
+      column: what was found.
+      said: an entry of a field as a cell of that column.
+    """
     for field, part in PARTS.items():
         if field not in result or len(result[field]) > MOST_ROWS:  # the picture has all
             continue
         table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
-        for column in (part, result["metric"], "tasks"):
-            table.add_column(column)
+        for name in (part, column, "tasks"):
+            table.add_column(name)
         for name, its in result[field].items():
-            interval = "" if its["ci95"] is None else f" ± {number(its['ci95'])}"
-            table.add_row(Text(name), f"{number(its['value'])}{interval}", str(its["num_tasks"]))
+            table.add_row(Text(name), said(its), str(its["num_tasks"]))
         yield table
 
 

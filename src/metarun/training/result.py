@@ -106,7 +106,9 @@ _RESULT = _Fields(
         "val": _or_null(_NUMBER),
         **dict.fromkeys(("seconds", "compile_seconds", "tasks_per_second"), _or_null(_POSITIVE)),
         "plan": _OBJECT,
-        **dict.fromkeys(("domains", "by_way", "by_shot"), _Each(_Fields({**_INTERVAL, "num_tasks": _whole(1)}, {}))),
+        **dict.fromkeys(
+            ("domains", "by_way", "by_shot", "by_class_shot"), _Each(_Fields({**_INTERVAL, "num_tasks": _whole(1)}, {}))
+        ),
         "yardsticks": _Each(_Fields(_INTERVAL, {})),
         "regret": _Fields({**_INTERVAL, "against": _TEXT}, {}),
         "regret_of_optimum": _Fields(_INTERVAL, {}),

@@ -50,13 +50,15 @@ def most_frequent(query: Split, way: int) -> np.ndarray | None:
     return counts.max(1) / np.maximum(mask.sum(1), 1)
 
 
+def counts_of(support: Split, way: int) -> np.ndarray:
+    """Examples of each class in each of some support sets, `[n, way]`."""
+    is_of = (np.asarray(support.y)[:, :, None] == np.arange(way)) & mask_of(support)[:, :, None]
+    return is_of.sum(1)
+
+
 def ways_of(support: Split, way: int) -> np.ndarray:
     """The classes of each of some tasks, `[n]`: of padded sets those that they have, otherwise `way`."""
-    y = np.asarray(support.y)
-    if support.mask is None:
-        return np.full(len(y), way)
-    has_label = (y[:, :, None] == np.arange(way)) & mask_of(support)[:, :, None]
-    return has_label.any(1).sum(1)
+    return np.full(len(support.y), way) if support.mask is None else (counts_of(support, way) > 0).sum(1)
 
 
 def replace_others(x: Array, kept: int) -> Array:
