@@ -120,9 +120,40 @@ def test_classes_of_a_draw_are_of_one_task(tmp_path):
     assert len(data.contents["train"]) == 6 * 3
 
 
+def test_rows_and_classes_may_differ_from_task_to_task(tmp_path, capsys):
+    ranges = {**SETTINGS, "way": [2, 3], "shot": [1, 3]}
+    regression = tasks(**ranges, source=saved(tmp_path, **lines([9] * 10)))
+    assert [*regression.varies] == ["shot"]
+    found = draws(regression.test, 300)
+    number = found.support.mask.sum(1)
+    assert {*number} == {1, 2, 3} and np.bincount(number).max() < 150 and found.query.mask.all()
+
+    given = grouped(num_tasks=30)
+    kept = ~((given["task"] % 2 == 0) & (given["y"] == "a"))  # every other task has two classes
+    given = {name: array[kept] for name, array in given.items()}
+    for sampling in ("equal", "unequal"):
+        data = tasks(**ranges, sampling=sampling, source=saved(tmp_path, "classes.npz", **given), standardize="none")
+        assert [*data.varies] == ["way", "shot"] and data.num_outputs == data.train_way == 3
+        assert data.protocol["sampling"] == sampling
+        found, ways, even = draws(data.train, 300), Counter(), Counter()
+        for xs, ys, mask in zip(*found.support, strict=True):
+            (task,), shots = {*xs[mask][:, 0]}, np.bincount(ys[mask])
+            ways.update([(task % 2, len(shots))])
+            even.update([len({*shots}) == 1])
+        assert {*ways} == {(0, 2), (1, 2), (1, 3)} and (sampling == "equal") == (len(even) == 1)
+    assert "Left out" not in capsys.readouterr().err
+    with pytest.raises(
+        ConfigError, match=r"way=\[2, 4\]: expected at most 3, the classes of the task of train with most"
+    ):
+        tasks(**{**ranges, "way": [2, 4]}, source=str(tmp_path / "classes.npz"))
+    with pytest.raises(ConfigError, match="dataset.sampling=unequal: expected equal"):
+        tasks(**ranges, sampling="unequal", source=str(tmp_path / "own.npz"))
+
+
+@pytest.mark.parametrize("shot", [2, [1, 2]], ids=["fixed", "varied"])
 @pytest.mark.parametrize("given", [lines([6] * 5), grouped()], ids=["regression", "classification"])
-def test_what_is_streamed_is_what_is_sampled(tmp_path, given):
-    source = tasks(**SETTINGS, source=saved(tmp_path, **given)).train
+def test_what_is_streamed_is_what_is_sampled(tmp_path, given, shot):
+    source = tasks(**{**SETTINGS, "shot": shot}, source=saved(tmp_path, **given)).train
     stream = source.stream
     rows, rest = jax.jit(stream.choose)(stream.index, jax.random.key(3))
     streamed = stream.cut(jax.numpy.asarray(stream.items[np.asarray(rows)]), rest)

@@ -17,3 +17,13 @@ def test_points_lie_on_one_wave_and_training_has_its_own_number_of_them():
     assert 0.1 <= np.hypot(*weights) <= 5 and residual[0] < 1e-6
     same = sinusoid(shot=5, query_shot=4)
     assert same.train.sample((), jax.random.key(0)).support.x.shape == (5, 1)
+
+
+def test_the_number_of_support_points_may_differ():
+    dataset = sinusoid(shot=[3, 6], query_shot=4, train_shot=9)
+    assert [*dataset.varies] == ["shot"] and [*sinusoid(shot=3, query_shot=4).varies] == []
+    tasks = jax.vmap(dataset.test.sample, (None, 0))((), jax.random.split(jax.random.key(0), 400))
+    number = np.asarray(tasks.support.mask).sum(1)
+    assert {*number} == {3, 4, 5, 6} and np.bincount(number)[3:].min() > 60
+    assert (np.diff(np.asarray(tasks.support.mask).astype(int)) <= 0).all() and np.asarray(tasks.query.mask).all()
+    assert dataset.train.sample((), jax.random.key(0)).support.mask is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_episodes import assert_uniform, draw, image_numbers, numbered_bank
 
-from metarun.data.class_bank import SplitBank
+from metarun.data.class_bank import Domain, SplitBank
 from metarun.data.contents import content_hashes
 from metarun.data.episodes import episodes, few_shot_data_set
 from metarun.data.task_sizes import TaskSizes, shots
@@ -111,6 +111,74 @@ def test_a_data_set_says_in_what_its_tasks_differ():
         few_shot_data_set(bank, way=[2, 6], shot=2, query_shot=1)
     with pytest.raises(ConfigError, match="begins with 1"):
         few_shot_data_set(bank, way=[2, 4], shot=[2, 3], query_shot=1, sampling="meta_dataset")
+
+
+COUNTS = [4, 2, *[4] * 25]
+CLASS_OF = np.repeat(np.arange(27), COUNTS)
+
+
+def of_two_domains(**settings):
+    """Two domains, of six classes and of three in each split, of four images each but for a class of two."""
+    bank, first = numbered_bank(COUNTS), np.array([0, 6, 12, 18, 21, 24])
+    loaded = SplitBank(
+        bank,
+        [str(c) for c in range(27)],
+        {
+            split: [*range(first[i], first[i] + 6), *range(first[3 + i], first[3 + i] + 3)]
+            for i, split in enumerate(("train", "val", "test"))
+        },
+        {"name": "mine"},
+        content_hashes(np.asarray(bank.images)),
+        uneven=True,
+        domains=[Domain("large", 18, 1), Domain("small", 9, 1)],
+    )
+    return few_shot_data_set(loaded, query_shot=1, **settings)
+
+
+def test_a_domain_of_few_classes_has_tasks_of_as_many_as_it_has():
+    data = of_two_domains(way=[2, 5], shot=2)
+    tasks = draw(data.train, NUM_TASKS)
+    shots = ((tasks.support.y[:, :, None] == np.arange(5)) & tasks.support.mask[:, :, None]).sum(1)
+    ways = (shots > 0).sum(1)
+    classes = np.array([len({*CLASS_OF[image_numbers(part)[part.mask]]}) for part in _each(tasks.support, 300)])
+    np.testing.assert_array_equal(classes, ways[:300])
+    small = np.array([CLASS_OF[image_numbers(part)[0]] >= 18 for part in _each(tasks.support, NUM_TASKS)])
+    assert_uniform([small.sum()], NUM_TASKS / 2, NUM_TASKS)
+    assert_uniform(np.bincount(ways[small])[2:], small.sum() / 2, small.sum())
+    assert_uniform(np.bincount(ways[~small])[2:], (~small).sum() / 4, (~small).sum())
+    alone = draw(data.domains["small"], 50)
+    assert alone.support.y.shape[1] == 3 * 2 and {*((alone.support.mask.sum(1)) // 2)} == {2, 3}
+    with pytest.raises(
+        ConfigError, match=r"way=\[4, 5\]: expected 2 to 3, the number of classes in small of the train"
+    ):
+        of_two_domains(way=[4, 5], shot=2)
+    with pytest.raises(ConfigError, match=r"way=\[2, 7\]: expected 2 to 5, the number of classes in the "):
+        of_two_domains(way=[2, 7], shot=2)
+
+
+@pytest.mark.parametrize("sampling", ["unequal", "meta_dataset"])
+def test_a_class_of_few_images_has_a_shot_of_as_many_as_it_has(sampling, capsys):
+    data = of_two_domains(way=[2, 5], shot=[1, 3], sampling=sampling)
+    assert data.protocol["classes"]["train"] == 9 and not capsys.readouterr().err
+    seen = []
+    for task in zip(*[_each(part, 600) for part in draw(data.train, 600)], strict=True):
+        known, asked = (image_numbers(part)[part.mask] for part in task)
+        assert len({*known, *asked}) == len(known) + len(asked)
+        assert {*CLASS_OF[known]} == {*CLASS_OF[asked]}
+        its = np.bincount(CLASS_OF[known], minlength=27)
+        assert its.max() <= 3
+        seen += [its[1]] if its[1] else []
+    assert len(seen) > 100 and {*seen} == {1}  # of its two images one is a query
+    assert of_two_domains(way=[2, 5], shot=[1, 3]).protocol["classes"]["train"] == 8
+    assert "having less than 4 images: 1." in capsys.readouterr().err
+    with pytest.raises(
+        ConfigError, match=r"shot\+query_shot=4\+1: expected at most 4, the images of the largest class"
+    ):
+        of_two_domains(way=[2, 5], shot=[1, 4], sampling=sampling)
+
+
+def _each(part, number):
+    return [jax.tree.map(lambda x, task=task: x[task], part) for task in range(number)]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def episodes(
 
     Args:
       bank: the images of one split.
-      way: classes in a task, at least 2; or the fewest and the most.
+      way: classes in a task, at least 2; or the fewest and the most, of which a domain may have less.
       shot: support images a class, or the fewest and the most; support.x is `[way*shot, height, width, channel]`.
       query_shot: query images a class; query.x is `[way*query_shot, height, width, channel]`.
       rotations: whether a class turned by 90, 180 and 270 degrees makes three more classes.
@@ -95,15 +95,22 @@ def episodes(
     )
     (least_way, way), (_, shot), query_shot = sizes.way, sizes.shot, sizes.query_shot
     turns = NUM_TURNS if true_or_false("dataset.rotations", rotations) else 1
-    num_classes = turns * (len(bank.count) if domains is None else int(domains.size.min()))
-    if num_classes < 2:
-        raise DataError(f"{way_key}={way}: {split} has {num_classes} class, and a task needs two or more of them.")
-    if not 2 <= least_way <= way <= num_classes:
+    of_parts = np.array([len(bank.count)]) if domains is None else domains.size
+    fewest, num_classes = turns * int(of_parts.min()), turns * int(of_parts.max())
+    if fewest < 2:
+        raise DataError(f"{way_key}={way}: {split} has {fewest} class, and a task needs two or more of them.")
+    if not 2 <= least_way <= fewest or way > num_classes:
         got = way if least_way == way else [least_way, way]
-        raise ConfigError(way_key, got, f"2 to {num_classes}, the number of classes in {split}")
-    if shot + query_shot > (smallest := int(bank.count.min())):
-        allowed = f"at most {smallest}, the images of the smallest class in {split}"
-        raise ConfigError(f"{shot_key}+{query_key}", f"{shot}+{query_shot}", allowed)
+        raise ConfigError(
+            way_key, got, f"2 to {fewest if least_way > fewest else num_classes}, the number of classes in {split}"
+        )
+    for need, which, most in (
+        (sizes.least_examples, "smallest", int(bank.count.min())),
+        (shot + query_shot, "largest", int(bank.count.max())),
+    ):
+        if need > most:
+            allowed = f"at most {most}, the images of the {which} class in {split}"
+            raise ConfigError(f"{shot_key}+{query_key}", f"{need - query_shot}+{query_shot}", allowed)
     if turns > 1:
         height, width = bank.images.shape[1:3]
         if height != width:
@@ -115,18 +122,20 @@ def episodes(
         """The rows of a task's images, support first, the classes chosen, which of them each image shows, and both sets' masks."""
         first, count = jnp.asarray(index.first), jnp.asarray(index.count)
         class_key, image_key, support_key, query_key, *size_key = random.split(key, 4 + sizes.vary)
-        if domains is None:
-            chosen = distinct(class_key, way, turns * count.size)
-        else:
+        its_first: int | Array = 0
+        its_size: int | Array = count.size
+        if domains is not None:
             domain_key, class_key = random.split(class_key)
             domain = random.choice(domain_key, len(domains.share), p=jnp.asarray(domains.share))
             its_first, its_size = (jnp.asarray(part)[domain] for part in (domains.first, domains.size))
-            chosen = turns * its_first + distinct(class_key, way, turns * its_size)
+        draw = distinct if fewest >= way else distinct_or_fewer
+        chosen = turns * its_first + draw(class_key, way, turns * its_size)
         keys, classes = (image_key, support_key, query_key), chosen // turns
         if not sizes.vary:
             rows, label = drawn_examples(first, count, classes, keys, shot=shot, query_shot=query_shot)
             return rows, (chosen, label, None)
-        rows, label, masks = padded_examples(first, count, classes, keys, sizes, size_key[0])
+        drawn = sizes.draw(size_key[0], count[classes], turns * its_size)
+        rows, label, masks = padded_examples(first, count, classes, keys, sizes, *drawn)
         return rows, (chosen, label, masks)
 
     num_support = sizes.most_support
@@ -137,10 +146,7 @@ def episodes(
             pixels = images.reshape(len(images), height * width, -1)
             source = jnp.asarray(turned)[chosen[label] % turns]
             images = jnp.take_along_axis(pixels, source[:, :, None], axis=1).reshape(images.shape)
-        task = split_at(num_support, as_inputs(images), chosen[label] if own_labels else label)
-        if masks is None:
-            return task
-        return Task(*(part._replace(mask=mask) for part, mask in zip(task, masks, strict=True)))
+        return masked_at(num_support, as_inputs(images), chosen[label] if own_labels else label, masks)
 
     return source_of(bank, choose, cut)
 
@@ -153,6 +159,14 @@ def as_inputs(items: Array) -> Array:
 def split_at(num_support: int, x: Array, y: Array) -> Task:
     """The task whose support set is the first `num_support` rows of `x` and `y`, and whose query set is the rest."""
     return Task(*(Split(x[part], y[part]) for part in (slice(num_support), slice(num_support, None))))
+
+
+def masked_at(num_support: int, x: Array, y: Array, masks: tuple[Array, Array] | None) -> Task:
+    """As `split_at`, with the masks of both sets, unless these are None."""
+    task = split_at(num_support, x, y)
+    if masks is None:
+        return task
+    return Task(*(part._replace(mask=mask) for part, mask in zip(task, masks, strict=True)))
 
 
 def drawn_examples(
@@ -183,22 +197,22 @@ def drawn_examples(
 
 
 def padded_examples(
-    first: Array, count: Array, classes: Array, keys: Sequence[Array], sizes: TaskSizes, size_key: Array
+    first: Array, count: Array, classes: Array, keys: Sequence[Array], sizes: TaskSizes, way: Array, shots: Array
 ) -> tuple[Array, Array, tuple[Array, Array]]:
-    """As `drawn_examples`, of a task whose size is drawn; each set has its examples first and then padding.
+    """As `drawn_examples`, of a task whose size was drawn; each set has its examples first and then padding.
 
     Args:
       first, count, keys: as there.
-      classes: as many as a task has at most; a smaller one has the first of them.
-      sizes: that it may have.
-      size_key: by which its size is drawn.
+      classes: as many as a task has at most; this one has the first of them.
+      sizes: that tasks may have.
+      way, shots: its own, see `TaskSizes.draw`.
 
     Returns:
       rows of the bank and labels, of the largest task; and the masks of both sets.
     """
     image_key, support_key, query_key = keys
-    way, shots = sizes.draw(size_key, count[classes])
-    rows = _examples_of(first, count, classes, image_key, sizes.shot[1] + sizes.query_shot)
+    # Queries first, for a class may have less than the largest support set takes.
+    rows = _examples_of(first, count, classes, image_key, sizes.query_shot + sizes.shot[1], distinct_or_fewer)
 
     def shuffled(key: Array, rows: Array, its: Array, most: int) -> tuple[Array, Array, Array]:
         label = jnp.repeat(jnp.arange(classes.size, dtype=jnp.int32), rows.shape[1])
@@ -207,15 +221,17 @@ def padded_examples(
         return rows.reshape(-1)[order], jnp.where(is_example, label, 0)[order], is_example[order]
 
     queries = jnp.where(jnp.arange(classes.size) < way, sizes.query_shot, 0)
-    support = shuffled(support_key, rows[:, : sizes.shot[1]], shots, sizes.most_support)
-    query = shuffled(query_key, rows[:, sizes.shot[1] :], queries, classes.size * sizes.query_shot)
+    support = shuffled(support_key, rows[:, sizes.query_shot :], shots, sizes.most_support)
+    query = shuffled(query_key, rows[:, : sizes.query_shot], queries, classes.size * sizes.query_shot)
     rows, label = (jnp.concatenate(parts) for parts in list(zip(support, query, strict=True))[:2])
     return rows, label, (support[2], query[2])
 
 
-def _examples_of(first: Array, count: Array, classes: Array, key: Array, num: int) -> Array:
-    """Rows of a bank of `num` distinct examples of each class, `[way, num]`."""
-    its = jax.vmap(lambda key, count: distinct(key, num, count))
+def _examples_of(
+    first: Array, count: Array, classes: Array, key: Array, num: int, draw: Callable[..., Array] | None = None
+) -> Array:
+    """Rows of a bank of `num` distinct examples of each class, `[way, num]`, drawn by `draw`, by default `distinct`."""
+    its = jax.vmap(lambda key, count: (draw or distinct)(key, num, count))
     return first[classes][:, None] + its(random.split(key, classes.size), count[classes])
 
 
@@ -294,15 +310,28 @@ def few_shot_data_set(
     of_images = loaded.bank.images.dtype == np.uint8
     change = _changes(loaded.bank.images.shape[1:3], flip=flip, shift=shift, jitter=jitter) if of_images else []
     classes = loaded.classes
+    sizes = {
+        split: TaskSizes(ends["way"][split], ends["shot"][split], positive_int(*queries[split]), sampling)
+        for split in turned
+    }
     if loaded.uneven:
-        needed = {split: ends["shot"][split][1] + positive_int(*queries[split]) for split in turned}
+        needed = {split: its.least_examples for split, its in sizes.items()}
         keys = {split: (shots[split][0], queries[split][0]) for split in turned}
         classes = {split: large_enough(loaded, split, needed[split], keys[split]) for split in turned}
 
     them_all = f" (classes: {counts_in_words(classes)})"
 
     def source(split, bank, own_labels=False, domains=None, called=""):
-        way, shot = (ends[name][split][1] if own_labels else ends[name][split] for name in ends)
+        its_sizes = sizes[split]
+        way: Any = its_sizes.way
+        shot: Any = its_sizes.shot
+        if called or own_labels:  # which may have less than the largest task takes
+            fewest = len(bank.count) if domains is None else int(domains.size.min())
+            way = _up_to((NUM_TURNS if turned[split] else 1) * fewest, way)
+            images = int(bank.count.min() if own_labels else bank.count.max())
+            shot = _up_to(images - its_sizes.query_shot, shot)
+        if own_labels:
+            way, shot = way[1], shot[1]
         cut = episodes(
             bank,
             way=way,
@@ -360,6 +389,12 @@ def few_shot_data_set(
         domains=by_itself["test"],
         varies=varies,
     )
+
+
+def _up_to(most: int, ends: tuple[int, int]) -> tuple[int, int]:
+    """A range without what is above `most`; one that is above in whole stays as it is."""
+    low, high = ends
+    return (low, min(high, most)) if low <= most else ends
 
 
 def _by_domain(domains: Sequence[Domain], classes: Sequence[int]) -> dict[Domain, list[int]]:
@@ -474,3 +509,12 @@ def distinct(key: Array, num: int, bound: int | Array) -> Array:
     chosen = lax.fori_loop(0, num, pick, jnp.full(num, -1, jnp.int32))
     # A late number is likelier at a late place, hence the shuffle.
     return random.permutation(order_key, chosen)
+
+
+def distinct_or_fewer(key: Array, num: int, bound: int | Array) -> Array:
+    """As `distinct`; where there are less than `num` numbers, all of them in random order, and zeros after them."""
+    key, of_fewer = random.split(key)
+    place = jnp.arange(num, dtype=jnp.int32)
+    order = jnp.argsort(jnp.where(place < bound, random.uniform(of_fewer, (num,)), 2)).astype(jnp.int32)
+    enough = distinct(key, num, jnp.maximum(bound, num))
+    return jnp.where(num <= bound, enough, jnp.where(place < bound, order, 0))

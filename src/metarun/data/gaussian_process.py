@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from metarun.data.episodes import masked_at
+from metarun.data.task_sizes import drawn_masks
 from metarun.errors import positive_float, positive_int, positive_range
 from metarun.types import Array, DataSet, Split, Task, TaskSource
 
@@ -54,13 +56,7 @@ def gaussian_process(
             x = jax.random.uniform(x_key, (most + num_query, inputs), minval=-REACH, maxval=REACH)
             covariance_of_y = covariance(x, x, length_scale) + noise**2 * jnp.eye(len(x))
             y = jnp.linalg.cholesky(covariance_of_y) @ jax.random.normal(y_key, (len(x), 1))
-            support, query = Split(x[:most], y[:most]), Split(x[most:], y[most:])
-            if least == most:
-                return Task(support, query)
-            number = jax.random.randint(size_key, (), least, most + 1)
-            return Task(
-                support._replace(mask=jnp.arange(most) < number), query._replace(mask=jnp.ones(num_query, bool))
-            )
+            return masked_at(most, x, y, drawn_masks(size_key, (least, most), num_query))
 
         return TaskSource((), sample)
 

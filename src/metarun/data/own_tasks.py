@@ -15,10 +15,20 @@ from metarun.data.arrays import Group, grouped, one_split, prepared, splits_of_r
 from metarun.data.class_bank import SplitBank
 from metarun.data.class_split import SPLITS
 from metarun.data.contents import content_hashes
-from metarun.data.episodes import as_inputs, distinct, drawn_examples, large_enough, source_of, split_at
+from metarun.data.episodes import (
+    as_inputs,
+    distinct,
+    distinct_or_fewer,
+    drawn_examples,
+    large_enough,
+    masked_at,
+    padded_examples,
+    source_of,
+)
 from metarun.data.standardizing import KINDS, as_lists, standard_of
-from metarun.errors import ConfigError, DataError, one_of, positive_int, some
-from metarun.types import Array, DataSet, TaskSource
+from metarun.data.task_sizes import TaskSizes, checked_sampling, drawn_masks
+from metarun.errors import ConfigError, DataError, one_of, positive_int, positive_range, some
+from metarun.types import SIZES, Array, DataSet, TaskSource
 
 TARGETS = "targets.npy"
 KINDS_OF_TARGETS = ("numbers", "classes")
@@ -44,12 +54,13 @@ class _Index(NamedTuple):
 
 def tasks(
     *,
-    way: int,
-    shot: int,
+    way: int | Sequence[int],
+    shot: int | Sequence[int],
     query_shot: int,
     eval_query_shot: int | None = None,
-    train_way: int | None = None,
-    train_shot: int | None = None,
+    train_way: int | Sequence[int] | None = None,
+    train_shot: int | Sequence[int] | None = None,
+    sampling: str = "equal",
     source: str | None = None,
     split: str | None = None,
     split_seed: int = 0,
@@ -63,14 +74,16 @@ def tasks(
     A draw chooses a task, all being equally likely. In regression it takes `shot` rows of the task as the support set
     and `query_shot` others as the query set. In classification it takes `way` of the task's classes and so many rows of
     each, and labels fall on the classes at random, as in `episodes.episodes`; two tasks may have classes of one name.
-    Tasks that are too small, and classes of a task, are left out and named.
+    Tasks that are too small, and classes of a task, are left out and named. Where way or shot is a range, each draw has its
+    own, up to what its task has, and the sets are padded to the largest, see `Split.mask`.
 
     Args:
-      way: classes in a draw of a classification task.
-      shot: support rows, of a class where there are classes.
+      way: classes in a draw of a classification task; or the fewest and the most.
+      shot: support rows, of a class where there are classes; or the fewest and the most.
       query_shot: query rows likewise.
       eval_query_shot: the same in meta-validation and meta-test; None: as in meta-training.
       train_way, train_shot: those of meta-training; None: as in test.
+      sampling: how sizes are drawn, see `TaskSizes`; of a regression, "equal".
       source: as for `arrays.arrays`, with an array `task: [n]` of whole numbers or names besides. `y` is `[n]` or
         `[n, size]` numbers, or `[n]` classes. `split: [n]`, if it is there, is the same for all rows of a task.
       split, split_seed: as for `arrays.arrays`, of tasks instead of classes.
@@ -86,26 +99,36 @@ def tasks(
     loaded, facts, y = _loaded(source, split, split_seed, targets, standardize, standardize_y)
     regression = y is not None
     evaluated = ("query_shot", query_shot) if eval_query_shot is None else ("eval_query_shot", eval_query_shot)
-    in_train = ("train_shot", train_shot) if train_shot is not None else ("shot", shot)
-    ways = {"train": ("train_way", train_way) if train_way is not None else ("way", way)}
+    in_test: dict[str, tuple[str, Any]] = {"way": ("way", way), "shot": ("shot", shot), "query": evaluated}
+    in_train: dict[str, tuple[str, Any]] = {"query": ("query_shot", query_shot)}
+    in_train["way"] = ("way", way) if train_way is None else ("train_way", train_way)
+    in_train["shot"] = ("shot", shot) if train_shot is None else ("train_shot", train_shot)
+    given = {split: in_train if split == "train" else in_test for split in SPLITS}
+    sizes = {
+        name: TaskSizes(
+            (1, 1) if regression else positive_range(*its["way"]),
+            positive_range(*its["shot"]),
+            positive_int(*its["query"]),
+            sampling,
+        )
+        for name, its in given.items()
+    }
+    varies = [what for what in SIZES if any(low < high for low, high in (getattr(its, what) for its in sizes.values()))]
+    least_shot = min(its.shot[0] for its in sizes.values())
+    checked_sampling(sampling, varies=bool(varies), least_shot=least_shot, of_classes=not regression)
     made: dict[str, TaskSource] = {}
     used: dict[str, list[int]] = {}
     for name in SPLITS:
-        (shot_key, shots), (query_key, queries) = (
-            in_train if name == "train" else ("shot", shot),
-            ("query_shot", query_shot) if name == "train" else evaluated,
-        )
-        shots, queries = positive_int(shot_key, shots), positive_int(query_key, queries)
-        kept = large_enough(loaded, name, shots + queries, (shot_key, query_key))
+        of_split, keys = sizes[name], {what: key for what, (key, _) in given[name].items()}
+        kept = large_enough(loaded, name, of_split.least_examples, (keys["shot"], keys["query"]))
         needed = name == "test" or not test_only
         if regression:
-            made |= {name: _of_rows(_index(loaded, kept, [1] * len(kept), y), shots, queries)} if needed else {}
+            made |= {name: _of_rows(_index(loaded, kept, [1] * len(kept), y), of_split)} if needed else {}
         else:
-            way_key, its_way = ways.get(name, ("way", way))
-            if (its_way := positive_int(way_key, its_way)) < 2:
-                raise ConfigError(way_key, its_way, "2 or more classes")
-            kept, sizes = _with_classes(name, kept, facts["tasks"], its_way, way_key if needed else None)
-            made |= {name: _of_classes(_index(loaded, kept, sizes, None), its_way, shots, queries)} if needed else {}
+            if of_split.way[0] < 2:
+                raise ConfigError(keys["way"], of_split.way[0], "2 or more classes")
+            kept, numbers = _with_classes(name, kept, facts["tasks"], of_split, keys["way"] if needed else None)
+            made |= {name: _of_classes(_index(loaded, kept, numbers, None), of_split)} if needed else {}
         used[name] = kept
     sources: dict[str, Any] = dict.fromkeys(SPLITS, made["test"]) | made
     of_task = facts["tasks"]
@@ -114,11 +137,17 @@ def tasks(
     return DataSet(
         **sources,
         objective=facts["objective"],
-        num_outputs=int(way) if y is None else y.shape[1],
-        protocol={**loaded.protocol, "tasks": number, "input_shape": shape},
-        train_way=None if regression else (int(way) if train_way is None else train_way),
+        num_outputs=sizes["test"].way[1] if y is None else y.shape[1],
+        protocol={
+            **loaded.protocol,
+            **({"sampling": sampling} if varies else {}),
+            "tasks": number,
+            "input_shape": shape,
+        },
+        train_way=None if regression else sizes["train"].way[1],
         contents={name: _contents(loaded, units, y) for name, units in used.items()},
         standardized=loaded.standardized,
+        varies=varies,
     )
 
 
@@ -232,22 +261,23 @@ def _index(loaded: SplitBank, units: Sequence[int], sizes: Sequence[int], target
 
 
 def _with_classes(
-    split: str, units: Sequence[int], of_task: Sequence[str], way: int, way_key: str | None
+    split: str, units: Sequence[int], of_task: Sequence[str], sizes: TaskSizes, way_key: str | None
 ) -> tuple[list[int], list[int]]:
-    """The classes of tasks that have `way` of them, task by task, and how many each has; other tasks are named.
+    """The classes of tasks that have as many as the smallest way, task by task, and how many each has; other tasks are named.
 
     Raises:
-      ConfigError: there are none, and `way_key` says what the key is.
+      ConfigError: no task has the smallest way, or the largest, and `way_key` says what the key is.
     """
     its: dict[str, list[int]] = {}
     for unit in units:
         its.setdefault(of_task[unit], []).append(unit)
-    kept = {task: classes for task, classes in its.items() if len(classes) >= way}
-    if not kept and way_key:
-        most = max(map(len, its.values()))
-        raise ConfigError(way_key, way, f"at most {most}, the classes of the task of {split} with most of them")
+    least, largest = sizes.way
+    kept = {task: classes for task, classes in its.items() if len(classes) >= least}
+    if (most := max(map(len, its.values()))) < largest and way_key:
+        got = largest if least == largest else [least, largest]
+        raise ConfigError(way_key, got, f"at most {most}, the classes of the task of {split} with most of them")
     if small := [task for task in its if task not in kept]:
-        print(f"Left out of {split}, having less than {way} classes: {some(small)}.", file=sys.stderr)
+        print(f"Left out of {split}, having less than {least} classes: {some(small)}.", file=sys.stderr)
     return [unit for classes in kept.values() for unit in classes], [len(classes) for classes in kept.values()]
 
 
@@ -263,29 +293,39 @@ def _contents(loaded: SplitBank, units: Sequence[int], targets: np.ndarray | Non
     ]
 
 
-def _of_rows(index: _Index, shot: int, query_shot: int) -> TaskSource:
+def _of_rows(index: _Index, sizes: TaskSizes) -> TaskSource:
     """The source of regression tasks."""
+    most = sizes.shot[1]
 
-    def choose(index: _Index, key: Array) -> tuple[Array, Array]:
+    def choose(index: _Index, key: Array) -> tuple[Array, Any]:
         first, count, targets = map(jnp.asarray, (index.first, index.count, index.targets))
-        task_key, row_key = random.split(key)
+        task_key, row_key, *size_key = random.split(key, 2 + sizes.vary)
         task = random.randint(task_key, (), 0, count.size)
-        rows = first[task] + distinct(row_key, shot + query_shot, count[task])
-        return rows, targets[rows]
+        rows = first[task] + distinct(row_key, most + sizes.query_shot, count[task])
+        masks = drawn_masks(size_key[0], sizes.shot, sizes.query_shot) if sizes.vary else None
+        return rows, (targets[rows], masks)
 
-    return source_of(index, choose, lambda items, y: split_at(shot, as_inputs(items), y))
+    return source_of(index, choose, lambda items, drawn: masked_at(most, as_inputs(items), *drawn))
 
 
-def _of_classes(index: _Index, way: int, shot: int, query_shot: int) -> TaskSource:
-    """The source of classification tasks, each `way` classes of one of the tasks."""
+def _of_classes(index: _Index, sizes: TaskSizes) -> TaskSource:
+    """The source of classification tasks, each of classes of one of the tasks."""
+    most_ways = sizes.way[1]
 
-    def choose(index: _Index, key: Array) -> tuple[Array, Array]:
+    def choose(index: _Index, key: Array) -> tuple[Array, Any]:
         first, count, first_unit, num_units = map(
             jnp.asarray, (index.first, index.count, index.first_unit, index.num_units)
         )
-        task_key, class_key, *keys = random.split(key, 5)
+        task_key, class_key, *keys = random.split(key, 5 + sizes.vary)
         task = random.randint(task_key, (), 0, num_units.size)
-        classes = first_unit[task] + distinct(class_key, way, num_units[task])
-        return drawn_examples(first, count, classes, keys, shot=shot, query_shot=query_shot)
+        draw = distinct_or_fewer if sizes.vary else distinct
+        classes = first_unit[task] + draw(class_key, most_ways, num_units[task])
+        if not sizes.vary:
+            rows, label = drawn_examples(first, count, classes, keys, shot=sizes.shot[1], query_shot=sizes.query_shot)
+            return rows, (label, None)
+        *keys, size_key = keys
+        drawn = sizes.draw(size_key, count[classes], num_units[task])
+        rows, label, masks = padded_examples(first, count, classes, keys, sizes, *drawn)
+        return rows, (label, masks)
 
-    return source_of(index, choose, lambda items, y: split_at(way * shot, as_inputs(items), y))
+    return source_of(index, choose, lambda items, drawn: masked_at(sizes.most_support, as_inputs(items), *drawn))

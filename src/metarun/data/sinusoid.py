@@ -1,24 +1,32 @@
 """Sinusoid regression: a task distribution without images or classes."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
-from metarun.errors import positive_int
-from metarun.types import DataSet, Split, Task, TaskSource
+from metarun.data.episodes import masked_at
+from metarun.data.task_sizes import drawn_masks
+from metarun.errors import positive_int, positive_range
+from metarun.types import DataSet, TaskSource
 
 
 def sinusoid(
-    *, shot: int, query_shot: int, eval_query_shot: int | None = None, train_shot: int | None = None
+    *,
+    shot: int | Sequence[int],
+    query_shot: int,
+    eval_query_shot: int | None = None,
+    train_shot: int | Sequence[int] | None = None,
 ) -> DataSet:
     """y = A sin(x - phase) with A ~ U[0.1, 5], phase ~ U[0, pi], x ~ U[-5, 5].
 
     The distribution is continuous, so the three splits are the same and share no task.
 
     Args:
-      shot: support points of a task.
+      shot: support points of a task; or the fewest and the most.
       query_shot: query points of a task in training.
       eval_query_shot: query points in evaluation; None: as in training.
-      train_shot: support points of a task in training; None: `shot`.
+      train_shot: the same in training; None: `shot`.
 
     Returns:
       A regression `DataSet`: `x: [n, 1]`, `y: [n, 1]`.
@@ -28,22 +36,34 @@ def sinusoid(
 
     Source: Finn et al. 2017, section 5.1.
     """
-    num_support = positive_int("shot", shot)
-    num_train_support = num_support if train_shot is None else positive_int("train_shot", train_shot)
+    shots = positive_range("shot", shot)
+    train_shots = shots if train_shot is None else positive_range("train_shot", train_shot)
     num_query = positive_int("query_shot", query_shot)
     num_eval_query = num_query if eval_query_shot is None else positive_int("eval_query_shot", eval_query_shot)
 
-    def source(num_support, num_query):
+    def source(shots, num_query):
+        most = shots[1]
+
         def sample(data, key):
+            size_key = jax.random.fold_in(key, 1)
             amplitude_key, phase_key, x_key = jax.random.split(key, 3)
             amplitude = jax.random.uniform(amplitude_key, minval=0.1, maxval=5.0)
             phase = jax.random.uniform(phase_key, minval=0.0, maxval=jnp.pi)
-            x = jax.random.uniform(x_key, (num_support + num_query, 1), minval=-5.0, maxval=5.0)
+            x = jax.random.uniform(x_key, (most + num_query, 1), minval=-5.0, maxval=5.0)
             y = amplitude * jnp.sin(x - phase)
-            return Task(Split(x[:num_support], y[:num_support]), Split(x[num_support:], y[num_support:]))
+            return masked_at(most, x, y, drawn_masks(size_key, shots, num_query))
 
         return TaskSource((), sample)
 
     protocol = {"name": "sinusoid", "amplitude": [0.1, 5.0], "phase": [0.0, "pi"], "x": [-5.0, 5.0]}
-    evaluated = source(num_support, num_eval_query)
-    return DataSet(source(num_train_support, num_query), evaluated, evaluated, "regression", 1, protocol)
+    evaluated = source(shots, num_eval_query)
+    vary = any(least < most for least, most in (shots, train_shots))
+    return DataSet(
+        source(train_shots, num_query),
+        evaluated,
+        evaluated,
+        "regression",
+        1,
+        protocol,
+        varies=["shot"] if vary else [],
+    )

@@ -21,8 +21,8 @@ class TaskSizes(NamedTuple):
       shot: the fewest and the most support examples of a class.
       query_shot: query examples of a class.
       sampling: how sizes are drawn, one of `SAMPLINGS`. The way is always uniform. "equal": so is the shot, the same for all
-        classes of a task; "unequal": so is the shot of each class by itself; "meta_dataset": by Meta-Dataset's rule, see
-        `shots`.
+        classes of a task; "unequal": so is the shot of each class by itself, up to what it has besides queries;
+        "meta_dataset": by Meta-Dataset's rule, see `shots`.
     """
 
     way: tuple[int, int]
@@ -41,21 +41,30 @@ class TaskSizes(NamedTuple):
         most = self.way[1] * self.shot[1]
         return min(most, max(_MOST, self.way[1])) if self.sampling == "meta_dataset" else most
 
-    def draw(self, key: Array, count: Array) -> tuple[Array, Array]:
+    @property
+    def least_examples(self) -> int:
+        """Examples that a class needs: those of the largest shot, unless a class may have a shot of its own."""
+        return self.shot[self.sampling == "equal"] + self.query_shot
+
+    def draw(self, key: Array, count: Array, classes: Array | int | None = None) -> tuple[Array, Array]:
         """Draws the way of a task, a scalar, and the support examples of each class, `[most ways]` int32, 0 beyond the way.
 
         Args:
           key: they are drawn by.
           count: images of each of the classes that the task may have, `[most ways]`.
+          classes: of how many the task may choose, a scalar; None: as many as the largest way, or more.
         """
         way_key, shot_key = random.split(key)
-        way = random.randint(way_key, (), self.way[0], self.way[1] + 1, jnp.int32)
+        most = self.way[1] if classes is None else jnp.minimum(self.way[1], classes)
+        way = random.randint(way_key, (), self.way[0], most + 1, jnp.int32)
         there = jnp.arange(self.way[1]) < way
         if self.sampling == "meta_dataset":
-            drawn = shots(shot_key, count, there, self.query_shot)
-            return way, jnp.where(there, jnp.minimum(drawn, self.shot[1]), 0)
-        shape = (self.way[1],) if self.sampling == "unequal" else (1,)
-        drawn = random.randint(shot_key, shape, self.shot[0], self.shot[1] + 1, jnp.int32)
+            drawn = jnp.minimum(shots(shot_key, count, there, self.query_shot), self.shot[1])
+        elif self.sampling == "unequal":
+            its_most = jnp.minimum(self.shot[1], count - self.query_shot)
+            drawn = random.randint(shot_key, count.shape, self.shot[0], its_most + 1, jnp.int32)
+        else:
+            drawn = random.randint(shot_key, (1,), self.shot[0], self.shot[1] + 1, jnp.int32)
         return way, jnp.where(there, drawn, 0)
 
 
@@ -85,15 +94,26 @@ def shots(key: Array, count: Array, there: Array, query_shot: int) -> Array:
     return jnp.minimum(jnp.floor(share).astype(jnp.int32) + 1, left)
 
 
-def checked_sampling(sampling: object, *, varies: bool, least_shot: int) -> str:
+def drawn_masks(key: Array, shot: tuple[int, int], num_query: int) -> tuple[Array, Array] | None:
+    """Masks of the sets of a regression task, whose support rows are uniform in the range `shot`; None where that is one number."""
+    least, most = shot
+    if least == most:
+        return None
+    return jnp.arange(most) < random.randint(key, (), least, most + 1, jnp.int32), jnp.ones(num_query, bool)
+
+
+def checked_sampling(sampling: object, *, varies: bool, least_shot: int, of_classes: bool = True) -> str:
     """Returns `dataset.sampling`; raises `ConfigError` for another value, or one that cannot be with fixed sizes.
 
     Args:
       sampling: as it was set.
       varies: whether a way or a shot is a range.
       least_shot: the lower end of the shots.
+      of_classes: whether there are classes, which may have shots of their own.
     """
     sampling = one_of("dataset.sampling", sampling, SAMPLINGS)
+    if sampling != "equal" and not of_classes:
+        raise ConfigError("dataset.sampling", sampling, "equal: in a regression there are no classes that could differ")
     if sampling != "equal" and not varies:
         raise ConfigError("dataset.sampling", sampling, "equal; or give a range, such as shot=[1,10]")
     if sampling == "meta_dataset" and least_shot > 1:
