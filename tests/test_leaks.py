@@ -15,6 +15,7 @@ from metarun.data.class_bank import SplitBank
 from metarun.data.contents import content_hashes
 from metarun.data.episodes import episodes, few_shot_data_set
 from metarun.data.image_folder import image_folder
+from metarun.data.task_sizes import task_sizes
 from metarun.few_shot.experiment import few_shot_experiment as experiment
 from metarun.few_shot.methods.nearest_neighbor import nearest_neighbor
 from metarun.training.optimizers import adam
@@ -106,8 +107,8 @@ def test_a_label_that_is_likelier_at_one_place_is_found():
 @pytest.mark.parametrize("rotations", [False, True])
 def test_labels_in_the_order_of_the_classes_are_found(rotations):
     data = data_of(noise(), test_rotations=rotations)
-    settings = {"way": WAY, "shot": SHOT, "query_shot": QUERY_SHOT, "rotations": rotations}
-    source = planted(episodes(data.test.data, **settings, own_labels=True), numbered_in_order)
+    of_numbers = episodes(data.test.data, task_sizes(WAY, SHOT, QUERY_SHOT), rotations=rotations, own_labels=True)
+    source = planted(of_numbers, numbered_in_order)
     checks = checks_of(data, source, num_tasks=40)
     assert failing(checks) == {"labels_by_class"}
     # A class and the same one turned have one rank.

@@ -7,6 +7,7 @@ from metarun.data import class_bank
 from metarun.data.class_bank import SplitBank
 from metarun.data.contents import content_hashes
 from metarun.data.episodes import episodes, few_shot_data_set
+from metarun.data.task_sizes import task_sizes
 from metarun.errors import ConfigError, DataError
 
 NUM_CLASSES, PER_CLASS = 6, 5
@@ -37,7 +38,7 @@ def image_numbers(split):
 
 @pytest.fixture(scope="module")
 def tasks():
-    return draw(episodes(numbered_bank(), way=3, shot=1, query_shot=2, rotations=False), 4000)
+    return draw(episodes(numbered_bank(), task_sizes(3, 1, 2), rotations=False), 4000)
 
 
 def assert_uniform(counts, expected, trials):
@@ -48,14 +49,14 @@ def assert_uniform(counts, expected, trials):
 
 
 def test_shapes_and_types():
-    task = draw(episodes(numbered_bank(), way=3, shot=2, query_shot=1, rotations=True), 1)
+    task = draw(episodes(numbered_bank(), task_sizes(3, 2, 1), rotations=True), 1)
     assert task.support.x.shape == (1, 6, 2, 2, 1) and task.query.x.shape == (1, 3, 2, 2, 1)
     assert task.support.x.dtype == np.float32 and task.support.y.dtype == np.int32
     assert sorted(task.support.y[0]) == [0, 0, 1, 1, 2, 2] and sorted(task.query.y[0]) == [0, 1, 2]
 
 
 def test_images_are_scaled_to_one():
-    task = draw(episodes(marked_bank(), way=2, shot=1, query_shot=1, rotations=False), 1)
+    task = draw(episodes(marked_bank(), task_sizes(2, 1, 1), rotations=False), 1)
     np.testing.assert_allclose(np.unique(task.support.x), [0, 0.2, 1])
 
 
@@ -100,7 +101,7 @@ def test_query_order_does_not_follow_support_order(tasks):
 
 
 def test_classes_of_unequal_size():
-    source = episodes(numbered_bank((3, 7, 4)), way=3, shot=1, query_shot=2, rotations=False)
+    source = episodes(numbered_bank((3, 7, 4)), task_sizes(3, 1, 2), rotations=False)
     tasks = draw(source, 3000)
     support = np.bincount(image_numbers(tasks.support).ravel(), minlength=14)
     for rows in np.split(support, [3, 10]):
@@ -108,7 +109,7 @@ def test_classes_of_unequal_size():
 
 
 def test_rotations_make_four_uniform_classes_of_one():
-    source = episodes(marked_bank(), way=12, shot=1, query_shot=1, rotations=True)
+    source = episodes(marked_bank(), task_sizes(12, 1, 1), rotations=True)
     task = draw(source, 1)
     upright = marked_bank().images[0] / np.float32(255)
     turns = np.stack([np.rot90(upright, k) for k in range(4)])
@@ -122,19 +123,19 @@ def test_rotations_make_four_uniform_classes_of_one():
     assert sorted(of_support) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     np.testing.assert_array_equal(turns_of(task.query.x[0]), of_support[task.query.y[0]])
 
-    tasks = draw(episodes(marked_bank(), way=2, shot=1, query_shot=1, rotations=True), 2000)
+    tasks = draw(episodes(marked_bank(), task_sizes(2, 1, 1), rotations=True), 2000)
     assert_uniform(np.bincount(turns_of(tasks.support.x).ravel()), 1000, 2000)
 
 
 def test_the_key_decides_the_task():
-    source = episodes(numbered_bank(), way=3, shot=1, query_shot=1, rotations=True)
+    source = episodes(numbered_bank(), task_sizes(3, 1, 1), rotations=True)
     one, same, other = draw(source, 5, seed=1), draw(source, 5, seed=1), draw(source, 5, seed=2)
     np.testing.assert_array_equal(one.support.x, same.support.x)
     assert not np.array_equal(one.support.x, other.support.x)
 
 
 def test_a_scan_draws_the_same_tasks():
-    source = episodes(numbered_bank(), way=3, shot=1, query_shot=1, rotations=True)
+    source = episodes(numbered_bank(), task_sizes(3, 1, 1), rotations=True)
 
     @jax.jit
     def scanned(data, keys):
@@ -160,14 +161,15 @@ def test_a_scan_draws_the_same_tasks():
 def test_numbers_that_cannot_be(change, key, said):
     settings = {"way": 3, "shot": 1, "query_shot": 1, "rotations": False, **change}
     with pytest.raises(ConfigError) as caught:
-        episodes(numbered_bank(), **settings, split="the val split")
+        rotations = settings.pop("rotations")
+        episodes(numbered_bank(), task_sizes(**settings), rotations=rotations, split="the val split")
     assert caught.value.key == key and said in str(caught.value)
 
 
 def test_rotations_need_square_images():
     oblong = class_bank.stack([np.zeros((2, 2, 3, 1), np.uint8)] * 2)
     with pytest.raises(DataError, match="rotations=false"):
-        episodes(oblong, way=2, shot=1, query_shot=1, rotations=True)
+        episodes(oblong, task_sizes(2, 1, 1), rotations=True)
 
 
 def numbers(**sizes):

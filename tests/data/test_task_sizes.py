@@ -9,7 +9,7 @@ from test_episodes import assert_uniform, draw, image_numbers, numbered_bank
 from metarun.data.class_bank import Domain, SplitBank
 from metarun.data.contents import content_hashes
 from metarun.data.episodes import episodes, few_shot_data_set
-from metarun.data.task_sizes import TaskSizes, shots
+from metarun.data.task_sizes import TaskSizes, shots, task_sizes
 from metarun.errors import ConfigError, positive_range
 
 NUM_TASKS = 3000
@@ -17,7 +17,7 @@ NUM_TASKS = 3000
 
 @pytest.fixture(scope="module", params=["equal", "unequal"])
 def drawn(request):
-    source = episodes(numbered_bank(), way=[2, 4], shot=[1, 3], query_shot=2, rotations=False, sampling=request.param)
+    source = episodes(numbered_bank(), task_sizes([2, 4], [1, 3], 2, request.param), rotations=False)
     return request.param, draw(source, NUM_TASKS)
 
 

@@ -16,14 +16,12 @@ from metarun.data.class_bank import ClassBank, Domain, SplitBank, of_classes
 from metarun.data.class_split import counts_in_words
 from metarun.data.contents import NUM_TURNS
 from metarun.data.pictures import border_level
-from metarun.data.task_sizes import TaskSizes, checked_sampling
+from metarun.data.task_sizes import TaskSizes, differing, sizes_by_split
 from metarun.errors import (
     ConfigError,
     DataError,
     non_negative_float,
     non_negative_int,
-    positive_int,
-    positive_range,
     some,
     true_or_false,
 )
@@ -49,20 +47,14 @@ OF_IMAGES = ("rotations", "test_rotations", "flip", "shift", "jitter")
 
 def episodes(
     bank: ClassBank,
+    sizes: TaskSizes,
     *,
-    way: int | Sequence[int],
-    shot: int | Sequence[int],
-    query_shot: int,
     rotations: bool,
-    sampling: str = "equal",
     split: str = "data",
-    way_key: str = "way",
-    shot_key: str = "shot",
-    query_key: str = "query_shot",
     own_labels: bool = False,
     domains: Domains | None = None,
 ) -> TaskSource:
-    """Returns the source of `way`-way tasks over the classes of `bank`.
+    """Returns the source of tasks over the classes of `bank`.
 
     A task draws `way` distinct classes and `shot + query_shot` distinct images of each, all uniformly. Labels
     0..way-1 fall on the classes at random, and support and query are each in random order: neither the label nor the
@@ -72,28 +64,23 @@ def episodes(
 
     Args:
       bank: the images of one split.
-      way: classes in a task, at least 2; or the fewest and the most, of which a domain may have less.
-      shot: support images a class, or the fewest and the most; support.x is `[way*shot, height, width, channel]`.
-      query_shot: query images a class; query.x is `[way*query_shot, height, width, channel]`.
+      sizes: of the tasks; a domain may have fewer classes than the largest. support.x is `[way*shot, height, width, channel]`,
+        query.x `[way*query_shot, height, width, channel]`, with the most of each.
       rotations: whether a class turned by 90, 180 and 270 degrees makes three more classes.
-      sampling: how sizes are drawn, see `TaskSizes`.
       split: what to call the bank in an error.
-      way_key, shot_key, query_key: what to call `way`, `shot` and `query_shot` in an error.
       own_labels: label each class by its own number among the bank's classes (turned ones counted, class `c` turned
         `t` times being `c * turns + t`), for training without tasks.
       domains: of which one a task's classes are; None: of all.
 
     Raises:
-      ConfigError: a number that is not positive, or that asks for more classes or images than the bank has.
+      ConfigError: sizes that ask for more classes or images than the bank has, or for less than two classes.
       DataError: there are less than two classes; or rotations of images that are not square.
 
     References:
       Rotations as classes: Santoro et al., "Meta-Learning with Memory-Augmented Neural Networks", 2016.
     """
-    sizes = TaskSizes(
-        positive_range(way_key, way), positive_range(shot_key, shot), positive_int(query_key, query_shot), sampling
-    )
     (least_way, way), (_, shot), query_shot = sizes.way, sizes.shot, sizes.query_shot
+    way_key, shot_key, query_key = sizes.keys
     turns = NUM_TURNS if true_or_false("dataset.rotations", rotations) else 1
     of_parts = np.array([len(bank.count)]) if domains is None else domains.size
     fewest, num_classes = turns * int(of_parts.min()), turns * int(of_parts.max())
@@ -271,7 +258,7 @@ def few_shot_data_set(
 
     Args:
       loaded: the classes.
-      way, shot, query_shot, sampling: the size of a task, see `episodes`.
+      way, shot, query_shot, sampling: the size of a task, see `TaskSizes`.
       eval_query_shot: query images a class in meta-validation and meta-test; None: as in meta-training.
       train_way, train_shot: classes and support images a class in meta-training; None: as in test.
       rotations: whether turned classes are classes of their own in meta-training.
@@ -293,56 +280,34 @@ def few_shot_data_set(
         "val": true_or_false("dataset.test_rotations", test_rotations),
         "test": test_rotations,
     }
-    evaluated = ("query_shot", query_shot) if eval_query_shot is None else ("eval_query_shot", eval_query_shot)
-    queries = {"train": ("query_shot", query_shot), "val": evaluated, "test": evaluated}
-    ways, shots = ({split: (key, value) for split in turned} for key, value in (("way", way), ("shot", shot)))
-    if train_way is not None:
-        ways["train"] = ("train_way", train_way)
-    if train_shot is not None:
-        shots["train"] = ("train_shot", train_shot)
-    ends = {
-        name: {split: positive_range(*its) for split, its in of_splits.items()}
-        for name, of_splits in (("way", ways), ("shot", shots))
-    }
-    varies = [name for name, of_splits in ends.items() if any(low < high for low, high in of_splits.values())]
-    least_shot = min(low for low, _ in ends["shot"].values())
-    sampling = checked_sampling(sampling, varies=bool(varies), least_shot=least_shot)
+    sizes = sizes_by_split(
+        way=way,
+        shot=shot,
+        query_shot=query_shot,
+        eval_query_shot=eval_query_shot,
+        train_way=train_way,
+        train_shot=train_shot,
+        sampling=sampling,
+    )
+    varies = differing(sizes.values())
     of_images = loaded.bank.images.dtype == np.uint8
     change = _changes(loaded.bank.images.shape[1:3], flip=flip, shift=shift, jitter=jitter) if of_images else []
     classes = loaded.classes
-    sizes = {
-        split: TaskSizes(ends["way"][split], ends["shot"][split], positive_int(*queries[split]), sampling)
-        for split in turned
-    }
     if loaded.uneven:
-        needed = {split: its.least_examples for split, its in sizes.items()}
-        keys = {split: (shots[split][0], queries[split][0]) for split in turned}
-        classes = {split: large_enough(loaded, split, needed[split], keys[split]) for split in turned}
-
+        classes = {split: large_enough(loaded, split, its) for split, its in sizes.items()}
     them_all = f" (classes: {counts_in_words(classes)})"
 
     def source(split, bank, own_labels=False, domains=None, called=""):
         its_sizes = sizes[split]
-        way: Any = its_sizes.way
-        shot: Any = its_sizes.shot
         if called or own_labels:  # which may have less than the largest task takes
             fewest = len(bank.count) if domains is None else int(domains.size.min())
-            way = _up_to((NUM_TURNS if turned[split] else 1) * fewest, way)
-            images = int(bank.count.min() if own_labels else bank.count.max())
-            shot = _up_to(images - its_sizes.query_shot, shot)
-        if own_labels:
-            way, shot = way[1], shot[1]
+            images = bank.count.min() if own_labels else bank.count.max()
+            its_sizes = its_sizes.within((NUM_TURNS if turned[split] else 1) * fewest, int(images))
         cut = episodes(
             bank,
-            way=way,
-            shot=shot,
-            query_shot=queries[split][1],
+            its_sizes.largest() if own_labels else its_sizes,
             rotations=turned[split],
-            sampling=sampling,
             split=f"{called}the {split} split{them_all}",
-            way_key=ways[split][0],
-            shot_key=shots[split][0],
-            query_key=queries[split][0],
             own_labels=own_labels,
             domains=domains,
         )
@@ -370,14 +335,14 @@ def few_shot_data_set(
     return DataSet(
         **dict.fromkeys(turned, sources["test"]) | sources,
         objective="classification",
-        num_outputs=ends["way"]["test"][1],
+        num_outputs=sizes["test"].way[1],
         protocol={
             **loaded.protocol,
             **({"sampling": sampling} if varies else {}),
             "classes": {split: len(classes[split]) for split in turned},
             **of_kind,
         },
-        train_way=ends["way"]["train"][1],
+        train_way=sizes["train"].way[1],
         train_classes=sources["test"]
         if test_only
         else source("train", sources["train"].data, own_labels=True, domains=_shares(of_domains["train"], "train")),
@@ -389,12 +354,6 @@ def few_shot_data_set(
         domains=by_itself["test"],
         varies=varies,
     )
-
-
-def _up_to(most: int, ends: tuple[int, int]) -> tuple[int, int]:
-    """A range without what is above `most`; one that is above in whole stays as it is."""
-    low, high = ends
-    return (low, min(high, most)) if low <= most else ends
 
 
 def _by_domain(domains: Sequence[Domain], classes: Sequence[int]) -> dict[Domain, list[int]]:
@@ -479,14 +438,15 @@ def _changed(source: TaskSource, changes: Sequence[Callable[[Array, Array], Arra
     return source_of(source.data, choose, cut)
 
 
-def large_enough(loaded: SplitBank, split: str, need: int, keys: tuple[str, str]) -> list[int]:
-    """The classes of a split with `need` examples or more, as `keys` ask for; those that are left out are named."""
+def large_enough(loaded: SplitBank, split: str, sizes: TaskSizes) -> list[int]:
+    """The classes of a split that have the examples that each class needs; those that are left out are named."""
     one, _, examples = loaded.nouns
+    need, (_, shot_key, query_key) = sizes.least_examples, sizes.keys
     kept = [c for c in loaded.classes[split] if loaded.bank.count[c] >= need]
     if not kept:
         most = max((int(loaded.bank.count[c]) for c in loaded.classes[split]), default=0)
         raise DataError(
-            f"No {one} of {split} has {need} {examples}, the largest {most}. Lower {keys[0]} or {keys[1]}, or choose other data."
+            f"No {one} of {split} has {need} {examples}, the largest {most}. Lower {shot_key} or {query_key}, or choose other data."
         )
     if small := [loaded.names[c] for c in loaded.classes[split] if loaded.bank.count[c] < need]:
         print(f"Left out of {split}, having less than {need} {examples}: {some(small)}.", file=sys.stderr)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from metarun.data.episodes import masked_at
-from metarun.data.task_sizes import drawn_masks
-from metarun.errors import positive_float, positive_int, positive_range
+from metarun.data.task_sizes import TaskSizes, differing, sizes_by_split
+from metarun.errors import positive_float, positive_int
 from metarun.types import Array, DataSet, Split, Task, TaskSource
 
 REACH = 2.0  # of every input
@@ -44,25 +44,25 @@ def gaussian_process(
     Source: Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, section 2.2; as a task distribution, Garnelo
     et al. 2018, Conditional Neural Processes, section 4.1, and Müller et al. 2022, Transformers Can Do Bayesian Inference.
     """
-    least, most = positive_range("shot", shot)
-    queries = {"train": positive_int("query_shot", query_shot)}
-    queries["eval"] = queries["train"] if eval_query_shot is None else positive_int("eval_query_shot", eval_query_shot)
+    sizes = sizes_by_split(shot=shot, query_shot=query_shot, eval_query_shot=eval_query_shot, of_classes=False)
     inputs, noise = positive_int("dataset.inputs", inputs), positive_float("dataset.noise", noise)
     length_scale = positive_float("dataset.length_scale", length_scale)
 
-    def source(num_query: int) -> TaskSource:
+    def source(sizes: TaskSizes) -> TaskSource:
+        most = sizes.shot[1]
+
         def sample(data: tuple[()], key: Array) -> Task:
             x_key, y_key, size_key = jax.random.split(key, 3)
-            x = jax.random.uniform(x_key, (most + num_query, inputs), minval=-REACH, maxval=REACH)
+            x = jax.random.uniform(x_key, (most + sizes.query_shot, inputs), minval=-REACH, maxval=REACH)
             covariance_of_y = covariance(x, x, length_scale) + noise**2 * jnp.eye(len(x))
             y = jnp.linalg.cholesky(covariance_of_y) @ jax.random.normal(y_key, (len(x), 1))
-            return masked_at(most, x, y, drawn_masks(size_key, (least, most), num_query))
+            return masked_at(most, x, y, sizes.drawn_masks(size_key))
 
         return TaskSource((), sample)
 
-    evaluated = source(queries["eval"])
+    evaluated = source(sizes["test"])
     return DataSet(
-        source(queries["train"]),
+        source(sizes["train"]),
         evaluated,
         evaluated,
         "regression",
@@ -74,7 +74,7 @@ def gaussian_process(
             "noise": noise,
             "x": [-REACH, REACH],
         },
-        varies=["shot"] if least < most else [],
+        varies=differing(sizes.values()),
     )
 
 

@@ -26,9 +26,9 @@ from metarun.data.episodes import (
     source_of,
 )
 from metarun.data.standardizing import KINDS, as_lists, standard_of
-from metarun.data.task_sizes import TaskSizes, checked_sampling, drawn_masks
-from metarun.errors import ConfigError, DataError, one_of, positive_int, positive_range, some
-from metarun.types import SIZES, Array, DataSet, TaskSource
+from metarun.data.task_sizes import TaskSizes, differing, sizes_by_split
+from metarun.errors import ConfigError, DataError, one_of, some
+from metarun.types import Array, DataSet, TaskSource
 
 TARGETS = "targets.npy"
 KINDS_OF_TARGETS = ("numbers", "classes")
@@ -98,37 +98,27 @@ def tasks(
     """
     loaded, facts, y = _loaded(source, split, split_seed, targets, standardize, standardize_y)
     regression = y is not None
-    evaluated = ("query_shot", query_shot) if eval_query_shot is None else ("eval_query_shot", eval_query_shot)
-    in_test: dict[str, tuple[str, Any]] = {"way": ("way", way), "shot": ("shot", shot), "query": evaluated}
-    in_train: dict[str, tuple[str, Any]] = {"query": ("query_shot", query_shot)}
-    in_train["way"] = ("way", way) if train_way is None else ("train_way", train_way)
-    in_train["shot"] = ("shot", shot) if train_shot is None else ("train_shot", train_shot)
-    given = {split: in_train if split == "train" else in_test for split in SPLITS}
-    sizes = {
-        name: TaskSizes(
-            (1, 1) if regression else positive_range(*its["way"]),
-            positive_range(*its["shot"]),
-            positive_int(*its["query"]),
-            sampling,
-        )
-        for name, its in given.items()
-    }
-    varies = [what for what in SIZES if any(low < high for low, high in (getattr(its, what) for its in sizes.values()))]
-    least_shot = min(its.shot[0] for its in sizes.values())
-    checked_sampling(sampling, varies=bool(varies), least_shot=least_shot, of_classes=not regression)
+    sizes = sizes_by_split(
+        way=1 if regression else way,
+        train_way=None if regression else train_way,
+        shot=shot,
+        query_shot=query_shot,
+        eval_query_shot=eval_query_shot,
+        train_shot=train_shot,
+        sampling=sampling,
+        of_classes=not regression,
+    )
+    varies = differing(sizes.values())
     made: dict[str, TaskSource] = {}
     used: dict[str, list[int]] = {}
-    for name in SPLITS:
-        of_split, keys = sizes[name], {what: key for what, (key, _) in given[name].items()}
-        kept = large_enough(loaded, name, of_split.least_examples, (keys["shot"], keys["query"]))
+    for name, its in sizes.items():
+        kept = large_enough(loaded, name, its)
         needed = name == "test" or not test_only
         if regression:
-            made |= {name: _of_rows(_index(loaded, kept, [1] * len(kept), y), of_split)} if needed else {}
+            made |= {name: _of_rows(_index(loaded, kept, [1] * len(kept), y), its)} if needed else {}
         else:
-            if of_split.way[0] < 2:
-                raise ConfigError(keys["way"], of_split.way[0], "2 or more classes")
-            kept, numbers = _with_classes(name, kept, facts["tasks"], of_split, keys["way"] if needed else None)
-            made |= {name: _of_classes(_index(loaded, kept, numbers, None), of_split)} if needed else {}
+            kept, numbers = _with_classes(name, kept, facts["tasks"], its, needed)
+            made |= {name: _of_classes(_index(loaded, kept, numbers, None), its)} if needed else {}
         used[name] = kept
     sources: dict[str, Any] = dict.fromkeys(SPLITS, made["test"]) | made
     of_task = facts["tasks"]
@@ -261,19 +251,21 @@ def _index(loaded: SplitBank, units: Sequence[int], sizes: Sequence[int], target
 
 
 def _with_classes(
-    split: str, units: Sequence[int], of_task: Sequence[str], sizes: TaskSizes, way_key: str | None
+    split: str, units: Sequence[int], of_task: Sequence[str], sizes: TaskSizes, needed: bool
 ) -> tuple[list[int], list[int]]:
     """The classes of tasks that have as many as the smallest way, task by task, and how many each has; other tasks are named.
 
     Raises:
-      ConfigError: no task has the smallest way, or the largest, and `way_key` says what the key is.
+      ConfigError: a way of less than two; or no task has the largest, where tasks of this split are `needed`.
     """
     its: dict[str, list[int]] = {}
     for unit in units:
         its.setdefault(of_task[unit], []).append(unit)
-    least, largest = sizes.way
+    (least, largest), way_key = sizes.way, sizes.keys[0]
+    if least < 2:
+        raise ConfigError(way_key, least, "2 or more classes")
     kept = {task: classes for task, classes in its.items() if len(classes) >= least}
-    if (most := max(map(len, its.values()))) < largest and way_key:
+    if (most := max(map(len, its.values()))) < largest and needed:
         got = largest if least == largest else [least, largest]
         raise ConfigError(way_key, got, f"at most {most}, the classes of the task of {split} with most of them")
     if small := [task for task in its if task not in kept]:
@@ -302,7 +294,7 @@ def _of_rows(index: _Index, sizes: TaskSizes) -> TaskSource:
         task_key, row_key, *size_key = random.split(key, 2 + sizes.vary)
         task = random.randint(task_key, (), 0, count.size)
         rows = first[task] + distinct(row_key, most + sizes.query_shot, count[task])
-        masks = drawn_masks(size_key[0], sizes.shot, sizes.query_shot) if sizes.vary else None
+        masks = sizes.drawn_masks(size_key[0]) if sizes.vary else None
         return rows, (targets[rows], masks)
 
     return source_of(index, choose, lambda items, drawn: masked_at(most, as_inputs(items), *drawn))

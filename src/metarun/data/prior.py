@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import random
 
-from metarun.data.task_sizes import TaskSizes
-from metarun.errors import ConfigError, non_negative_float, positive_int, positive_range
+from metarun.data.class_split import SPLITS
+from metarun.data.task_sizes import sizes_by_split
+from metarun.errors import ConfigError, non_negative_float, positive_range
 from metarun.types import Array, DataSet, Split, Task, TaskSource
 
 FUNCTIONS = ("linear", "network", "tree")
@@ -59,20 +60,19 @@ def prior(
     noise = non_negative_float("dataset.noise", noise)
     if isinstance(functions, str) or not functions or not {*functions} <= {*FUNCTIONS}:
         raise ConfigError("dataset.functions", functions, f"a list of {', '.join(FUNCTIONS)}")
-    ways, shots = positive_range("way", way), positive_range("shot", shot)
+    sizes_of = sizes_by_split(way=way, shot=shot, query_shot=query_shot, eval_query_shot=eval_query_shot)
+    ways = sizes_of["test"].way
     if ways[0] < 2:
         raise ConfigError("way", way, "2 or more")
-    queries = {"train": positive_int("query_shot", query_shot)}
-    queries["eval"] = queries["train"] if eval_query_shot is None else positive_int("eval_query_shot", eval_query_shot)
     kinds = {"linear": _linear, "network": _network, "tree": _tree}
     drawn = [partial(kinds[name], ways[1]) for name in functions]
 
-    def source(split: int, num_query: int) -> TaskSource:
-        sizes = TaskSizes(ways, shots, num_query, "equal")
-        most_support, most_query = sizes.most_support, ways[1] * num_query
+    def source(split: str) -> TaskSource:
+        sizes, number = sizes_of[split], SPLITS.index(split)
+        most_support, most_query = sizes.most_support, ways[1] * sizes.query_shot
 
         def sample(data: tuple[()], key: Array) -> Task:
-            keys = random.split(random.fold_in(key, split), 6)
+            keys = random.split(random.fold_in(key, number), 6)
             size_key, count_key, x_key, function_key, kind_key, label_key = keys
             its_way, its_shots = sizes.draw(size_key, jnp.zeros(ways[1], jnp.int32))
             is_feature = jnp.arange(most_features) < random.randint(
@@ -89,7 +89,7 @@ def prior(
             y = _labels(label_key, scores, jnp.arange(ways[1]) < its_way, noise)
             known = jnp.arange(most_support) < its_shots.sum()
             seen = (known[:, None] & (y[:most_support, None] == jnp.arange(ways[1])[None])).any(0)
-            asked = (jnp.arange(most_query) < its_way * num_query) & seen[y[most_support:]]
+            asked = (jnp.arange(most_query) < its_way * sizes.query_shot) & seen[y[most_support:]]
             first = jnp.argsort(~asked)  # examples before padding
             support_x, query_x = x[:most_support], x[most_support:][first]
             inputs = [as_features(part, support_x, is_feature, known) for part in (support_x, query_x)]
@@ -100,9 +100,9 @@ def prior(
         return TaskSource((), sample)
 
     return DataSet(
-        source(0, queries["train"]),
-        source(1, queries["eval"]),
-        source(2, queries["eval"]),
+        source("train"),
+        source("val"),
+        source("test"),
         "classification",
         ways[1],
         {

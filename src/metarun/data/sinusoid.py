@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metarun.data.episodes import masked_at
-from metarun.data.task_sizes import drawn_masks
-from metarun.errors import positive_int, positive_range
+from metarun.data.task_sizes import differing, sizes_by_split
 from metarun.types import DataSet, TaskSource
 
 
@@ -36,34 +35,32 @@ def sinusoid(
 
     Source: Finn et al. 2017, section 5.1.
     """
-    shots = positive_range("shot", shot)
-    train_shots = shots if train_shot is None else positive_range("train_shot", train_shot)
-    num_query = positive_int("query_shot", query_shot)
-    num_eval_query = num_query if eval_query_shot is None else positive_int("eval_query_shot", eval_query_shot)
+    sizes = sizes_by_split(
+        shot=shot, query_shot=query_shot, eval_query_shot=eval_query_shot, train_shot=train_shot, of_classes=False
+    )
 
-    def source(shots, num_query):
-        most = shots[1]
+    def source(sizes):
+        most = sizes.shot[1]
 
         def sample(data, key):
             size_key = jax.random.fold_in(key, 1)
             amplitude_key, phase_key, x_key = jax.random.split(key, 3)
             amplitude = jax.random.uniform(amplitude_key, minval=0.1, maxval=5.0)
             phase = jax.random.uniform(phase_key, minval=0.0, maxval=jnp.pi)
-            x = jax.random.uniform(x_key, (most + num_query, 1), minval=-5.0, maxval=5.0)
+            x = jax.random.uniform(x_key, (most + sizes.query_shot, 1), minval=-5.0, maxval=5.0)
             y = amplitude * jnp.sin(x - phase)
-            return masked_at(most, x, y, drawn_masks(size_key, shots, num_query))
+            return masked_at(most, x, y, sizes.drawn_masks(size_key))
 
         return TaskSource((), sample)
 
     protocol = {"name": "sinusoid", "amplitude": [0.1, 5.0], "phase": [0.0, "pi"], "x": [-5.0, 5.0]}
-    evaluated = source(shots, num_eval_query)
-    vary = any(least < most for least, most in (shots, train_shots))
+    evaluated = source(sizes["test"])
     return DataSet(
-        source(train_shots, num_query),
+        source(sizes["train"]),
         evaluated,
         evaluated,
         "regression",
         1,
         protocol,
-        varies=["shot"] if vary else [],
+        varies=differing(sizes.values()),
     )

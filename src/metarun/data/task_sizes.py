@@ -1,20 +1,23 @@
 """How many classes a task has, and how many support examples each of them, where tasks differ."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import random
 
-from metarun.errors import ConfigError, one_of
-from metarun.types import Array
+from metarun.data.class_split import SPLITS
+from metarun.errors import ConfigError, one_of, positive_int, positive_range
+from metarun.types import SIZES, Array
 
 # The most support examples of a task, and what each of its classes may add to their number, of Meta-Dataset's rule.
 _MOST, _MOST_OF_CLASS = 500, 100
 SAMPLINGS = ("equal", "unequal", "meta_dataset")
+_KEYS = ("way", "shot", "query_shot")
 
 
 class TaskSizes(NamedTuple):
-    """The sizes that tasks may have.
+    """The sizes that tasks may have. In a regression all rows are as of one class.
 
     Attributes:
       way: the fewest and the most classes of a task.
@@ -23,12 +26,14 @@ class TaskSizes(NamedTuple):
       sampling: how sizes are drawn, one of `SAMPLINGS`. The way is always uniform. "equal": so is the shot, the same for all
         classes of a task; "unequal": so is the shot of each class by itself, up to what it has besides queries;
         "meta_dataset": by Meta-Dataset's rule, see `shots`.
+      keys: by which way, shot and query_shot are set, to be named in an error.
     """
 
     way: tuple[int, int]
     shot: tuple[int, int]
     query_shot: int
-    sampling: str
+    sampling: str = "equal"
+    keys: tuple[str, str, str] = _KEYS
 
     @property
     def vary(self) -> bool:
@@ -45,6 +50,14 @@ class TaskSizes(NamedTuple):
     def least_examples(self) -> int:
         """Examples that a class needs: those of the largest shot, unless a class may have a shot of its own."""
         return self.shot[self.sampling == "equal"] + self.query_shot
+
+    def largest(self) -> "TaskSizes":
+        """That of the largest task alone."""
+        return self._replace(way=self.way[1:] * 2, shot=self.shot[1:] * 2, sampling="equal")
+
+    def within(self, classes: int, examples: int) -> "TaskSizes":
+        """The sizes up to so many classes, and examples of a class; a range that is above in whole stays as it is."""
+        return self._replace(way=_up_to(classes, self.way), shot=_up_to(examples - self.query_shot, self.shot))
 
     def draw(self, key: Array, count: Array, classes: Array | int | None = None) -> tuple[Array, Array]:
         """Draws the way of a task, a scalar, and the support examples of each class, `[most ways]` int32, 0 beyond the way.
@@ -66,6 +79,68 @@ class TaskSizes(NamedTuple):
         else:
             drawn = random.randint(shot_key, (1,), self.shot[0], self.shot[1] + 1, jnp.int32)
         return way, jnp.where(there, drawn, 0)
+
+    def drawn_masks(self, key: Array) -> tuple[Array, Array] | None:
+        """Masks of the sets of a regression task, whose support rows are uniform in their range; None if it is one number."""
+        least, most = self.shot
+        if least == most:
+            return None
+        known = jnp.arange(most) < random.randint(key, (), least, most + 1, jnp.int32)
+        return known, jnp.ones(self.query_shot, bool)
+
+
+def task_sizes(
+    way: int | Sequence[int],
+    shot: int | Sequence[int],
+    query_shot: int,
+    sampling: str = "equal",
+    keys: tuple[str, str, str] = _KEYS,
+) -> TaskSizes:
+    """The sizes that numbers and ranges ask for, see `TaskSizes`; raises `ConfigError` for what is neither."""
+    ways, its_shots = positive_range(keys[0], way), positive_range(keys[1], shot)
+    return TaskSizes(ways, its_shots, positive_int(keys[2], query_shot), sampling, keys)
+
+
+def sizes_by_split(
+    *,
+    way: int | Sequence[int] = 1,
+    shot: int | Sequence[int],
+    query_shot: int,
+    eval_query_shot: int | None = None,
+    train_way: int | Sequence[int] | None = None,
+    train_shot: int | Sequence[int] | None = None,
+    sampling: str = "equal",
+    of_classes: bool = True,
+) -> dict[str, TaskSizes]:
+    """The sizes of each split's tasks, of what a data set is asked for.
+
+    Args:
+      way, shot, query_shot, sampling: see `TaskSizes`.
+      eval_query_shot: query examples of a class in meta-validation and meta-test; None: as in meta-training.
+      train_way, train_shot: those of meta-training; None: as in test.
+      of_classes: whether there are classes, which may have shots of their own.
+
+    Raises:
+      ConfigError: for what is no size, or a sampling that cannot be with them.
+    """
+    of_test = way, shot, query_shot if eval_query_shot is None else eval_query_shot
+    test_keys = (*_KEYS[:2], "query_shot" if eval_query_shot is None else "eval_query_shot")
+    of_train = (way if train_way is None else train_way), (shot if train_shot is None else train_shot), query_shot
+    train_keys = (
+        "way" if train_way is None else "train_way",
+        "shot" if train_shot is None else "train_shot",
+        "query_shot",
+    )
+    in_train = task_sizes(*of_train, sampling, train_keys)
+    in_test = task_sizes(*of_test, sampling, test_keys)
+    _check_sampling(sampling, [in_train, in_test], of_classes)
+    return {split: in_train if split == "train" else in_test for split in SPLITS}
+
+
+def differing(sizes: Iterable[TaskSizes]) -> list[str]:
+    """In what tasks of one of these sizes may differ, as `DataSet.varies` says it."""
+    ends = [{"way": its.way, "shot": its.shot} for its in sizes]
+    return [what for what in SIZES if any(its[what][0] < its[what][1] for its in ends)]
 
 
 def shots(key: Array, count: Array, there: Array, query_shot: int) -> Array:
@@ -94,30 +169,20 @@ def shots(key: Array, count: Array, there: Array, query_shot: int) -> Array:
     return jnp.minimum(jnp.floor(share).astype(jnp.int32) + 1, left)
 
 
-def drawn_masks(key: Array, shot: tuple[int, int], num_query: int) -> tuple[Array, Array] | None:
-    """Masks of the sets of a regression task, whose support rows are uniform in the range `shot`; None where that is one number."""
-    least, most = shot
-    if least == most:
-        return None
-    return jnp.arange(most) < random.randint(key, (), least, most + 1, jnp.int32), jnp.ones(num_query, bool)
-
-
-def checked_sampling(sampling: object, *, varies: bool, least_shot: int, of_classes: bool = True) -> str:
-    """Returns `dataset.sampling`; raises `ConfigError` for another value, or one that cannot be with fixed sizes.
-
-    Args:
-      sampling: as it was set.
-      varies: whether a way or a shot is a range.
-      least_shot: the lower end of the shots.
-      of_classes: whether there are classes, which may have shots of their own.
-    """
+def _check_sampling(sampling: object, sizes: Sequence[TaskSizes], of_classes: bool) -> None:
+    """Raises `ConfigError` for another value of `dataset.sampling`, or one that cannot be with these sizes."""
     sampling = one_of("dataset.sampling", sampling, SAMPLINGS)
-    if sampling != "equal" and not of_classes:
+    if sampling == "equal":
+        return
+    if not of_classes:
         raise ConfigError("dataset.sampling", sampling, "equal: in a regression there are no classes that could differ")
-    if sampling != "equal" and not varies:
+    if not differing(sizes):
         raise ConfigError("dataset.sampling", sampling, "equal; or give a range, such as shot=[1,10]")
-    if sampling == "meta_dataset" and least_shot > 1:
-        raise ConfigError(
-            "shot", least_shot, "a range that begins with 1, such as [1,20], for dataset.sampling=meta_dataset"
-        )
-    return sampling
+    if sampling == "meta_dataset" and (least := min(its.shot[0] for its in sizes)) > 1:
+        allowed = "a range that begins with 1, such as [1,20], for dataset.sampling=meta_dataset"
+        raise ConfigError("shot", least, allowed)
+
+
+def _up_to(most: int, ends: tuple[int, int]) -> tuple[int, int]:
+    low, high = ends
+    return (low, min(high, most)) if low <= most else ends
