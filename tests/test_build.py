@@ -199,7 +199,11 @@ RUN = (
 def data_overrides(config, request):
     dataset = config.dataset._target_.rpartition(".")[2]
     # The small archives have few characters, and a task has no more classes than what it is cut from.
-    few = ["train_way=4", f"way={min(config.way, 4)}"] if config.train_way and dataset == "omniglot" else []
+    few = []
+    if dataset == "omniglot" and not isinstance(config.way, int):
+        few = ["way=[2,4]"]
+    elif dataset == "omniglot" and config.train_way:
+        few = ["train_way=4", f"way={min(config.way, 4)}"]
     return few + (overrides_for(dataset, request) if dataset != "prior" else [])
 
 
