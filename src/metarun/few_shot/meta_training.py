@@ -83,12 +83,12 @@ class MetaTraining:
 
     def _sample_keys(self, root_key: Array, step: Array) -> Array:
         """The keys by which the tasks of an outer step are drawn, `[meta_batch_size]`."""
-        return jax.vmap(lambda index: _task_keys(root_key, step, index)[0])(jnp.arange(self._meta_batch_size))
+        return jax.vmap(lambda index: task_keys(root_key, step, index)[0])(jnp.arange(self._meta_batch_size))
 
     def _task(self, shared: tuple[Any, Array, Array], index_and_fetched: tuple[Array, Any]) -> tuple[Task, Array]:
         """A task of an outer step, and the key of the method."""
         (data, root_key, step), (index, fetched) = shared, index_and_fetched
-        sample_key, method_key = _task_keys(root_key, step, index)
+        sample_key, method_key = task_keys(root_key, step, index)
         if fetched is None:
             return self._source.sample(data, sample_key), method_key
         return stream_of(self._source).cut(*fetched), method_key
@@ -107,7 +107,7 @@ class MetaTraining:
         return lax.with_sharding_constraint(map_tasks(one, layout, (params, shared), tasks), layout.replicated)
 
 
-def _task_keys(root_key: Array, step: Array, index: Array) -> Array:
+def task_keys(root_key: Array, step: Array, index: Array) -> Array:
     """The keys of a task of an outer step: of its drawing, and of the method."""
     return jax.random.split(jax.random.fold_in(jax.random.fold_in(root_key, step), index))
 
