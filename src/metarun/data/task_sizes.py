@@ -178,9 +178,10 @@ def _check_sampling(sampling: object, sizes: Sequence[TaskSizes], of_classes: bo
         raise ConfigError("dataset.sampling", sampling, "equal: in a regression there are no classes that could differ")
     if not differing(sizes):
         raise ConfigError("dataset.sampling", sampling, "equal; or give a range, such as shot=[1,10]")
-    if sampling == "meta_dataset" and (least := min(its.shot[0] for its in sizes)) > 1:
-        allowed = "a range that begins with 1, such as [1,20], for dataset.sampling=meta_dataset"
-        raise ConfigError("shot", least, allowed)
+    for its in sizes:
+        if sampling == "meta_dataset" and its.shot[0] > 1:
+            allowed = "a range that begins with 1, such as [1,20], for dataset.sampling=meta_dataset"
+            raise ConfigError(its.keys[1], its.shot[0], allowed)
 
 
 def _up_to(most: int, ends: tuple[int, int]) -> tuple[int, int]:
