@@ -39,6 +39,6 @@ def draw_by_size(result: Mapping[str, Any], metric: str) -> Figure:
         axes.set_ylabel(metric, fontsize=LABEL_SIZE)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if metric == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1))  # as many decimals as its ticks need
     figure.supxlabel("Bars: 95% interval over the tasks of that size", fontsize=NOTE_SIZE)
     return figure
