@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", type=Path, metavar="PYTHON", help="a Python that has PyTorch; left out: metarun alone"
     )
-    parser.add_argument("--seconds", default="300", help="of each; 300")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of each; 300")
     parser.add_argument(
         "--stream", default="4000", metavar="STEPS", help="outer steps whose tasks PyTorch may read; 4000"
     )
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    seconds = positive_float("--seconds", float(options.seconds))
+    seconds = positive_float("--seconds", options.seconds)
     spread = moments(seconds, whole("--moments", options.moments))
     if options.train:
         return _train(options.source, options.output, spread, seconds)

@@ -171,7 +171,7 @@ def drawn_examples(
       rows of the bank and labels, `[way * (shot + query_shot)]` int32 each.
     """
     image_key, support_key, query_key = keys
-    rows = _examples_of(first, count, classes, image_key, shot + query_shot)
+    rows = _examples_of(first, count, classes, image_key, shot + query_shot, distinct)
 
     def shuffled(key: Array, rows: Array) -> tuple[Array, Array]:
         label = jnp.repeat(jnp.arange(classes.size, dtype=jnp.int32), rows.shape[1])
@@ -214,11 +214,9 @@ def padded_examples(
     return rows, label, (support[2], query[2])
 
 
-def _examples_of(
-    first: Array, count: Array, classes: Array, key: Array, num: int, draw: Callable[..., Array] | None = None
-) -> Array:
-    """Rows of a bank of `num` distinct examples of each class, `[way, num]`, drawn by `draw`, by default `distinct`."""
-    its = jax.vmap(lambda key, count: (draw or distinct)(key, num, count))
+def _examples_of(first: Array, count: Array, classes: Array, key: Array, num: int, draw: Callable[..., Array]) -> Array:
+    """Rows of a bank of `num` distinct examples of each class, `[way, num]`, drawn by `draw`, such as `distinct`."""
+    its = jax.vmap(lambda key, count: draw(key, num, count))
     return first[classes][:, None] + its(random.split(key, classes.size), count[classes])
 
 

@@ -89,7 +89,7 @@ class MetaTest:
         groups: dict[str, Mapping[str, np.ndarray]] = {}
         if self._domains and split == "test":
             groups["domains"] = {name: its.values for name, its in measured.items()}
-        if whole.counts is not None and split == "test":
+        if whole.counts is not None:
             groups |= by_size(whole.values, whole.counts, whole.of_classes, self._varies)
         beside = {field: {name: _in_fields(of) for name, of in its.items()} for field, its in groups.items()}
         return Evaluation(self.score.metric, value, ci95, len(whole.values), whole.values, verdicts, beside, groups)
@@ -111,14 +111,16 @@ class MetaTest:
             outputs, kept = self._answer(params, tasks, key), min(BLOCK, num_tasks - start)
             known = start < checked
             traces = [self._checks.traces(params, tasks, key, check_keys, outputs, split)] if known else []
-            of_tasks = _Measured(self._measure(outputs, *tasks.query[1:]), traces, *self._by_class(tasks, outputs))
+            of_tasks = _Measured(
+                self._measure(outputs, *tasks.query[1:]), traces, *self._by_class(tasks, outputs, split)
+            )
             found.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], of_tasks))
         return _together(found)
 
-    def _by_class(self, tasks: Task, outputs: Array) -> tuple[Any, Any]:
-        """`counts` and `of_classes` of some tasks as `by_size` takes them; None for tasks of one size."""
+    def _by_class(self, tasks: Task, outputs: Array, split: str) -> tuple[Any, Any]:
+        """`counts` and `of_classes` of meta-test's tasks as `by_size` takes them; None for tasks of one size."""
         support, query = tasks
-        if not self._varies:
+        if not self._varies or split != "test":
             return None, None
         if self._of_classes is None:
             return mask_of(support).sum(1, keepdims=True), None

@@ -40,20 +40,19 @@ def mask_of(part: Split) -> np.ndarray:
     return np.ones(np.shape(part.y)[:2], bool) if part.mask is None else np.asarray(part.mask)
 
 
+def counts_of(part: Split, way: int) -> np.ndarray:
+    """Examples of each class in each of some sets, `[n, way]`."""
+    is_of = (np.asarray(part.y)[:, :, None] == np.arange(way)) & mask_of(part)[:, :, None]
+    return is_of.sum(1)
+
+
 def most_frequent(query: Split, way: int) -> np.ndarray | None:
     """The share of the queries that are of the most frequent class in each of some tasks, `[n]`; None where all are equally often."""
-    y, mask = np.asarray(query.y), mask_of(query)
-    counts = ((y[:, :, None] == np.arange(way)) & mask[:, :, None]).sum(1)
+    counts = counts_of(query, way)
     there = np.where(counts > 0, counts, counts.max(1, keepdims=True))
     if (there == there.max(1, keepdims=True)).all():
         return None
-    return counts.max(1) / np.maximum(mask.sum(1), 1)
-
-
-def counts_of(support: Split, way: int) -> np.ndarray:
-    """Examples of each class in each of some support sets, `[n, way]`."""
-    is_of = (np.asarray(support.y)[:, :, None] == np.arange(way)) & mask_of(support)[:, :, None]
-    return is_of.sum(1)
+    return counts.max(1) / np.maximum(mask_of(query).sum(1), 1)
 
 
 def ways_of(support: Split, way: int) -> np.ndarray:
