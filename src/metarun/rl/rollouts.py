@@ -113,7 +113,10 @@ class Player:
 
     def outputs(self, params: Params, batch: Rollouts) -> Array:
         """Outputs by `params` for what was seen, `[rollouts, horizon, num_outputs]`."""
-        return jax.vmap(lambda observations: self.network.apply(params, observations))(batch.observation)
+        # As rows of one matrix, so that a gradient in a layer's weights is one product, without transposed copies.
+        rollouts, horizon, *shape = batch.observation.shape
+        outputs = self.network.apply(params, batch.observation.reshape(rollouts * horizon, *shape))
+        return outputs.reshape(rollouts, horizon, -1)
 
     def log_prob(self, outputs: Array, batch: Rollouts) -> Array:
         """log pi of the actions taken, by other outputs or by `batch.outputs`, `[rollouts, horizon]`."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from metarun.compiled.task_map import map_tasks
+from metarun.compiled.task_map import Layout, map_tasks
 from metarun.config.flat_keys import hold, with_settings
 from metarun.errors import (
     ConfigError,
@@ -103,12 +103,17 @@ class OuterSettings:
 
 
 def _trpo(training: Training, settings: OuterSettings) -> OuterStep:
-    return trust_region(training.layout, radius=settings.radius)
+    return trust_region(_learning_layout(training), radius=settings.radius)
 
 
 def _ppo(training: Training, settings: OuterSettings) -> OuterStep:
     optimizer = training.optimizer(steps=training.steps * settings.epochs)
-    return proximal(training.layout, optimizer, epochs=settings.epochs, clip=settings.clip)
+    return proximal(_learning_layout(training), optimizer, epochs=settings.epochs, clip=settings.clip)
+
+
+def _learning_layout(training: Training) -> Layout:
+    """One task at a time on a core: what a network computes for all rollouts of many tasks is too much for its cache."""
+    return training.layout.cached(training.meta_batch_size, 1)
 
 
 OUTER: Mapping[str, Callable[[Training, OuterSettings], OuterStep]] = {"trpo": _trpo, "ppo": _ppo}
