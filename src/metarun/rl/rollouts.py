@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from metarun.config.flat_keys import hold
 from metarun.errors import positive_int, unit_fraction
 from metarun.models.mlp import mlp
+from metarun.rl import observed
 from metarun.rl.baseline import features, fitted_values
 from metarun.rl.environment import Agent, Discrete, Environment, Seen
 from metarun.rl.policy import Policy, policy_over
@@ -75,22 +77,41 @@ class Player:
       policy: how outputs become actions.
       network: `[n, observation_size]` -> `[n, policy.num_outputs]`.
       sampling: how many episodes it plays.
+      standardise: whether the network is given observations of mean 0 and variance 1, by moments among the parameters.
     """
 
     environment: Environment
     policy: Policy
     network: Model
     sampling: Sampling
+    standardise: bool = False
 
     def init(self, key: Array) -> Params:
         """The parameters to begin with."""
-        return self.network.init(key, jnp.zeros((1, self.environment.observation_size)))
+        size = self.environment.observation_size
+        params = self.network.init(key, jnp.zeros((1, size)))
+        return {**params, "observed": observed.of_nothing(size)} if self.standardise else params
+
+    def having_seen(self, params: Params, batches: Sequence[Rollouts]) -> Params:
+        """The parameters with the moments of what was observed in `batches` too, where there are moments."""
+        if not self.standardise:
+            return params
+        moments = params["observed"]
+        for batch in batches:
+            moments = observed.including(moments, batch.observation, batch.weight)
+        return {**params, "observed": moments}
+
+    def apply(self, params: Params, observation: Array) -> Array:
+        """Outputs for observations `[n, observation_size]`."""
+        if self.standardise:
+            observation = observed.standardised(params["observed"], observation)
+        return self.network.apply(params, observation)
 
     def agent(self, params: Params) -> Agent:
         """Who plays; it notes its outputs."""
 
         def act(memory: Any, seen: Seen, key: Array) -> tuple[Any, Array, Array]:
-            outputs = self.network.apply(params, seen.observation[None])[0]
+            outputs = self.apply(params, seen.observation[None])[0]
             return memory, self.policy.sample(key, outputs), outputs
 
         return Agent(lambda key: (), act)
@@ -115,7 +136,7 @@ class Player:
         """Outputs by `params` for what was seen, `[rollouts, horizon, num_outputs]`."""
         # As rows of one matrix, so that a gradient in a layer's weights is one product, without transposed copies.
         rollouts, horizon, *shape = batch.observation.shape
-        outputs = self.network.apply(params, batch.observation.reshape(rollouts * horizon, *shape))
+        outputs = self.apply(params, batch.observation.reshape(rollouts * horizon, *shape))
         return outputs.reshape(rollouts, horizon, -1)
 
     def log_prob(self, outputs: Array, batch: Rollouts) -> Array:
@@ -127,14 +148,24 @@ class Player:
         return mean_over(jax.vmap(jax.vmap(self.policy.divergence))(batch.outputs, outputs), batch.weight)
 
 
-def player(environment: Environment, hidden: Sequence[int], sampling: Sampling) -> Player:
-    """A player by layers of the sizes `hidden`, with ReLU; normal policies have one standard deviation everywhere."""
+def player(
+    environment: Environment, hidden: Sequence[int], initial_std: float, standardise: bool, sampling: Sampling
+) -> Player:
+    """A player by layers of the sizes `hidden`, with ReLU; normal policies have one standard deviation everywhere.
+
+    Args:
+      environment: to play in.
+      hidden: sizes of the layers.
+      initial_std: the standard deviation of normal policies before they have learnt.
+      standardise: whether the network is given observations of mean 0 and variance 1.
+      sampling: how many rollouts, and how an action in them is judged.
+    """
     actions = environment.actions
     if isinstance(actions, Discrete):
         network = _named_mean(mlp(num_outputs=actions.n, hidden=hidden))
     else:
-        network = _with_log_std(_named_mean(mlp(num_outputs=actions.size, hidden=hidden)), actions.size)
-    return Player(environment, policy_over(actions), network, sampling)
+        network = _with_log_std(_named_mean(mlp(num_outputs=actions.size, hidden=hidden)), actions.size, initial_std)
+    return Player(environment, policy_over(actions), network, sampling, standardise)
 
 
 def fitted_advantages(observation: Array, reward: Array, weight: Array, sampling: Sampling) -> Array:
@@ -167,11 +198,14 @@ def _named_mean(model: Model) -> Model:
     )
 
 
-def _with_log_std(model: Model, size: int) -> Model:
+def _with_log_std(model: Model, size: int, initial_std: float) -> Model:
     """The model's outputs, and beside them logarithms of standard deviations that are parameters."""
 
     def apply(params: Params, x: Array, reference: int | None = None) -> Array:
         means = model.apply(params, x)
         return jnp.concatenate([means, jnp.broadcast_to(params["log_std"][None], means.shape)], 1)
 
-    return Model(init=lambda key, x: {**model.init(key, x), "log_std": jnp.zeros(size)}, apply=apply)
+    return Model(
+        init=lambda key, x: {**model.init(key, x), "log_std": jnp.full(size, log(initial_std), jnp.float32)},
+        apply=apply,
+    )

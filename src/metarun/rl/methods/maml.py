@@ -127,6 +127,8 @@ def maml(
     inner: InnerSteps,
     outer: OuterSettings,
     hidden: Sequence[int] = (100, 100),
+    initial_std: float = 1.0,
+    standardise: bool = False,
     exploration: float = 0.0,
     every_step: bool = False,
 ) -> MetaLearner:
@@ -138,6 +140,8 @@ def maml(
       inner: the gradient steps in a task.
       outer: the optimiser of theta; of the two, PPO uses `training.optimizer`.
       hidden: sizes of the policy's hidden layers, with ReLU.
+      initial_std: standard deviation of continuous actions at the start of training; it is learnt from there.
+      standardise: whether the policy is given observations of mean 0 and variance 1, by those of training so far.
       exploration: weight of E-MAML's term, by which rollouts before a gradient step are credited for the return after it;
         0: they count only for the gradient that they give.
       every_step: whether the returns after all inner steps of training count, alike, and are held within the radius; else
@@ -159,7 +163,9 @@ def maml(
         )
     if not environment.observation_size:
         raise ConfigError("method", "maml", "maml_trial, for an environment that shows nothing, such as a bandit")
-    plays = player(environment, positive_ints("method.hidden", hidden, "[100,100]"), sampling)
+    layers = positive_ints("method.hidden", hidden, "[100,100]")
+    std = positive_float("method.initial_std", initial_std)
+    plays = player(environment, layers, std, true_or_false("method.standardise", standardise), sampling)
     adaptation = Adaptation(plays, ESTIMATORS[inner.estimator], inner.first_order)
     steps, outer_step = inner.inner_steps, OUTER[outer.outer](training, outer)
     rates, test_rates = inner.rates(steps), inner.rates(inner.eval_inner_steps)
@@ -182,6 +188,7 @@ def maml(
         earned = {f"reward/{k}": of_tasks.mean() for k, of_tasks in enumerate(returns)}
         experience = Experience(batches, credit_of(returns[-1]))
         params, opt_state, metrics = outer_step.step(objective, params, opt_state, experience)
+        params = plays.having_seen(params, batches)
         return params, opt_state, {"reward": earned[f"reward/{steps}"], **earned, **metrics}
 
     def outcome(params: Params, task: Any, key: Array, blind: bool) -> Outcome:
