@@ -207,6 +207,8 @@ def test_a_point_moves_by_its_actions_and_ends_near_its_goal():
         ({"exploration": -1}, "method.exploration=-1"),
         ({"later_lr": 0}, "method.later_lr=0"),
         ({"every_step": "no"}, "method.every_step=no"),
+        ({"initial_std": 0}, "method.initial_std=0"),
+        ({"standardise": 2}, "method.standardise=2"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused(settings, key):
