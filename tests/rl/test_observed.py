@@ -15,11 +15,12 @@ from metarun.rl.rollouts import Sampling, player
 
 LAYOUT = default_layout()._replace(chunk=None)
 UNITS = np.array([1000.0, 0.1])
+ADAM = optax.adam(0.01)
 
 
-def learner_in(environment, **settings):
+def learner_in(environment, optimizer=ADAM, **settings):
     """MAML of 4 tasks an outer step, with 4 rollouts in each before and after a gradient step."""
-    training = {"optimizer": lambda steps: optax.adam(0.01), "layout": LAYOUT, "meta_batch_size": 4, "steps": 2}
+    training = {"optimizer": lambda steps: optimizer, "layout": LAYOUT, "meta_batch_size": 4, "steps": 2}
     return maml(environment=environment, **training, **{"hidden": (8,), "rollouts": 4, "outer": "ppo", **settings})
 
 
@@ -77,6 +78,21 @@ def test_the_moments_are_of_all_that_was_seen_in_training_and_no_gradient_moves_
     assert params["observed"].weight == 2 * 4 * 4 * 10 * 2
     assert (params["observed"].variance > 0).all()
     assert "observed" not in after_two_outer_steps(point_navigation(horizon=10))
+
+
+def test_an_optimiser_leaves_the_moments_alone():
+    def moments(optimizer):
+        return after_two_outer_steps(point_navigation(horizon=10), optimizer=optimizer, standardise=True)["observed"]
+
+    def shifts_the_moments(updates, state, params):
+        return {
+            **jax.tree.map(jnp.zeros_like, updates),
+            "observed": jax.tree.map(jnp.ones_like, updates["observed"]),
+        }, state
+
+    meddling = optax.GradientTransformation(lambda params: (), shifts_the_moments)
+    for still, shifted in zip(moments(optax.set_to_zero()), moments(meddling), strict=True):
+        np.testing.assert_array_equal(shifted, still)
 
 
 def test_the_standard_deviation_at_the_start_is_the_one_asked_for():

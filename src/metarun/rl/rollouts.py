@@ -92,14 +92,14 @@ class Player:
         params = self.network.init(key, jnp.zeros((1, size)))
         return {**params, "observed": observed.of_nothing(size)} if self.standardise else params
 
-    def having_seen(self, params: Params, batches: Sequence[Rollouts]) -> Params:
-        """The parameters with the moments of what was observed in `batches` too, where there are moments."""
+    def moments(self, params: Params, batches: Sequence[Rollouts]) -> Params:
+        """Those among the parameters with what was observed in `batches` in them too; nothing where there are none."""
         if not self.standardise:
-            return params
+            return {}
         moments = params["observed"]
         for batch in batches:
             moments = observed.including(moments, batch.observation, batch.weight)
-        return {**params, "observed": moments}
+        return {"observed": moments}
 
     def apply(self, params: Params, observation: Array) -> Array:
         """Outputs for observations `[n, observation_size]`."""

@@ -187,8 +187,9 @@ def maml(
         returns = [batch.reward.sum((1, 2)) / sampling.rollouts for batch in batches]
         earned = {f"reward/{k}": of_tasks.mean() for k, of_tasks in enumerate(returns)}
         experience = Experience(batches, credit_of(returns[-1]))
-        params, opt_state, metrics = outer_step.step(objective, params, opt_state, experience)
-        params = plays.having_seen(params, batches)
+        learnt, opt_state, metrics = outer_step.step(objective, params, opt_state, experience)
+        # The moments are of what was there before the step: an optimiser that decays weights is not to decay them.
+        params = {**learnt, **plays.moments(params, batches)}
         return params, opt_state, {"reward": earned[f"reward/{steps}"], **earned, **metrics}
 
     def outcome(params: Params, task: Any, key: Array, blind: bool) -> Outcome:
