@@ -44,7 +44,7 @@ FORMS = {
 def test_equal_to_xla_up_to_third_order(form, stride, channels, height, width, monkeypatch):
     direct, kernel_gradient = FORMS[form]
     monkeypatch.setattr(convolution, "_direct", lambda x: direct)
-    monkeypatch.setattr(convolution, "_kernel_gradient_form", lambda x, g, stride: (kernel_gradient, 2))  # two blocks
+    monkeypatch.setattr(convolution, "_kernel_gradient_choice", lambda x, g, stride: (kernel_gradient, 2))  # two blocks
     with jax.enable_x64(True):
         x_key, kernel_key = jax.random.split(jax.random.key(0))
         x = jax.random.normal(x_key, (4, height, width, channels))
@@ -104,6 +104,40 @@ def test_equal_under_vmap_scan_and_jit():
     loop = jnp.stack([gradient(a, b) for a, b in zip(x, kernels, strict=True)])
     np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(x, kernels), loop, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(lax.map(lambda pair: gradient(*pair), (x, kernels)), loop, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_forward_mode_is_equal_to_xla(stride):
+    """The derivative of a gradient along a direction, the one that a second-order inner step needs."""
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(4), 4)
+        at = jax.random.normal(keys[0], (2, 7, 6, 3)), jax.random.normal(keys[1], (3, 3, 3, 4))
+        along = jax.random.normal(keys[2], (2, 7, 6, 3)), jax.random.normal(keys[3], (3, 3, 3, 4))
+
+        def second_order(fn):
+            gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(max_pool(fn(x, k, stride)))), (0, 1))
+            return jax.jvp(gradient, at, along)
+
+        ours, theirs = second_order(convolve), second_order(reference)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, theirs)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0), (1, 3)])
+def test_mapped_over_either_argument_or_both_its_derivatives_are_those_of_xla(axes):
+    """The gradient of what is mapped, where the arguments without the axis sum up over it."""
+    with jax.enable_x64(True):
+        x_key, kernel_key, *others = jax.random.split(jax.random.key(5), 4)
+        x = jax.random.normal(x_key, (3, 2, 6, 6, 2))
+        x = x[0] if axes[0] is None else jnp.moveaxis(x, 0, axes[0])
+        kernel = jax.random.normal(kernel_key, (3, 3, 3, 2, 4))
+        kernel = kernel[0] if axes[1] is None else jnp.moveaxis(kernel, 0, axes[1])
+        mapped = lambda fn: jax.vmap(lambda x, k: max_pool(fn(x, k, 1)), axes)
+        ours, theirs = (derivatives(mapped(fn), x, kernel)[:3] for fn in (convolve, reference))
+        twice = lambda fn: jax.vmap(jax.vmap(lambda x, k: fn(x, k, 2), (None, 0)), (0, None))
+        x, kernels = jax.random.normal(others[0], (3, 2, 6, 6, 2)), jax.random.normal(others[1], (5, 3, 3, 2, 4))
+        both, of_xla = (derivatives(twice(fn), x, kernels)[:3] for fn in (convolve, reference))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    np.testing.assert_allclose(both, of_xla, rtol=1e-9)
 
 
 @pytest.mark.parametrize("height, width", [(8, 8), (7, 5)])

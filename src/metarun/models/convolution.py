@@ -2,16 +2,14 @@
 
 A convolution is bilinear, so its derivatives of every order are made of three operations: the convolution itself, its
 gradient with respect to the input, and its gradient with respect to the kernel. Each is written once, in its fastest
-form, and each names the other two as its derivative; reverse-mode differentiation of any order then never leaves the
-three. Forward-mode differentiation (`jax.jvp`) is not defined for them.
+form, and names the other two as its transposes, see `bilinear`.
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from metarun.models.bilinear import Bilinear
 from metarun.types import Array, Reference
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -29,7 +27,7 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     Returns:
       `[n, ceil(height / stride), ceil(width / stride), out]`.
     """
-    return _convolution(x, kernel, stride)
+    return _convolution(x, kernel, stride=stride)
 
 
 def _direct(x: Array) -> bool:
@@ -57,8 +55,7 @@ def _patches(x: Array, stride: int) -> Array:
     return jnp.concatenate([_shifted(padded, i, j, stride) for i in range(3) for j in range(3)], -1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolution(x, kernel, stride):
+def _convolution_form(x, kernel, *, stride):
     if _direct(x):
         # The CPU's kernels take channels by fours: for RGB, a channel of zeros is four times faster.
         missing = -x.shape[3] % 4 if x.shape[3] > 1 else 0
@@ -69,8 +66,7 @@ def _convolution(x, kernel, stride):
     return _patches(x, stride) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _input_gradient(g, kernel, stride, size):
+def _input_gradient_form(g, kernel, *, stride, size):
     """Transpose of `_convolution` in its input, `g: [n, oh, ow, out]` -> `[n, *size, in]`."""
     back = kernel.swapaxes(2, 3)
     if stride == 1 and _direct(g):
@@ -121,7 +117,7 @@ def _by_convolution(x, g, stride):
     return taps.transpose(1, 2, 0, 3)
 
 
-def _kernel_gradient_form(x, g, stride):
+def _kernel_gradient_choice(x, g, stride):
     """The fastest form, and the number of images of a block, which divides that of all."""
     n, pixels = x.shape[0], g.shape[1] * g.shape[2]
     if jax.default_backend() != "cpu":
@@ -135,10 +131,9 @@ def _kernel_gradient_form(x, g, stride):
     return form, max(d for d in range(1, n + 1) if n % d == 0 and d <= max(share, 1))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _kernel_gradient(x, g, stride):
+def _kernel_gradient_form(x, g, *, stride):
     """Transpose of `_convolution` in its kernel, `[3, 3, in, out]`."""
-    form, images = _kernel_gradient_form(x, g, stride)
+    form, images = _kernel_gradient_choice(x, g, stride)
     if images == x.shape[0]:
         return form(x, g, stride)
     blocks = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))
@@ -151,26 +146,20 @@ def _kernel_gradient(x, g, stride):
     return total.astype(x.dtype)
 
 
-_convolution.defvjp(
-    lambda x, kernel, stride: (_convolution(x, kernel, stride), (x, kernel)),
-    lambda stride, saved, g: (
-        _input_gradient(g, saved[1], stride, saved[0].shape[1:3]),
-        _kernel_gradient(saved[0], g, stride),
-    ),
+_convolution = Bilinear("convolution_3x3", _convolution_form)
+_input_gradient = Bilinear("convolution_3x3_input_gradient", _input_gradient_form)
+_kernel_gradient = Bilinear("convolution_3x3_kernel_gradient", _kernel_gradient_form)
+_convolution.has_transposes(
+    lambda g, kernel, x, stride: _input_gradient(g, kernel, stride=stride, size=x.shape[1:3]),
+    lambda g, x, kernel, stride: _kernel_gradient(x, g, stride=stride),
 )
-_input_gradient.defvjp(
-    lambda g, kernel, stride, size: (_input_gradient(g, kernel, stride, size), (g, kernel)),
-    lambda stride, size, saved, t: (
-        _convolution(t, saved[1], stride),
-        _kernel_gradient(t, saved[0], stride),
-    ),
+_input_gradient.has_transposes(
+    lambda t, kernel, g, stride, size: _convolution(t, kernel, stride=stride),
+    lambda t, g, kernel, stride, size: _kernel_gradient(t, g, stride=stride),
 )
-_kernel_gradient.defvjp(
-    lambda x, g, stride: (_kernel_gradient(x, g, stride), (x, g)),
-    lambda stride, saved, t: (
-        _input_gradient(saved[1], t, stride, saved[0].shape[1:3]),
-        _convolution(saved[0], t, stride),
-    ),
+_kernel_gradient.has_transposes(
+    lambda t, g, x, stride: _input_gradient(g, t, stride=stride, size=x.shape[1:3]),
+    lambda t, x, g, stride: _convolution(x, t, stride=stride),
 )
 
 
@@ -207,28 +196,22 @@ def _quarters(x: Array) -> list[Array]:
 
 # The pixel of each window that `chosen` names, and its transpose. Each is the other's derivative; neither reads the
 # input of the pooling again, and neither scatters.
-@jax.custom_vjp
-def _take(x, chosen):
+def _take_form(x, chosen):
     a, b, c, d = _quarters(x)
     return jnp.where(chosen < 2, jnp.where(chosen == 0, a, b), jnp.where(chosen == 2, c, d))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _spread(g, chosen, size):
+def _spread_form(g, chosen, *, size):
     n, h, w, c = g.shape
     place = jnp.arange(4, dtype=chosen.dtype).reshape(1, 1, 2, 1, 2, 1)
     windows = jnp.where(chosen[:, :, None, :, None] == place, g[:, :, None, :, None], jnp.zeros((), g.dtype))
     return jnp.pad(windows.reshape(n, 2 * h, 2 * w, c), ((0, 0), (0, size[0] - 2 * h), (0, size[1] - 2 * w), (0, 0)))
 
 
-_take.defvjp(
-    lambda x, chosen: (_take(x, chosen), (chosen, x)),
-    lambda saved, g: (_spread(g, saved[0], saved[1].shape[1:3]), None),
-)
-_spread.defvjp(
-    lambda g, chosen, size: (_spread(g, chosen, size), chosen),
-    lambda size, chosen, t: (_take(t, chosen), None),
-)
+_take = Bilinear("pooled", _take_form)
+_spread = Bilinear("unpooled", _spread_form)
+_take.has_transposes(lambda g, chosen, x: _spread(g, chosen, size=x.shape[1:3]))
+_spread.has_transposes(lambda t, chosen, g, size: _take(t, chosen))
 
 
 def set_norm(
