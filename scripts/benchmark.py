@@ -166,9 +166,8 @@ def speed(work: Any, layout: Any, seconds: float) -> dict[str, Any]:
 
     timing = meter.time_steps(recipe.experiment(work, layout), seconds, on_first)
     memory = meter.peak_rss_mb(), meter.peak_device_mb()  # before what follows adds its own
-    method, task = recipe.method(work), jax.tree.map(lambda x: x[0], next(recipe.meta_batches(work)))
-    outer_gradient = jax.grad(lambda params, task: method.loss(params, task, jax.random.key(0))[0])
-    flops_per_task = flops.count_flops(outer_gradient, recipe.weights(work), task)
+    task = jax.tree.map(lambda x: x[0], next(recipe.meta_batches(work)))
+    flops_per_task = flops.count_flops(jax.grad(recipe.outer_loss(work)), recipe.weights(work), task)
     peak = meter.matmul_peak(layout)
     found = {
         "tasks_per_s": timing.tasks_per_s,

@@ -1,6 +1,7 @@
 """Counting the arithmetic of a function: multiplications and additions of its matrix products and convolutions."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from metarun.errors import MetarunError
+from metarun.models.bilinear import computation
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
@@ -45,6 +47,9 @@ def _flops(eqn: Any, needed: list[bool]) -> int:
     if name == "conv_general_dilated":
         kernel, out_features = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
         return 2 * prod(eqn.outvars[0].aval.shape) * prod(kernel) // kernel[out_features]
+    if form := computation(eqn.primitive):
+        operands = (jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.invars)
+        return count_flops(partial(form, **params), *operands)
     inner = list(_jaxprs(params))
     if name == "cond":
         return max(_count(branch, needed) for branch in inner)

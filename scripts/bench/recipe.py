@@ -1,6 +1,6 @@
 """The work that is timed: MAML on fixed random tasks from fixed random weights, the same in every framework."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +9,11 @@ import numpy as np
 
 from metarun.compiled.task_map import Layout, placed
 from metarun.few_shot.experiment import few_shot_experiment
+from metarun.few_shot.inner_loop import split_loss
 from metarun.few_shot.methods.maml import maml
 from metarun.models.conv4 import conv4
 from metarun.training.optimizers import adam
-from metarun.types import DataSet, Experiment, Method, Split, Task, TaskSource
+from metarun.types import Array, DataSet, Experiment, Method, Params, Split, Task, TaskSource
 
 OUTER_LR = 1e-3
 NUM_META_BATCHES = 1  # held on each device, from which a step draws its tasks
@@ -101,6 +102,23 @@ def weights(work: Work, seed: int = 1) -> dict[str, dict[str, np.ndarray]]:
 def halved(size: int, work: Work) -> int:
     """The side of a layer's output: pooling drops an odd row, a stride of two keeps it."""
     return size // 2 if work.downsample == "max_pool" else -(-size // 2)
+
+
+def outer_loss(work: Work) -> Callable[[Params, Task], Array]:
+    """The loss on the queries after the inner steps, as the definition has it: its gradient is to be counted, not computed.
+
+    What metarun runs computes some of it again, to keep less; that is no work that is asked for.
+    """
+    model = conv4(num_outputs=work.way, filters=work.filters, downsample=work.downsample, precision=work.precision)
+    loss = split_loss(model.apply, "classification")
+
+    def after_inner_steps(params: Params, task: Task) -> Array:
+        for _ in range(work.inner_steps):
+            gradient = jax.grad(loss)(params, task.support)
+            params = jax.tree.map(lambda leaf, g: leaf - work.inner_lr * g, params, gradient)
+        return loss(params, task.query)
+
+    return after_inner_steps
 
 
 def method(work: Work, *, first_order: bool = False) -> Method:

@@ -9,12 +9,13 @@ from small_run import call, draw, draw_classes
 
 from metarun.commands import cli
 from metarun.data.contents import content_hashes
-from metarun.data.fitting import fit_images
+from metarun.data.fitting import RESIZE, fit_images
 from metarun.data.mixture import mixture
 from metarun.errors import ConfigError, DataError
 from metarun.training.result import read_result
 
 SIZES = {"small": (8, "L"), "large": (20, "RGB"), "other": (8, "L")}
+FITTED = {"small": "", "large": f"{RESIZE}, greys by BT.601", "other": ""}
 TASK = {"way": 2, "shot": 1, "query_shot": 2}
 
 
@@ -95,13 +96,14 @@ def test_images_are_brought_to_one_shape_as_a_learners_are(of_three, folders):
 
 def test_the_protocol_states_what_each_domain_is(of_three):
     stated = of_three.protocol
-    assert stated["name"] == "mixture" and stated["fitted_to"]["size"] == [8, 8, 1]
+    assert stated["name"] == "mixture" and stated["fitted_to"] == [8, 8, 1]
     assert {name: facts["weight"] for name, facts in stated["domains"].items()} == {
         "small": 1,
         "large": 3,
         "other": None,
     }
     assert all("sha256" in facts and "split" in facts for facts in stated["domains"].values())
+    assert {name: facts["fitted"] for name, facts in stated["domains"].items()} == FITTED
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,14 @@ def fit_data_set(dataset: DataSet, shape: Sequence[int]) -> DataSet:
     sources = {name: getattr(dataset, name) for name in ("train", "val", "test", "train_classes")}
     fitted: dict[str, Any] = {name: _mapped(source, fit) for name, source in sources.items() if source is not None}
     fitted["domains"] = {name: _mapped(source, fit) for name, source in dataset.domains.items()}
-    how = ", ".join(filter(None, [RESIZE if found[:2] != shape[:2] else "", CHANNELS.get(channels, "")]))
-    return dataset._replace(
-        **fitted,
-        protocol={**dataset.protocol, "fitted": {"from": list(found), "to": list(shape), "how": how}},
-    )
+    stated = {"from": list(found), "to": list(shape), "how": how_fitted(found, shape)}
+    return dataset._replace(**fitted, protocol={**dataset.protocol, "fitted": stated})
+
+
+def how_fitted(found: Sequence[int], shape: Sequence[int]) -> str:
+    """What `fit_images` does to images of the shape `found`, in words; "" where it is nothing."""
+    (*size, channels), (*wanted, wanted_channels) = found, shape
+    return ", ".join(filter(None, [RESIZE if size != wanted else "", CHANNELS.get((channels, wanted_channels), "")]))
 
 
 def fit_images(x: Array, shape: Sequence[int]) -> Array:

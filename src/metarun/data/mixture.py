@@ -18,7 +18,7 @@ from metarun.data.class_bank import Domain, NamedClass, SplitBank
 from metarun.data.class_split import SPLITS
 from metarun.data.decoding import checked_size
 from metarun.data.episodes import few_shot_of
-from metarun.data.fitting import RESIZE, fit_images
+from metarun.data.fitting import fit_images, how_fitted
 from metarun.errors import ConfigError, DataError, positive_float
 
 CHOICE, WEIGHT = "dataset", "weight"
@@ -95,9 +95,10 @@ def mixture(
             "domains": {
                 each.name: {"weight": each.weight}
                 | {key: fact for key, fact in each.bank.protocol.items() if key != "name"}
+                | {"fitted": how_fitted(each.bank.bank.images.shape[1:], shape)}
                 for each in loaded
             },
-            "fitted_to": {"size": list(shape), "how": RESIZE},
+            "fitted_to": list(shape),
             "sha256": entry.checksum,
         },
         hashes,

@@ -17,6 +17,7 @@ from metarun.types import Array
 
 # `(g, other, like, **settings) -> array of the shape of `like``: linear in the cotangent g and in the other argument.
 _Transpose = Callable[..., Array]
+_OF_PRIMITIVES: "dict[Primitive, Bilinear]" = {}
 
 
 class Bilinear:
@@ -30,6 +31,7 @@ class Bilinear:
     def __init__(self, name: str, form: Callable[..., Array]) -> None:
         self._form = form
         self._primitive = Primitive(name)
+        _OF_PRIMITIVES[self._primitive] = self
         self._primitive.def_impl(lambda a, b, **its: jax.jit(partial(self._compute, **its))(a, b))
         self._primitive.def_abstract_eval(self._shape)
         batching.primitive_batchers[self._primitive] = self._batch
@@ -64,6 +66,12 @@ class Bilinear:
         a, b = (x if axis is None else jax.numpy.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True))
         has_axis = tuple(axis is not None for axis in axes)
         return self._primitive.bind(a, b, mapped=(has_axis, *mapped), **settings), 0
+
+
+def computation(primitive: Primitive) -> Callable[..., Array] | None:
+    """How a primitive of a trace is computed, a function of its operands and of its parameters by name; None for JAX's own."""
+    operation = _OF_PRIMITIVES.get(primitive)
+    return None if operation is None else operation._compute
 
 
 def _over(function, mapped):
