@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, subjaxprs
+from jax.extend.core import subjaxprs
 from jax.scipy.sparse.linalg import cg
 
 from metarun.errors import non_negative_int, one_of, positive_int
@@ -150,7 +150,7 @@ def _closed(traced):
     def loss(params, inexact, exact):
         parts = iter(inexact), iter(exact)
         consts = [next(parts[0] if has_derivative else parts[1]) for has_derivative in differentiable]
-        return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, consts))(*jax.tree.leaves(params))[0]
+        return jax.core.eval_jaxpr(traced.jaxpr, consts, *jax.tree.leaves(params))[0]
 
     of_kind = lambda kind: [array for array, its in zip(traced.consts, differentiable, strict=True) if its is kind]
     return loss, of_kind(True), of_kind(False)
