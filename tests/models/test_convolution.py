@@ -30,7 +30,7 @@ def derivatives(fn, x, kernel):
 
 
 FORMS = {
-    "direct": (True, convolution._by_convolution),
+    "planes": (True, convolution._by_planes),
     "patches": (False, convolution._by_patches),
     "columns_and_rows": (True, convolution._by_columns_and_rows),
 }
@@ -38,7 +38,7 @@ FORMS = {
 
 @pytest.mark.parametrize(
     "form, stride, channels",
-    [("direct", 1, 2), ("direct", 2, 3), ("patches", 1, 3), ("patches", 2, 2), ("columns_and_rows", 1, 2)],
+    [("planes", 1, 2), ("planes", 2, 3), ("patches", 1, 3), ("patches", 2, 2), ("columns_and_rows", 1, 2)],
 )
 @pytest.mark.parametrize("height, width", [(7, 6), (1, 1)])
 def test_equal_to_xla_up_to_third_order(form, stride, channels, height, width, monkeypatch):

@@ -88,7 +88,7 @@ def _input_gradient_form(g, kernel, *, stride, size):
     return phases.reshape(n, oh * stride, ow * stride, -1)[:, : size[0], : size[1]]
 
 
-_BLOCK = 2**19  # entries: the copies that a kernel gradient makes of a block of images then fit a core's cache
+_BLOCK = 2**18  # entries: the copies that a kernel gradient makes of a block of images then fit a core's cache
 _NARROW = 16  # channels
 _SUMMED = 2**12  # pixels: a longer sum is split, for an accelerator adds one up on a single one of its processors
 
@@ -109,12 +109,16 @@ def _by_columns_and_rows(x, g, stride):
     return product.reshape(3, out, 3, c).transpose(0, 2, 3, 1)
 
 
-def _by_convolution(x, g, stride):
-    """The input's channels are a batch of `[height, width, n]`, and the gradient is the kernel."""
-    padding = [(_PADDING, (o - 1) * stride + 2 - h) for h, o in zip(x.shape[1:3], g.shape[1:3], strict=True)]
-    x, g = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
-    taps = lax.conv_general_dilated(x, g, (1, 1), padding, rhs_dilation=(stride, stride), dimension_numbers=_LAYOUT)
-    return taps.transpose(1, 2, 0, 3)
+def _by_planes(x, g, stride):
+    """Few channels: what each tap sees of each channel is a plane of its own, and so one row of the left factor."""
+    rows, columns = g.shape[1:3]
+    planes = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING)))
+    seen = [
+        planes[:, :, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return (jnp.stack(seen).reshape(9 * x.shape[3], -1) @ g.reshape(-1, g.shape[3])).reshape(3, 3, x.shape[3], -1)
 
 
 def _kernel_gradient_choice(x, g, stride):
@@ -122,12 +126,10 @@ def _kernel_gradient_choice(x, g, stride):
     n, pixels = x.shape[0], g.shape[1] * g.shape[2]
     if jax.default_backend() != "cpu":
         form, share = _by_patches, _SUMMED // pixels
-    elif x.shape[3] < _NARROW:
-        form, share = _by_convolution, _BLOCK // max(g[0].size // 3, 1)
-    elif stride == 1:
+    elif x.shape[3] >= _NARROW and stride == 1:
         form, share = _by_columns_and_rows, 1
     else:
-        form, share = _by_patches, _BLOCK // (9 * x.shape[3] * pixels)
+        form, share = _by_planes if x.shape[3] < _NARROW else _by_patches, _BLOCK // (9 * x.shape[3] * pixels)
     return form, max(d for d in range(1, n + 1) if n % d == 0 and d <= max(share, 1))
 
 
