@@ -700,3 +700,19 @@ def test_checks_that_were_not_made_are_counted_and_have_not_failed(tmp_path):
     said = [tables.row(group)["checks"] for group in replicates_of(records)]
     left_out = "; not checked: relabelling"
     assert said == [f"passed{left_out}", f"not run{left_out}", f"FAILED: query order{left_out}"]
+
+
+def test_the_page_has_a_result_by_domain_and_size(tmp_path):
+    directory = write_run(tmp_path / "run")
+    of_part = lambda value: {"value": value, "ci95": 0.0125, "num_tasks": 150}
+    result = json.loads((directory / "result.json").read_text())
+    parts = {"domains": {"glyphs": of_part(0.75), "<b>": of_part(0.5)}, "by_way": {"5": of_part(0.625)}}
+    (directory / "result.json").write_text(json.dumps({**result, **parts}))
+    records, faults = collect([str(tmp_path)])
+    html = page(records, faults)
+    row = "<tr><td>{}</td><td>{} ± 1.2%</td><td>150</td></tr>"
+    assert row.format("glyphs", "75.00%") in html and row.format("&lt;b&gt;", "50.00%") in html
+    assert row.format("5", "62.50%") in html and "<th>way</th><th>accuracy</th><th>tasks</th>" in html
+    assert "<b>" not in html
+    write_run(tmp_path / "plain")
+    assert "By domain" not in page(*collect([str(tmp_path / "plain")]))

@@ -29,7 +29,7 @@ from metarun.trust.protocol import flattened
 
 # Keys that make no other run besides the seed: where its data lie, how it is written down and how driven.
 _NO_OTHER_RUN = {"seed", *CIRCUMSTANCES, *PACE}
-PICTURES = ("gallery.png", "strip.png", "paths.png", "rewards.png")
+PICTURES = ("by_size.png", "gallery.png", "strip.png", "paths.png", "rewards.png")
 
 
 class Unfinished(NamedTuple):

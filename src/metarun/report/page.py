@@ -23,6 +23,7 @@ from metarun.report.seed_curves import Band, curve_of, curve_over_seeds, over_se
 from metarun.report.traits import TASKS, told_apart
 from metarun.system.files import plain
 from metarun.system.reading import is_number
+from metarun.training.result import PARTS
 from metarun.trust.protocol import flattened
 
 PICTURE_BYTES = 5_000_000  # of all pictures together, so that a page of many runs stays light
@@ -73,6 +74,7 @@ def page(records: Sequence[Record], faults: Sequence[str]) -> str:
         WARNINGS="".join(f'<p class="warning">{html.escape(fault)}</p>' for fault in faults),
         PIVOT=_pivot(compared) if compared and len(compared.cells) > 1 else "",
         DIFFERENCES=_differences(keys),
+        PARTS=_in_parts(records),
         GALLERY=_gallery(groups),
         DATA=_script(data),
         SCRIPT=script,
@@ -168,6 +170,33 @@ def _differences(keys: Mapping[str, Sequence[Any]]) -> str:
         "<h2>Protocols differ</h2><p>Results of the same data, way and shot differ in these keys, which the table marks: "
         f'their numbers do not compare.</p><div class="scroll"><table><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _in_parts(records: Sequence[Record]) -> str:
+    """What each result is on the tasks of each domain, way and shot, where it says so; of many, all but the first are folded away."""
+    found: list[str] = []
+    for record in records:
+        tables_of = [
+            _part(name, record.ended[field], record) for field, name in PARTS.items() if record.ended.get(field)
+        ]
+        if tables_of:
+            opened_at_first = " open" if not found else ""
+            summary = f"<summary>{html.escape(record.name)}</summary>"
+            found.append(
+                f'<details{opened_at_first} class="parts">{summary}<div class="scroll">{"".join(tables_of)}</div></details>'
+            )
+    return f"<h2>By domain, way and shot</h2>{''.join(found)}" if found else ""
+
+
+def _part(name: str, parts: Mapping[str, Mapping[str, Any]], record: Record) -> str:
+    is_accuracy = record.ended["metric"] == "accuracy"
+    rows = "".join(
+        f"<tr><td>{html.escape(part)}</td><td>{tables.value_in_words(its['value'], its['ci95'], is_accuracy)}</td>"
+        f"<td>{its['num_tasks']}</td></tr>"
+        for part, its in parts.items()
+    )
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in (name, record.ended["metric"], "tasks"))
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _gallery(groups: Sequence[Replicates]) -> str:

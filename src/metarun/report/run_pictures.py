@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from metarun.training.result import METRICS, size_in_words
+from metarun.training.result import METRICS, PARTS, size_in_words
 from metarun.types import Evaluation, Experiment, Params
 
 GALLERY_TASKS = 4
@@ -116,8 +116,6 @@ def summary(result: Mapping[str, Any]) -> Group:
 
 
 MOST_ROWS = 20  # of a table of sizes
-# What a result may have been found on in parts, and what a part is called.
-PARTS = {"domains": "domain", "by_way": "way", "by_shot": "shot", "by_class_shot": "shot of a class"}
 
 
 def part_tables(result: Mapping[str, Any], column: str, said: Callable[[Mapping[str, Any]], str]) -> Iterator[Table]:

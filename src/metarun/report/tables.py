@@ -31,12 +31,13 @@ def row(group: Replicates) -> dict[str, str]:
         return dict.fromkeys(COLUMNS, "") | known
     accuracy = result["metric"] == "accuracy"
     published = "; ".join(
-        f"{_value(figure['value'], figure.get('ci95'), accuracy)} ({figure['source']})" for figure in figures_of(record)
+        f"{value_in_words(figure['value'], figure.get('ci95'), accuracy)} ({figure['source']})"
+        for figure in figures_of(record)
     )
     return {
         "method": str(result["method"]),
         "setting": setting_of(result),
-        "result": _value(group.value, group.ci95, accuracy),
+        "result": value_in_words(group.value, group.ci95, accuracy),
         "over seeds": _distribution(group, accuracy),
         "published": published,
         "seed": seeds_of(group.records),
@@ -124,12 +125,13 @@ def _distribution(group: Replicates, accuracy: bool) -> str:
     if group.sd is None:
         return ""
     values = [record.ended["value"] for record in group.records]
-    low, high = (_value(pick(values), None, accuracy) for pick in (min, max))
+    low, high = (value_in_words(pick(values), None, accuracy) for pick in (min, max))
     sd = f"{100 * group.sd:.2g}%" if accuracy else f"{group.sd:.2g}"
     return f"{len(values)} seeds, standard deviation {sd}, from {low} to {high}"
 
 
-def _value(value: float | None, ci95: float | None, accuracy: bool) -> str:
+def value_in_words(value: float | None, ci95: float | None, accuracy: bool) -> str:
+    """A value and half the width of its interval, if it has one, as a table has them; an accuracy in per cent."""
     if value is None:
         return "not finite"
     scale, unit = (100, "%") if accuracy else (1, "")

@@ -13,6 +13,8 @@ from metarun.errors import DataError, shown
 from metarun.system.reading import MOST_BYTES, is_number, is_plain, is_text, json_of, text_of, value_shown
 
 RESULT, METRICS, EVALUATIONS = "result.json", "metrics.jsonl", "evaluations"
+# What a result may have been found on in parts, and what a part is called.
+PARTS = {"domains": "domain", "by_way": "way", "by_shot": "shot", "by_class_shot": "shot of a class"}
 # In the directory of a run that has diverged: its state before the step in which it did, and a file that says so.
 DIVERGED, DIVERGENCE = "diverged", "divergence.json"
 # In the directory of a trial that was pruned: at which step, and what validation found there.
@@ -106,9 +108,7 @@ _RESULT = _Fields(
         "val": _or_null(_NUMBER),
         **dict.fromkeys(("seconds", "compile_seconds", "tasks_per_second"), _or_null(_POSITIVE)),
         "plan": _OBJECT,
-        **dict.fromkeys(
-            ("domains", "by_way", "by_shot", "by_class_shot"), _Each(_Fields({**_INTERVAL, "num_tasks": _whole(1)}, {}))
-        ),
+        **dict.fromkeys(PARTS, _Each(_Fields({**_INTERVAL, "num_tasks": _whole(1)}, {}))),
         "yardsticks": _Each(_Fields(_INTERVAL, {})),
         "regret": _Fields({**_INTERVAL, "against": _TEXT}, {}),
         "regret_of_optimum": _Fields(_INTERVAL, {}),
