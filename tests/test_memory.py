@@ -184,7 +184,7 @@ def experiment(bytes_available=None, *, inner_steps=60, remat=(False, True), see
 @pytest.mark.slow
 def test_many_inner_steps_that_do_not_fit_are_computed_again():
     plain, frugal = (experiment(remat=[again], chunk=1).prepare() for again in (False, True))
-    assert frugal.bytes_predicted < plain.bytes_predicted / 2
+    assert frugal.bytes_predicted < plain.bytes_predicted / 1.5  # parameters of all inner steps, or of a few
     between = (plain.bytes_predicted + frugal.bytes_predicted) // 2
     one = experiment(between, chunk=1)
     plan = one.prepare()
