@@ -18,13 +18,13 @@ multiplications that the method asks for.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.peers import OURS, line_of
 from metarun.commands.console import told, whole
 from metarun.errors import MetarunError
 
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> None:
 def _in_turn(name: str, folder: Path, peer: str | None, rounds: int, seconds: int) -> dict[str, list[dict[str, Any]]]:
     """Who -> the lines of its measurements."""
     own = [sys.executable, __file__, name, "--own", str(folder), "--seconds", str(seconds)]
-    commands = {"metarun": own}
+    commands = {OURS: own}
     if peer is not None:
         script = str(Path(__file__).parent / "bench" / "torch_workloads.py")
         for layout in LAYOUTS:
@@ -87,24 +87,17 @@ def _in_turn(name: str, folder: Path, peer: str | None, rounds: int, seconds: in
     lines: dict[str, list[dict[str, Any]]] = {who: [] for who in commands}
     for _ in range(rounds):
         for who, command in commands.items():
-            lines[who].append(_line(command))
-            ours, theirs = lines["metarun"][0]["first_loss"], lines[who][-1]["first_loss"]
+            lines[who].append(line_of(command, own=who == OURS))
+            ours, theirs = lines[OURS][0]["first_loss"], lines[who][-1]["first_loss"]
             if abs(theirs - ours) > 1e-3 * abs(ours):
                 raise MetarunError(f"{name}: the first loss is {ours:g} here and {theirs:g} in PyTorch: no comparison.")
     return lines
 
 
-def _line(command: Sequence[str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise MetarunError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def _row(name: str, lines: dict[str, list[dict[str, Any]]]) -> str:
     rates = {who: [line["tasks_per_s"] for line in of] for who, of in lines.items()}
-    own, medians = rates.pop("metarun"), {who: statistics.median(of) for who, of in rates.items()}
-    share = statistics.median(line["of_matmul"] for line in lines["metarun"])
+    own, medians = rates.pop(OURS), {who: statistics.median(of) for who, of in rates.items()}
+    share = statistics.median(line["of_matmul"] for line in lines[OURS])
     text = f"{name:<14}{statistics.median(own):>10.4g}"
     if medians:
         best = max(medians, key=lambda who: medians[who])

@@ -169,13 +169,13 @@ def test_peers_run_in_turn_with_metarun(tmp_path, monkeypatch, capsys):
     known = {"one": ("json", "peer.py", ("--mode", "x")), "other": ("json", "peer.py", ())}
     monkeypatch.setattr(peers, "PEERS", {**known, "absent": ("no_such_library", "peer.py", ())})
     monkeypatch.setenv("PYTHONPATH", "ours")
-    measure, order = peers._measure, []
+    measure, order = peers.line_of, []
 
     def measured(command, *, own):
         order.append("metarun" if own else command[-1])
         return line(3) if own else measure(command, own=own)
 
-    monkeypatch.setattr(peers, "_measure", measured)
+    monkeypatch.setattr(peers, "line_of", measured)
     found = peers.compare("B", Path(sys.executable), tmp_path, rounds=2, seconds=1.5)
     assert order == ["metarun", "x", str(peers._MOST_STEPS)] * 2
     assert found["ratio"] == 1.5 and set(found["rounds"]) == {"metarun", "one", "other"}
@@ -187,7 +187,7 @@ def test_peers_run_in_turn_with_metarun(tmp_path, monkeypatch, capsys):
 def test_a_peer_that_fails_is_told_with_its_words(tmp_path):
     (tmp_path / "peer.py").write_text("raise SystemExit('out of luck')")
     with pytest.raises(MetarunError, match="peer.py failed:\nout of luck"):
-        peers._measure([sys.executable, str(tmp_path / "peer.py")], own=False)
+        peers.line_of([sys.executable, str(tmp_path / "peer.py")], own=False)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def compare(config: str, python: Path, scripts: Path, rounds: int, seconds: floa
     lines: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for turn in range(rounds):
         for name, command in commands.items():
-            line = _measure(command, own=name == OURS)
+            line = line_of(command, own=name == OURS)
             lines[name].append(line)
             print(f"round {turn + 1}: {name}: {line['tasks_per_s']} tasks/s", file=sys.stderr, flush=True)
     return {"config": config, "seconds": seconds, "rounds": lines, **summary(lines)}
@@ -113,7 +113,8 @@ def _has(python: Path, library: str) -> bool:
         raise MetarunError(f"--peers={python} cannot be run: {error.strerror}. Name a Python interpreter.") from error
 
 
-def _measure(command: Sequence[str], *, own: bool) -> dict[str, Any]:
+def line_of(command: Sequence[str], *, own: bool) -> dict[str, Any]:
+    """The last line of JSON that a command prints; `own`: it is of this Python."""
     environment = dict(os.environ)
     if not own:  # another Python, which has its own libraries and whose folders are not ours to write in
         environment.pop("PYTHONPATH", None)

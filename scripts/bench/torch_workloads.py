@@ -2,7 +2,7 @@
 
     PYTHON torch_workloads.py FOLDER --layout contiguous|channels_last --seconds S
 
-FOLDER is what `workloads.prepare` has written: settings, tasks and initial parameters. Tasks are in memory before the clock starts. Prints a
+FOLDER is what `workloads.py` has written: settings, tasks and initial parameters. Tasks are in memory before the clock starts. Prints a
 line of JSON with the rate, and the loss of the first task before training.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
         ]
     network, loss = NETWORKS[settings["network"]], LOSSES[settings["method"]]
     optimizer = torch.optim.Adam(params.values(), settings["outer_lr"])
-    meta_batch, steps, losses = settings["meta_batch_size"], 0, []
+    meta_batch, steps = settings["meta_batch_size"], 0
     first_loss = loss(network, params, tasks[0], settings).item()
     began = time.perf_counter()
     while steps <= WARM_UP or time.perf_counter() - began < options.seconds:
@@ -52,7 +52,6 @@ def main() -> None:
         for place in range(meta_batch):
             value = loss(network, params, tasks[(steps * meta_batch + place) % len(tasks)], settings)
             (value / meta_batch).backward()
-            losses.append(value.item())
         optimizer.step()
         steps += 1
     rate = (steps - WARM_UP) * meta_batch / (time.perf_counter() - began)

@@ -15,7 +15,7 @@ from jax.interpreters import ad, batching, mlir
 
 from metarun.types import Array
 
-# `(g, other, like, **settings) -> an array of the shape of `like`, linear in the cotangent g and in the other argument.
+# `(g, other, like, **settings)` -> an array of the shape of `like`, linear in the cotangent g and in the other argument.
 _Transpose = Callable[..., Array]
 _OF_PRIMITIVES: "dict[Primitive, Bilinear]" = {}
 
