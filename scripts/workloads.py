@@ -2,14 +2,17 @@
 """The speed of training steps that users run, beside PyTorch on the same tasks and from the same parameters.
 
     python scripts/workloads.py [NAME ...] [--peers PYTHON] [--rounds 3] [--seconds 10] [--json FILE]
+    python scripts/workloads.py NAME --profile FOLDER        # the operations of its step by their time
 
     protonet_60   prototypical network, 60-way 1-shot episodes with 5 queries a class, Conv-4 with pooling, 28x28
     maml_20w5s    MAML with exact second order, 20-way 5-shot, 5 queries a class, 5 inner steps, Conv-4, 28x28
     resnet12      prototypical network, 5-way 1-shot, 15 queries a class, ResNet-12, 84x84 in colour
+    snail         SNAIL, 5-way 1-shot, the network that Mishra et al. 2018 have for Omniglot, 32 tasks a step
+    rl2           RL2 on bandits of 5 arms, trials of 100 pulls, as Duan et al. 2016 train it
 
-PYTHON is an interpreter with PyTorch. The peer is a loop over tasks in plain PyTorch, see `bench/torch_workloads.py`, with each of two layouts of
-memory; the faster counts. Its loss of the first task has to be ours. Metarun draws its tasks within the step; the peer finds them in memory. All
-are measured in turn, each in a process of its own.
+The last two have no peer. PYTHON is an interpreter with PyTorch. The peer is a loop over tasks in plain PyTorch, see
+`bench/torch_workloads.py`, with each of two layouts of memory; the faster counts whose loss of the first task is ours. Metarun
+draws its tasks within the step; the peer finds them in memory. All are measured in turn, each in a process of its own.
 
 Prints tasks a second, medians over rounds, the ratio with its range by round, and the share of the rate of the machine's matrix product, by the
 multiplications that the method asks for.
@@ -20,14 +23,21 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from bench.hotspots import enable_tracing, profile
 from bench.peers import OURS, line_of
 from metarun.commands.console import told, whole
+from metarun.config.schema import FEW_SHOT, RL
 from metarun.errors import MetarunError
 
+# Commands of `metarun` and `metarun-rl`, which have no peer.
+COMMANDS = {
+    "snail": (FEW_SHOT, ["experiment=mishra2018/snail_omniglot_5w1s", "dataset=glyphs"]),
+    "rl2": (RL, ["experiment=duan2016/rl2_bandit_5_100"]),
+}
 LAYOUTS = ("contiguous", "channels_last")
 _TASKS = 16  # for the peer
 # What both sides are told: the sizes of a task and of a step, the network and the method.
@@ -54,17 +64,26 @@ def main() -> None:
     parser.add_argument("--rounds", default="3", help="measurements of each; 3")
     parser.add_argument("--seconds", default="10", help="of a measurement, after warming up; 10")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where every measurement is written")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="trace a few steps of one workload into it")
     parser.add_argument("--own", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     sys.exit(told(lambda: _run(parser.parse_args())))
 
 
 def _run(options: argparse.Namespace) -> None:
     rounds, seconds = (whole(f"--{name}", getattr(options, name)) for name in ("rounds", "seconds"))
-    names = options.names or list(WORKLOADS)
-    if unknown := [name for name in names if name not in WORKLOADS]:
-        raise MetarunError(f"{unknown[0]}: expected one of {', '.join(WORKLOADS)}.")
+    known = [*WORKLOADS, *COMMANDS]
+    names = options.names or known
+    if unknown := [name for name in names if name not in known]:
+        raise MetarunError(f"{unknown[0]}: expected one of {', '.join(known)}.")
+    if options.profile and len(names) > 1:
+        raise MetarunError(f"--profile takes one workload, of {', '.join(known)}.")
     if options.own:
-        print(json.dumps(_own(WORKLOADS[names[0]], options.own, seconds)))
+        print(json.dumps(_own(names[0], options.own, seconds)))
+        return
+    if options.profile:
+        enable_tracing()
+        with tempfile.TemporaryDirectory() as folder:
+            print(profile(_prepared(names[0], Path(folder)).experiment, options.profile))
         return
     found = {}
     print(f"{'workload':<14}{'metarun':>10}{'peer':>10}{'ratio':>8}  {'by round':<16}{'of matmul':>10}")
@@ -80,17 +99,22 @@ def _in_turn(name: str, folder: Path, peer: str | None, rounds: int, seconds: in
     """Who -> the lines of its measurements."""
     own = [sys.executable, __file__, name, "--own", str(folder), "--seconds", str(seconds)]
     commands = {OURS: own}
-    if peer is not None:
+    if peer is not None and name in WORKLOADS:
         script = str(Path(__file__).parent / "bench" / "torch_workloads.py")
         for layout in LAYOUTS:
             commands[layout] = [peer, script, str(folder), "--layout", layout, "--seconds", str(seconds)]
     lines: dict[str, list[dict[str, Any]]] = {who: [] for who in commands}
     for _ in range(rounds):
-        for who, command in commands.items():
-            lines[who].append(line_of(command, own=who == OURS))
+        for who in list(lines):
+            lines[who].append(line_of(commands[who], own=who == OURS))
             ours, theirs = lines[OURS][0]["first_loss"], lines[who][-1]["first_loss"]
-            if abs(theirs - ours) > 1e-3 * abs(ours):
-                raise MetarunError(f"{name}: the first loss is {ours:g} here and {theirs:g} in PyTorch: no comparison.")
+            if who != OURS and abs(theirs - ours) > 1e-3 * abs(ours):
+                # With channels last, gradients of PyTorch 2.13 are off by 2%, which inner steps carry into the loss.
+                told_of = f"{name}: the first loss is {ours:g} here and {theirs:g} in PyTorch, {who}"
+                print(f"{told_of}: left out.", file=sys.stderr)
+                del lines[who]
+                if list(lines) == [OURS]:
+                    raise MetarunError(f"{told_of}: no comparison.")
     return lines
 
 
@@ -109,17 +133,59 @@ def _row(name: str, lines: dict[str, list[dict[str, Any]]]) -> str:
     return text + f"{share:>10.2f}"
 
 
-def _own(settings: Mapping[str, Any], folder: Path, seconds: int) -> dict[str, Any]:
+class Prepared(NamedTuple):
+    """A workload of metarun's, with the operations of a task by the definition, and the loss of the first task."""
+
+    experiment: Any
+    work: float
+    first_loss: float | None
+
+
+def _own(name: str, folder: Path, seconds: int) -> dict[str, Any]:
     """Measures metarun's training step; on the first call it writes into the folder what the peer needs."""
+    prepared = _prepared(name, folder)
+    from bench import meter
+    from metarun.compiled.task_map import default_layout
+
+    timing = meter.time_steps(prepared.experiment, seconds)
+    return {
+        "tasks_per_s": timing.tasks_per_s,
+        "first_loss": prepared.first_loss,
+        "of_matmul": timing.tasks_per_s * prepared.work / meter.matmul_peak(default_layout()),
+    }
+
+
+def _prepared(name: str, folder: Path) -> Prepared:
     from metarun.data.cache import cache_dir
     from metarun.system import backend
 
     backend.set_up(cache_dir() / "compiled")
+    return _of_command(*COMMANDS[name]) if name in COMMANDS else _beside_a_peer(WORKLOADS[name], folder)
+
+
+def _of_command(part: str, settings: Sequence[str]) -> Prepared:
+    import jax
+    import numpy as np
+
+    from bench import flops
+    from metarun.api.training import built
+    from metarun.config.composing import composed
+
+    experiment = built(part, *composed(settings, part), Path("no run")).experiment
+    program = experiment.program
+    steps = program.steps(program.variants[0], program.chunks[0])
+    one_step = lambda state: steps(state, *program.given, np.int32(1))
+    # A device's part is what the trace has.
+    work = flops.count_flops(one_step, jax.eval_shape(experiment.init)) * program.layout.mesh.size
+    return Prepared(experiment, work / experiment.tasks_per_step, None)
+
+
+def _beside_a_peer(settings: Mapping[str, Any], folder: Path) -> Prepared:
     import jax
     import numpy as np
     from flax.traverse_util import flatten_dict
 
-    from bench import flops, meter, recipe
+    from bench import flops, recipe
     from metarun.compiled.task_map import default_layout
     from metarun.data.glyphs import glyphs
     from metarun.data.mixture import mixture
@@ -146,9 +212,8 @@ def _own(settings: Mapping[str, Any], folder: Path, seconds: int) -> dict[str, A
     else:
         method = protonet(encoder=model, num_outputs=way, **shared)
         counted = lambda params, task: method.loss(params, task, jax.random.key(0))[0]
-    layout = default_layout()
     experiment = few_shot_experiment(
-        {"": method}, data, adam(outer_lr=settings["outer_lr"], steps=1), [layout], seed=0, eval_seed=0,
+        {"": method}, data, adam(outer_lr=settings["outer_lr"], steps=1), [default_layout()], seed=0, eval_seed=0,
         meta_batch_size=settings["meta_batch_size"], protocol={},
     )  # fmt: skip
     params = experiment.init().params
@@ -165,13 +230,7 @@ def _own(settings: Mapping[str, Any], folder: Path, seconds: int) -> dict[str, A
         }
         np.savez(folder / "tasks.npz", **parts)
         (folder / "settings.json").write_text(json.dumps(settings))
-    timing = meter.time_steps(experiment, seconds)
-    work = flops.count_flops(jax.grad(counted), params, tasks[0])
-    return {
-        "tasks_per_s": timing.tasks_per_s,
-        "first_loss": first_loss,
-        "of_matmul": timing.tasks_per_s * work / meter.matmul_peak(layout),
-    }
+    return Prepared(experiment, flops.count_flops(jax.grad(counted), params, tasks[0]), first_loss)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every layout of tasks gives what a loop over them gives."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from small_tasks import image_task
 
 from metarun.compiled.task_map import Layout, default_layout, frugal_layouts, map_tasks, mean_gradient
+from metarun.few_shot.methods.maml import maml
+from metarun.few_shot.methods.matching import matching
+from metarun.few_shot.methods.protonet import protonet
+from metarun.few_shot.methods.r2d2 import r2d2
+from metarun.models.conv4 import conv4
+from metarun.system.shared_rows import by_rows
 
 
 def layout(devices, chunk):
@@ -54,6 +62,62 @@ def test_map_tasks_equals_a_loop(devices, chunk, num_tasks):
     out = jax.jit(lambda t: map_tasks(fn, layout(devices, chunk), jnp.float32(3), t))(tasks)
     np.testing.assert_array_equal(out["sum"], 3 * tasks["a"].sum(1))
     np.testing.assert_array_equal(out["a"], tasks["a"])
+
+
+LEARNERS = {
+    "maml": lambda: maml(
+        model=conv4(num_outputs=3, filters=4), objective="classification", inner_lr=0.1, inner_steps=2
+    ),
+    **{
+        factory.__name__: lambda factory=factory: factory(
+            encoder=conv4(num_outputs=None, filters=16, halvings=2, downsample="max_pool"),
+            objective="classification",
+            num_outputs=3,
+        )
+        for factory in (protonet, matching, r2d2)
+    },
+}
+
+
+def step(method, devices, together):
+    """`(params, indices) -> (gradient, metrics)` over tasks of 33 support examples and 45 queries."""
+    where = layout(devices, 1)
+
+    def task_loss(params, _, index):
+        task_key, method_key = jax.random.split(jax.random.fold_in(jax.random.key(1), index))
+        of_task = lambda task: method.loss(params, task, method_key)
+        return (by_rows(of_task, where.mesh) if together else of_task)(image_task(task_key, 3, 11, 15, 12))
+
+    return jax.jit(lambda params, indices: mean_gradient(task_loss, where, params, (), indices, together=together))
+
+
+def start(method):
+    return jax.jit(method.init)(jax.random.key(0), image_task(jax.random.key(2), 3, 11, 15, 12))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_tasks_that_devices_share_have_the_gradient_of_whole_ones(name):
+    method, indices = LEARNERS[name](), jnp.arange(3)
+    params = start(method)
+    expected = step(method, 1, together=False)(params, indices)
+    found = step(method, 2, together=True)(params, indices)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_each_device_computes_its_own_examples_of_a_shared_task():
+    method = LEARNERS["protonet"]()
+    program = step(method, 2, together=True).lower(start(method), jnp.arange(1)).compile().as_text()
+    # Half of 33 support examples, and half of these and 45 queries.
+    images = {int(n) for n in re.findall(r"= f32\[(\d+),\d+,\d+,16\]\S* convolution\(", program)}
+    assert images == {17, 39}
+
+
+@pytest.mark.parametrize(
+    "devices, num_tasks, rows, shares", [(2, 1, 32, True), (2, 1, 31, False), (2, 2, 99, False), (1, 1, 99, False)]
+)
+def test_cores_share_tasks_that_are_fewer_and_large_enough(devices, num_tasks, rows, shares):
+    assert layout(devices, 1).shares_tasks(num_tasks, rows) is shares
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """How a function of one task becomes one of a meta-batch: chunks of tasks in turn, sharded over the devices.
 
 On a CPU, one task at a time on each core is fastest: its activations stay in the cache, and convolutions whose kernels
-differ between tasks never become grouped ones. On an accelerator all tasks of a device go at once.
+differ between tasks never become grouped ones. On an accelerator all tasks of a device go at once. Where there are fewer
+tasks than cores, all cores compute one task after the other, each with some of its examples.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from metarun.system.shared_rows import enough
 from metarun.types import Array, Metrics, Params
 
 _AXIS = "task"
@@ -44,6 +46,16 @@ class Layout(NamedTuple):
         """Tasks that a device computes at once, of a meta-batch of `num_tasks`."""
         share = -(-num_tasks // self.mesh.size)
         return min(self.chunk or share, share)
+
+    def shares_tasks(self, num_tasks: int, rows: int) -> bool:
+        """Whether a CPU's cores had better share each of `num_tasks` tasks than compute whole ones, see `shared_rows`.
+
+        `rows` are those of a task's larger set.
+
+        Not those of several processes: a task takes dozens of messages, and between processes each takes milliseconds.
+        """
+        one_cpu = self.mesh.devices.flat[0].platform == "cpu" and self.replicated.is_fully_addressable
+        return one_cpu and num_tasks < self.mesh.size and enough(rows, self.mesh.size)
 
     def cached(self, num_tasks: int, at_once: int) -> "Layout":
         """The layout with chunks of no more than `at_once` tasks on a CPU, so that what is kept of them fits its cache.
@@ -107,7 +119,7 @@ def map_tasks(fn: Callable[..., Any], layout: Layout, shared: Any, tasks: Any) -
     Returns:
       What `fn` returns, with a leading axis `[num_tasks, ...]`.
     """
-    chunks, num_tasks = _chunks(layout, tasks)
+    chunks, num_tasks = _chunks(_form(layout, tasks), tasks)
 
     def on_device(shared, chunks):
         return lax.map(lambda chunk: _each(lambda task: fn(shared, task), chunk), chunks)
@@ -122,6 +134,8 @@ def mean_gradient(
     params: Params,
     shared: Any,
     tasks: Any,
+    *,
+    together: bool = False,
 ) -> tuple[Params, Metrics]:
     """Gradient of the mean of `loss_fn(params, shared, task)[0]` over tasks, and the mean of its metrics.
 
@@ -133,12 +147,15 @@ def mean_gradient(
       params: what to differentiate in.
       shared: pytree that every call gets whole.
       tasks: pytree with a leading axis `[num_tasks, ...]`.
+      together: whether all devices compute one task after the other; `loss_fn` then shares it out by `shared_rows.by_rows`.
 
     Returns:
       `(gradient, metrics)`, the gradient of `params`' structure.
     """
-    chunks, num_tasks = _chunks(layout, tasks)
-    counted, _ = _chunks(layout, jnp.ones(num_tasks), padding=jnp.zeros)
+    apart = layout.mesh.size > 1 and not together
+    form = (1, 1) if together else _form(layout, tasks)
+    chunks, num_tasks = _chunks(form, tasks)
+    counted, _ = _chunks(form, jnp.ones(num_tasks), padding=jnp.zeros)
 
     def on_device(params, shared, chunks, counted):
         def chunk_loss(params, chunk, counted):
@@ -154,9 +171,10 @@ def mean_gradient(
         _, metrics = jax.eval_shape(chunk_loss, params, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, metrics))
         sums, _ = lax.scan(add, zeros, (chunks, counted))
-        return jax.tree.map(lambda x: x / num_tasks, _over_devices(sums) if layout.mesh.size > 1 else sums)
+        return jax.tree.map(lambda x: x / num_tasks, _over_devices(sums) if apart else sums)
 
-    return _sharded(on_device, layout, 2, stacked=False)(params, shared, chunks, counted)
+    mapped = on_device if together else _sharded(on_device, layout, 2, stacked=False)
+    return mapped(params, shared, chunks, counted)
 
 
 def _each(fn, chunk):
@@ -177,10 +195,14 @@ def _over_devices(sums):
     return structure.unflatten(leaves)
 
 
-def _chunks(layout, tasks, padding=None):
+def _form(layout, tasks):
+    """Tasks that a device computes at once, and the number of devices."""
+    return layout.chunk_of(jax.tree.leaves(tasks)[0].shape[0]), layout.mesh.size
+
+
+def _chunks(form, tasks, padding=None):
     """`[num_tasks, ...]` -> `[num_chunks, chunk, ...]`, num_chunks a multiple of the devices; the last task fills up."""
-    num_tasks, devices = jax.tree.leaves(tasks)[0].shape[0], layout.mesh.size
-    chunk = layout.chunk_of(num_tasks)
+    num_tasks, (chunk, devices) = jax.tree.leaves(tasks)[0].shape[0], form
     missing = -num_tasks % (chunk * devices)
 
     def reshape(x):

@@ -172,7 +172,8 @@ def _evaluate(path: _Path, function: Any, given: dict[_Path, Any], args: Sequenc
 
     for index, eqn in enumerate(jaxpr.eqns):
         at = (*path, index)
-        values |= zip(eqn.outvars, _apply(at, eqn, given, read(at, eqn.invars)), strict=True)
+        with eqn.ctx.manager:  # as it was traced, see `shared_rows`
+            values |= zip(eqn.outvars, _apply(at, eqn, given, read(at, eqn.invars)), strict=True)
     return read((*path, "out"), jaxpr.outvars)
 
 

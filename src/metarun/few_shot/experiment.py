@@ -81,8 +81,7 @@ def few_shot_experiment(
     train, val, test, *of_domains = held((train, dataset.val, dataset.test, *dataset.domains.values()), layout, stream)
     train_key = placed(train_key, layout.replicated)
     by_chunk = {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts}
-    padded = task_shape.support.mask is not None
-    training = MetaTraining(variants, train, optimizer, by_chunk, meta_batch_size, padded)
+    training = MetaTraining(variants, train, optimizer, by_chunk, meta_batch_size, task_shape)
 
     def fetch(step: int) -> Any:
         return placed(gather(training.sample_keys(host_key, step)), layout.of_tasks(meta_batch_size))

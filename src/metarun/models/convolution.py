@@ -8,8 +8,10 @@ form, and names the other two as its transposes, see `bilinear`.
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from metarun.models.bilinear import Bilinear
+from metarun.system.shared_rows import sharing
 from metarun.types import Array, Reference
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -126,15 +128,28 @@ def _kernel_gradient_choice(x, g, stride):
     n, pixels = x.shape[0], g.shape[1] * g.shape[2]
     if jax.default_backend() != "cpu":
         form, share = _by_patches, _SUMMED // pixels
-    elif x.shape[3] >= _NARROW and stride == 1:
-        form, share = _by_columns_and_rows, 1
     else:
-        form, share = _by_planes if x.shape[3] < _NARROW else _by_patches, _BLOCK // (9 * x.shape[3] * pixels)
+        wide = _by_columns_and_rows if stride == 1 else _by_patches
+        form, share = _by_planes if x.shape[3] < _NARROW else wide, _BLOCK // (9 * x.shape[3] * pixels)
     return form, max(d for d in range(1, n + 1) if n % d == 0 and d <= max(share, 1))
 
 
 def _kernel_gradient_form(x, g, *, stride):
     """Transpose of `_convolution` in its kernel, `[3, 3, in, out]`."""
+    mesh = sharing(x.shape[0])
+    if mesh is None:
+        return _sum_over_images(x, g, stride)
+    axes = PartitionSpec(mesh.axis_names)
+
+    def of_devices(a):
+        filled = jnp.pad(a, ((0, -a.shape[0] % mesh.size), (0, 0), (0, 0), (0, 0)))
+        return lax.with_sharding_constraint(filled.reshape(mesh.size, -1, *a.shape[1:]), axes)
+
+    sums = jax.vmap(lambda x, g: _sum_over_images(x, g, stride))(of_devices(x), of_devices(g))
+    return lax.with_sharding_constraint(sums, axes).sum(0)
+
+
+def _sum_over_images(x, g, stride):
     form, images = _kernel_gradient_choice(x, g, stride)
     if images == x.shape[0]:
         return form(x, g, stride)
