@@ -740,6 +740,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
             "2 devices x 4 tasks, one at a time; inner steps kept; 2 KB of 11.8 GB a device; compiled in 0.2 s",
         ),
         ({"tasks": 32, "chunk": 32}, "1 device x 32 tasks, all at once; 2 KB a device; compiled in 0.2 s"),
+        ({"devices": 2, "together": True}, "1 task, each by 2 devices together; 2 KB a device; compiled in 0.2 s"),
         ({"tasks": 32, "chunk": 8}, "1 device x 32 tasks, 8 at once; 2 KB a device; compiled in 0.2 s"),
     ],
 )

@@ -81,14 +81,14 @@ LEARNERS = {
 
 def step(method, devices, together):
     """`(params, indices) -> (gradient, metrics)` over tasks of 33 support examples and 45 queries."""
-    where = layout(devices, 1)
+    where = layout(devices, 1)._replace(together=together)
 
     def task_loss(params, _, index):
         task_key, method_key = jax.random.split(jax.random.fold_in(jax.random.key(1), index))
         of_task = lambda task: method.loss(params, task, method_key)
         return (by_rows(of_task, where.mesh) if together else of_task)(image_task(task_key, 3, 11, 15, 12))
 
-    return jax.jit(lambda params, indices: mean_gradient(task_loss, where, params, (), indices, together=together))
+    return jax.jit(lambda params, indices: mean_gradient(task_loss, where, params, (), indices))
 
 
 def start(method):
@@ -117,7 +117,7 @@ def test_each_device_computes_its_own_examples_of_a_shared_task():
     "devices, num_tasks, rows, shares", [(2, 1, 32, True), (2, 1, 31, False), (2, 2, 99, False), (1, 1, 99, False)]
 )
 def test_cores_share_tasks_that_are_fewer_and_large_enough(devices, num_tasks, rows, shares):
-    assert layout(devices, 1).shares_tasks(num_tasks, rows) is shares
+    assert layout(devices, 1).of_few(num_tasks, rows).together is shares
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ PLAN = Plan(
     devices=1,
     tasks=1,
     chunk=1,
+    together=False,
     variant="",
     streams=False,
     bytes_predicted=2000,

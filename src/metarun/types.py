@@ -235,6 +235,7 @@ class Plan(NamedTuple):
       devices: on which it runs.
       tasks: of the meta-batch, on each device.
       chunk: of these, computed at once.
+      together: whether all devices compute each task together.
       variant: of the method, in words; "" if there is but one.
       streams: whether images come from the host step by step, because the device has no room for all.
       bytes_predicted: memory that the compiled step takes on a device.
@@ -245,6 +246,7 @@ class Plan(NamedTuple):
     devices: int
     tasks: int
     chunk: int
+    together: bool
     variant: str
     streams: bool
     bytes_predicted: int

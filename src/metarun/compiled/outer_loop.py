@@ -77,7 +77,7 @@ class OuterLoop:
         self._variants, self._layouts = list(variants), layouts
         self._meta_batch_size, self._bytes_available = meta_batch_size, bytes_available
         self._layout = next(iter(layouts.values()))
-        self.eval_layout = self._layout  # until `prepare` has chosen
+        self.eval_layout = self._layout._replace(together=False)  # until `prepare` has chosen
         self.fetched = None if fetch is None else Prefetch(fetch)
 
     @cached_property
@@ -97,7 +97,7 @@ class OuterLoop:
 
     def prepare(self) -> Plan:
         """As `Experiment.prepare`."""
-        self.eval_layout = self._layout._replace(chunk=self.fit.chunk)
+        self.eval_layout = self._layout._replace(chunk=self.fit.chunk, together=False)
         streams = self._fetch is not None
         return plan_of(self.fit, self._layout, self._meta_batch_size, streams, self._bytes_available)
 
@@ -161,8 +161,9 @@ def shapes_on(layout: Layout, tree: Any) -> Any:
 def plan_of(fit: Fit, layout: Layout, num_tasks: int, streams: bool, bytes_available: int | None) -> Plan:
     """What `fit`, the program of an outer step over `num_tasks` tasks, takes on each device of `layout`."""
     devices = layout.mesh.size
-    share = -(-num_tasks // devices)
-    return Plan(devices, share, fit.chunk, fit.variant, streams, fit.predicted, bytes_available, fit.compile_seconds)
+    share = num_tasks if layout.together else -(-num_tasks // devices)
+    form = devices, share, fit.chunk, layout.together, fit.variant, streams
+    return Plan(*form, fit.predicted, bytes_available, fit.compile_seconds)
 
 
 def updated(

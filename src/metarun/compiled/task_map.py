@@ -27,10 +27,12 @@ class Layout(NamedTuple):
     Attributes:
       mesh: the devices of all processes, along one axis.
       chunk: tasks that a device computes at once; None: all of them.
+      together: whether all devices compute a gradient task by task, each with some of the task's rows, see `shared_rows`.
     """
 
     mesh: Mesh
     chunk: int | None
+    together: bool = False
 
     @property
     def replicated(self) -> NamedSharding:
@@ -44,18 +46,19 @@ class Layout(NamedTuple):
 
     def chunk_of(self, num_tasks: int) -> int:
         """Tasks that a device computes at once, of a meta-batch of `num_tasks`."""
+        if self.together:
+            return 1
         share = -(-num_tasks // self.mesh.size)
         return min(self.chunk or share, share)
 
-    def shares_tasks(self, num_tasks: int, rows: int) -> bool:
-        """Whether a CPU's cores had better share each of `num_tasks` tasks than compute whole ones, see `shared_rows`.
+    def of_few(self, num_tasks: int, rows: int) -> "Layout":
+        """The layout, or where `num_tasks` are too few for the cores of a CPU, that in which these compute them together.
 
-        `rows` are those of a task's larger set.
-
-        Not those of several processes: a task takes dozens of messages, and between processes each takes milliseconds.
+        `rows` are those of a task's larger set. Cores of several processes do not: a task takes dozens of messages, and
+        between processes each takes milliseconds.
         """
         one_cpu = self.mesh.devices.flat[0].platform == "cpu" and self.replicated.is_fully_addressable
-        return one_cpu and num_tasks < self.mesh.size and enough(rows, self.mesh.size)
+        return self._replace(together=one_cpu and num_tasks < self.mesh.size and enough(rows, self.mesh.size))
 
     def cached(self, num_tasks: int, at_once: int) -> "Layout":
         """The layout with chunks of no more than `at_once` tasks on a CPU, so that what is kept of them fits its cache.
@@ -119,7 +122,7 @@ def map_tasks(fn: Callable[..., Any], layout: Layout, shared: Any, tasks: Any) -
     Returns:
       What `fn` returns, with a leading axis `[num_tasks, ...]`.
     """
-    chunks, num_tasks = _chunks(_form(layout, tasks), tasks)
+    chunks, num_tasks = _chunks(layout, layout.mesh.size, tasks)
 
     def on_device(shared, chunks):
         return lax.map(lambda chunk: _each(lambda task: fn(shared, task), chunk), chunks)
@@ -134,8 +137,6 @@ def mean_gradient(
     params: Params,
     shared: Any,
     tasks: Any,
-    *,
-    together: bool = False,
 ) -> tuple[Params, Metrics]:
     """Gradient of the mean of `loss_fn(params, shared, task)[0]` over tasks, and the mean of its metrics.
 
@@ -143,19 +144,17 @@ def mean_gradient(
 
     Args:
       loss_fn: `(params, shared, task) -> (scalar, metrics)`.
-      layout: where to compute.
+      layout: where to compute; if devices do so together, `loss_fn` parts its work by `shared_rows.by_rows`.
       params: what to differentiate in.
       shared: pytree that every call gets whole.
       tasks: pytree with a leading axis `[num_tasks, ...]`.
-      together: whether all devices compute one task after the other; `loss_fn` then shares it out by `shared_rows.by_rows`.
 
     Returns:
       `(gradient, metrics)`, the gradient of `params`' structure.
     """
-    apart = layout.mesh.size > 1 and not together
-    form = (1, 1) if together else _form(layout, tasks)
-    chunks, num_tasks = _chunks(form, tasks)
-    counted, _ = _chunks(form, jnp.ones(num_tasks), padding=jnp.zeros)
+    parts = 1 if layout.together else layout.mesh.size
+    chunks, num_tasks = _chunks(layout, parts, tasks)
+    counted, _ = _chunks(layout, parts, jnp.ones(num_tasks), padding=jnp.zeros)
 
     def on_device(params, shared, chunks, counted):
         def chunk_loss(params, chunk, counted):
@@ -171,9 +170,9 @@ def mean_gradient(
         _, metrics = jax.eval_shape(chunk_loss, params, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, metrics))
         sums, _ = lax.scan(add, zeros, (chunks, counted))
-        return jax.tree.map(lambda x: x / num_tasks, _over_devices(sums) if apart else sums)
+        return jax.tree.map(lambda x: x / num_tasks, _over_devices(sums) if parts > 1 else sums)
 
-    mapped = on_device if together else _sharded(on_device, layout, 2, stacked=False)
+    mapped = on_device if layout.together else _sharded(on_device, layout, 2, stacked=False)
     return mapped(params, shared, chunks, counted)
 
 
@@ -195,15 +194,11 @@ def _over_devices(sums):
     return structure.unflatten(leaves)
 
 
-def _form(layout, tasks):
-    """Tasks that a device computes at once, and the number of devices."""
-    return layout.chunk_of(jax.tree.leaves(tasks)[0].shape[0]), layout.mesh.size
-
-
-def _chunks(form, tasks, padding=None):
-    """`[num_tasks, ...]` -> `[num_chunks, chunk, ...]`, num_chunks a multiple of the devices; the last task fills up."""
-    num_tasks, (chunk, devices) = jax.tree.leaves(tasks)[0].shape[0], form
-    missing = -num_tasks % (chunk * devices)
+def _chunks(layout, parts, tasks, padding=None):
+    """`[num_tasks, ...]` -> `[num_chunks, chunk, ...]`, num_chunks a multiple of `parts`; the last task fills up."""
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    chunk = layout.chunk_of(num_tasks)
+    missing = -num_tasks % (chunk * parts)
 
     def reshape(x):
         if missing == 0:

@@ -80,8 +80,11 @@ def few_shot_experiment(
     host_key: Any = jax.device_put(train_key, host_device()) if stream else None
     train, val, test, *of_domains = held((train, dataset.val, dataset.test, *dataset.domains.values()), layout, stream)
     train_key = placed(train_key, layout.replicated)
-    by_chunk = {candidate.chunk_of(meta_batch_size): candidate for candidate in layouts}
-    training = MetaTraining(variants, train, optimizer, by_chunk, meta_batch_size, task_shape)
+    rows = max(part.x.shape[0] for part in task_shape)
+    of_steps = [candidate.of_few(meta_batch_size, rows) for candidate in layouts]
+    by_chunk = {candidate.chunk_of(meta_batch_size): candidate for candidate in of_steps}
+    padded = task_shape.support.mask is not None
+    training = MetaTraining(variants, train, optimizer, by_chunk, meta_batch_size, padded)
 
     def fetch(step: int) -> Any:
         return placed(gather(training.sample_keys(host_key, step)), layout.of_tasks(meta_batch_size))

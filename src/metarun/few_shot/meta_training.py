@@ -30,7 +30,7 @@ class MetaTraining:
       optimizer: outer optimiser.
       layouts: chunk -> where tasks are computed with it.
       meta_batch_size: tasks of an outer step.
-      task_shape: the shapes of a training task's arrays.
+      padded: whether tasks have masks.
     """
 
     def __init__(
@@ -40,19 +40,16 @@ class MetaTraining:
         optimizer: optax.GradientTransformation,
         layouts: Mapping[int, Layout],
         meta_batch_size: int,
-        task_shape: Task,
+        padded: bool,
     ):
         self._variants, self._source, self._optimizer = variants, source, optimizer
-        self._layouts, self._meta_batch_size = layouts, meta_batch_size
-        self._padded = task_shape.support.mask is not None
-        self._rows = max(part.x.shape[0] for part in task_shape)
+        self._layouts, self._meta_batch_size, self._padded = layouts, meta_batch_size, padded
         self.sample_keys = jax.jit(self._sample_keys)
         self._inspected = jax.jit(self._each_by_itself, static_argnums=(0, 1, 2))
 
     def outer_step(self, variant: str, chunk: int) -> Callable[..., tuple[TrainState, Metrics]]:
         """`(state, data, root_key, fetched=None) -> (state, metrics)`: theta <- theta - update(mean_i grad L_i(theta))."""
         learner, layout = self._variants[variant], self._layouts[chunk]
-        together = layout.shares_tasks(self._meta_batch_size, self._rows)
 
         def outer_step(
             state: TrainState, data: Any, root_key: Array, fetched: Any = None
@@ -63,9 +60,9 @@ class MetaTraining:
                 def task_loss(params, shared, index_and_fetched):
                     task, method_key = self._task(shared, index_and_fetched)
                     of_task = lambda task: loss(params, task, method_key, shared[2])
-                    return (by_rows(of_task, layout.mesh) if together else of_task)(task)
+                    return (by_rows(of_task, layout.mesh) if layout.together else of_task)(task)
 
-                return lambda: mean_gradient(task_loss, layout, state.params, shared, tasks, together=together)
+                return lambda: mean_gradient(task_loss, layout, state.params, shared, tasks)
 
             # Chosen between gradients: the gradient of a choice would keep what both alternatives need for theirs.
             losses = [at_its_size(loss) if self._padded and chunk == 1 else loss for loss in _losses(learner)]

@@ -41,8 +41,9 @@ def form(plan: Plan) -> str:
         how = "all at once" if plan.chunk >= plan.tasks else f"{plan.chunk} at once"
     devices = f"{plan.devices} device{'s' * (plan.devices > 1)}"
     tasks = f"{plan.tasks} task{'s' * (plan.tasks > 1)}"
+    work = f"{tasks}, each by {devices} together" if plan.together else f"{devices} x {tasks}, {how}"
     streams = "images streamed from the host" * plan.streams
-    return "; ".join(filter(None, [f"{devices} x {tasks}, {how}", plan.variant, streams]))
+    return "; ".join(filter(None, [work, plan.variant, streams]))
 
 
 def needs(plan: Plan) -> str:
