@@ -98,11 +98,11 @@ def conv4(params, x):
     return F.linear(x.flatten(1), params["head/kernel"], params["head/bias"])
 
 
-def from_flax(name, array):
+def from_flax(name, array, filters=64):
     """A parameter in PyTorch's layout: kernels `[out, in, height, width]`, and a last layer that reads channels first."""
     if name == "head/kernel":
-        side = round((len(array) / 64) ** 0.5)
-        array = array.reshape(side, side, 64, -1).transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
+        side = round((len(array) / filters) ** 0.5)
+        array = array.reshape(side, side, filters, -1).transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
     elif array.ndim == 4:
         array = array.transpose(3, 2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(array))

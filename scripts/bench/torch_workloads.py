@@ -1,9 +1,10 @@
 """One of the workloads of `workloads.py` in PyTorch, as its users write it. It needs PyTorch and NumPy alone.
 
-    PYTHON torch_workloads.py FOLDER --layout contiguous|channels_last --seconds S
+    PYTHON torch_workloads.py FOLDER --mode contiguous|channels_last|vmap --seconds S --precision P
 
-FOLDER is what `workloads.py` has written: settings, tasks and initial parameters. Tasks are in memory before the clock starts. Prints a
-line of JSON with the rate, and the loss of the first task before training.
+contiguous, channels_last: task by task, arrays laid out so. vmap: all tasks of a step at once, by `torch.func`; of MAML alone. FOLDER is
+what `workloads.py` has written: settings, tasks and initial parameters. Tasks are in memory before the clock starts: of a GPU where there is
+one. Prints a line of JSON with the rate, and the loss of the first task before training.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch_maml import EPSILON, LAYERS, from_flax, gradient
+from torch_maml import EPSILON, LAYERS, from_flax, gradient, gradient_in_vmap
 
 LEAK = 0.1
 WARM_UP = 2  # steps
@@ -23,19 +24,23 @@ WARM_UP = 2  # steps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layout", choices=("contiguous", "channels_last"), required=True)
+    parser.add_argument("--mode", choices=("contiguous", "channels_last", "vmap"), required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--precision", choices=("float32", "tensorfloat32", "bfloat16"), default="float32")
     options = parser.parse_args()
-    layout = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[options.layout]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.precision != "float32"
+    layout = torch.channels_last if options.mode == "channels_last" else torch.contiguous_format
     settings = json.loads((options.folder / "settings.json").read_text())
+    filters = settings.get("filters", 64)
     with np.load(options.folder / "start.npz") as start:
-        params = {name: from_flax(name, array).requires_grad_() for name, array in start.items()}
+        params = {name: from_flax(name, array, filters).to(device).requires_grad_() for name, array in start.items()}
     with np.load(options.folder / "tasks.npz") as arrays:
         tasks = [
             tuple(
-                torch.from_numpy(arrays[name][number].transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
+                torch.from_numpy(arrays[name][number].transpose(0, 3, 1, 2).copy()).to(device, memory_format=layout)
                 if name.endswith("x")
-                else torch.from_numpy(arrays[name][number].astype(np.int64))
+                else torch.from_numpy(arrays[name][number].astype(np.int64)).to(device)
                 for name in ("support_x", "support_y", "query_x", "query_y")
             )
             for number in range(len(arrays["support_x"]))
@@ -43,18 +48,36 @@ def main() -> None:
     network, loss = NETWORKS[settings["network"]], LOSSES[settings["method"]]
     optimizer = torch.optim.Adam(params.values(), settings["outer_lr"])
     meta_batch, steps = settings["meta_batch_size"], 0
-    first_loss = loss(network, params, tasks[0], settings).item()
-    began = time.perf_counter()
-    while steps <= WARM_UP or time.perf_counter() - began < options.seconds:
-        if steps == WARM_UP:
-            began = time.perf_counter()
-        optimizer.zero_grad()
-        for place in range(meta_batch):
-            value = loss(network, params, tasks[(steps * meta_batch + place) % len(tasks)], settings)
-            (value / meta_batch).backward()
-        optimizer.step()
-        steps += 1
-    rate = (steps - WARM_UP) * meta_batch / (time.perf_counter() - began)
+
+    def of_one(task):
+        (loss(network, params, task, settings, gradient) / meta_batch).backward()
+
+    def of_all(batch):
+        stacked = [torch.stack(arrays) for arrays in zip(*batch, strict=True)]
+        losses = torch.func.vmap(lambda *task: loss(network, params, task, settings, gradient_in_vmap))(*stacked)
+        losses.mean().backward()
+
+    def now():
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16"):
+        first_loss = loss(network, params, tasks[0], settings, gradient).item()
+        began = now()
+        while steps <= WARM_UP or now() - began < options.seconds:
+            if steps == WARM_UP:
+                began = now()
+            optimizer.zero_grad()
+            batch = [tasks[(steps * meta_batch + place) % len(tasks)] for place in range(meta_batch)]
+            if options.mode == "vmap":
+                of_all(batch)
+            else:
+                for task in batch:
+                    of_one(task)
+            optimizer.step()
+            steps += 1
+    rate = (steps - WARM_UP) * meta_batch / (now() - began)
     print(json.dumps({"tasks_per_s": rate, "first_loss": first_loss, "torch": torch.__version__}))
 
 
@@ -86,8 +109,8 @@ def resnet12(params, x, settings):
     return x.mean((2, 3))
 
 
-def of_maml(network, params, task, settings):
-    """Exact second order, `torch.autograd.grad` with its graph kept."""
+def of_maml(network, params, task, settings, gradient):
+    """Exact second order."""
     support_x, support_y, query_x, query_y = task
     adapted = params
     inner_loss = lambda adapted: F.cross_entropy(network(adapted, support_x, settings), support_y)
@@ -97,7 +120,7 @@ def of_maml(network, params, task, settings):
     return F.cross_entropy(network(adapted, query_x, settings), query_y)
 
 
-def of_protonet(network, params, task, settings):
+def of_protonet(network, params, task, settings, gradient):
     support_x, support_y, query_x, query_y = task
     features, queries = network(params, support_x, settings), network(params, query_x, settings)
     shown = F.one_hot(support_y).to(features.dtype)
