@@ -14,7 +14,7 @@
 The last two have no peer. PYTHON is an interpreter with PyTorch. The peer is a loop over tasks in plain PyTorch, see
 `bench/torch_workloads.py`, with each of two layouts of memory, and of MAML by `torch.func.vmap` over tasks as well; the fastest counts whose
 loss of the first task is ours. Metarun draws its tasks within the step; the peer finds them in memory. All are measured in turn, each in a
-process of its own, on a GPU where JAX and PyTorch have one. What is asked there is answered in ten minutes by
+process of its own, on a GPU where JAX and PyTorch have one. There this says how far metarun is from the card and from PyTorch:
 
     python scripts/workloads.py A B C resnet12 --precision float32 tensorfloat32 bfloat16 --peers PYTHON --rounds 1 --seconds 5
 
@@ -230,8 +230,10 @@ def _beside_a_peer(settings: Mapping[str, Any], folder: Path, precision: str) ->
         model = conv4(num_outputs=outputs, filters=filters, downsample=downsample, precision=precision)
     else:
         model = resnet12(num_outputs=outputs, precision=precision)
-    in_colour = lambda: mixture(domains={"glyphs": {}}, image_size=side, channels=3, **sizes)
-    data = glyphs(**sizes) if side == 28 else in_colour()
+    if side == 28:
+        data = glyphs(**sizes)
+    else:
+        data = mixture(domains={"glyphs": {}}, image_size=side, channels=3, **sizes)
     shared: dict[str, Any] = {"objective": "classification", "query_statistics": "query"}
     if settings["method"] == "maml":
         inner = {name: settings[name] for name in ("inner_lr", "inner_steps")}

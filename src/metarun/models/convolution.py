@@ -139,7 +139,7 @@ def _kernel_gradient_form(x, g, *, stride):
     mesh = sharing(x.shape[0])
     if mesh is None:
         return _sum_over_images(x, g, stride)
-    axes = PartitionSpec(mesh.axis_names)
+    axes = PartitionSpec(mesh.axis_names)  # each device sums up over its own images
 
     def of_devices(a):
         filled = jnp.pad(a, ((0, -a.shape[0] % mesh.size), (0, 0), (0, 0), (0, 0)))
