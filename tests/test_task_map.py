@@ -129,6 +129,20 @@ def test_meta_gradients_on_up_to_eight_devices_are_those_of_one():
     assert len(found) == 6 and max(found.values()) < 1e-4, found
 
 
+@pytest.mark.parametrize("num_tasks, waits", [(4, False), (3, True)])
+def test_what_the_host_reads_stays_on_the_device_that_computed_it(num_tasks, waits):
+    many = layout(2, 1)
+
+    def answers(tasks):
+        found = map_tasks(lambda shared, task: shared @ task, many, jnp.ones((5, 3)), tasks)
+        return jax.lax.with_sharding_constraint(found, many.for_host(num_tasks))
+
+    tasks = jnp.arange(num_tasks * 3.0).reshape(num_tasks, 3)
+    program = jax.jit(answers).lower(tasks).compile()
+    assert ("all-gather" in program.as_text()) == waits  # tasks that do not part evenly lie whole on every device
+    np.testing.assert_allclose(program(tasks), np.tile(tasks.sum(1, keepdims=True), 5))
+
+
 def test_a_padding_task_that_is_not_finite_does_no_harm():
     # Task 2 fills up the chunks of three tasks on two devices; only its first copy may count.
     def only_first_is_finite(params, shared, index):

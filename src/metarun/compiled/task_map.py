@@ -44,6 +44,13 @@ class Layout(NamedTuple):
         even = num_tasks % self.mesh.size == 0
         return NamedSharding(self.mesh, PartitionSpec(_AXIS)) if even else self.replicated
 
+    def for_host(self, num_tasks: int) -> NamedSharding:
+        """The sharding of what the host reads of `num_tasks` tasks: where it was computed, and no core waits for another.
+
+        Whole on every device where other processes hold some of them.
+        """
+        return self.of_tasks(num_tasks) if self.replicated.is_fully_addressable else self.replicated
+
     def chunk_of(self, num_tasks: int) -> int:
         """Tasks that a device computes at once, of a meta-batch of `num_tasks`."""
         if self.together:

@@ -152,11 +152,9 @@ class MetaTest:
 
         @partial(jax.jit, static_argnums=0)
         def over_tasks(layout, params, tasks, key):
-            indices = jnp.arange(jax.tree.leaves(tasks)[0].shape[0])
-            # Whole on every device: the host reads it, of which there may be several.
-            return lax.with_sharding_constraint(
-                map_tasks(one, layout, (params, key), (tasks, indices)), layout.replicated
-            )
+            num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+            answers = map_tasks(one, layout, (params, key), (tasks, jnp.arange(num_tasks)))
+            return lax.with_sharding_constraint(answers, layout.for_host(num_tasks))
 
         return lambda params, tasks, key: answered(
             params, lambda each: over_tasks(self._eval_layout(), each, tasks, key)

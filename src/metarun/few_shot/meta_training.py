@@ -106,7 +106,8 @@ class MetaTraining:
             return task, value, jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
 
         tasks = jnp.arange(self._meta_batch_size), fetched
-        return lax.with_sharding_constraint(map_tasks(one, layout, (params, shared), tasks), layout.replicated)
+        found = map_tasks(one, layout, (params, shared), tasks)
+        return lax.with_sharding_constraint(found, layout.for_host(self._meta_batch_size))
 
 
 def task_keys(root_key: Array, step: Array, index: Array) -> Array:

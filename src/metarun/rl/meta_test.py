@@ -88,10 +88,8 @@ class MetaTest:
                 return self._learner.outcome(params, task, key, name == "blind")
             return outcome(self._environment, self._environment.yardsticks[name], task, key, False)
 
-        # Whole on every device: the host reads it, of which there may be several.
-        return jax.lax.with_sharding_constraint(
-            map_tasks(one, self._layout._replace(chunk=None), params, keys), self._layout.replicated
-        )
+        outcomes = map_tasks(one, self._layout._replace(chunk=None), params, keys)
+        return jax.lax.with_sharding_constraint(outcomes, self._layout.for_host(len(keys[0])))
 
     def _optima_of(self, split: str, task_keys: Array) -> Array:
         optimum: Any = self._environment.optimum

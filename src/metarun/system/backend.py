@@ -41,6 +41,9 @@ def set_up(cache: Path) -> None:
     # may choose others, so that a run that is continued would not be the same to the bit.
     wanted = {
         "xla_cpu_multi_thread_eigen": "false",
+        # XLA ends the process where a core has waited a minute for another, as one that other work shares may have it do.
+        "xla_cpu_collective_call_warn_stuck_timeout_seconds": "300",
+        "xla_cpu_collective_call_terminate_timeout_seconds": "3600",
         "xla_gpu_enable_triton_gemm": "false",
         "xla_gpu_autotune_level": "0",
     }
