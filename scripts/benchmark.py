@@ -5,7 +5,7 @@
     python scripts/benchmark.py --config A --check              # loss and meta-gradients, to be held against others'
     python scripts/benchmark.py --config A --peers PYTHON --peer-scripts DIR
     python scripts/benchmark.py --config A --profile DIR        # where the time goes
-    python scripts/benchmark.py --scaling DIR                   # speed and memory by the size of the work
+    python scripts/benchmark.py --scaling DIR --beside PYTHON   # speed and memory by the size of the work
     python scripts/benchmark.py --config C --streaming          # images from the host, held against the device's
     python scripts/benchmark.py --sampler | --evaluation | --methods
 
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds", type=_positive(int), default=5, help="with --peers and --streaming, measurements of each; 5"
     )
     parser.add_argument("--peer-scripts", type=Path, metavar="DIR", help="with --peers, the folder of their scripts")
+    parser.add_argument("--beside", metavar="PYTHON", help="with --scaling, a Python with PyTorch, which does the same")
     parser.add_argument("--precision", choices=backend.PRECISIONS, default="float32", help="of products; float32")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="loss and meta-gradient norms, first and second order")
@@ -114,7 +115,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.scaling:
         from bench import scaling
 
-        points = scaling.measure(layout, options.seconds)
+        points = scaling.measure(layout, options.seconds, options.beside)
         scaling.write(points, options.scaling, device_name(layout.mesh.devices.flat))
         return scaling.plain(points), scaling.table(points)
     if options.check:

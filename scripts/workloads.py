@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import torch_peer
 from bench.hotspots import enable_tracing, profile
 from bench.peers import OURS, line_of
 from metarun.commands.console import told, whole
@@ -115,22 +116,17 @@ def _in_turn(
     name: str, folder: Path, peer: str | None, rounds: int, seconds: int, precision: str
 ) -> dict[str, list[dict[str, Any]]]:
     """Who -> the lines of its measurements."""
-    common = ["--seconds", str(seconds), "--precision", precision]
-    commands = {OURS: [sys.executable, __file__, name, "--own", str(folder), *common]}
+    own = ["--own", str(folder), "--seconds", str(seconds), "--precision", precision]
+    commands = {OURS: [sys.executable, __file__, name, *own]}
     if peer is not None and name in WORKLOADS:
-        script = str(Path(__file__).parent / "bench" / "torch_workloads.py")
-        for mode in ["contiguous", "channels_last"] + ["vmap"] * (WORKLOADS[name]["method"] == "maml"):
-            commands[mode] = [peer, script, str(folder), "--mode", mode, *common]
-    tolerance = 1e-3 if precision == "float32" else 5e-2
+        commands |= torch_peer.commands(peer, folder, WORKLOADS[name]["method"], seconds, precision)
     lines: dict[str, list[dict[str, Any]]] = {who: [] for who in commands}
     for _ in range(rounds):
         for who in list(lines):
             try:
                 lines[who].append(line_of(commands[who], own=who == OURS))
-                ours, theirs = lines[OURS][0]["first_loss"], lines[who][-1]["first_loss"]
-                if who != OURS and abs(theirs - ours) > tolerance * abs(ours):
-                    # With channels last, gradients of PyTorch 2.13 are off by 2%, which inner steps carry into the loss.
-                    raise MetarunError(f"the first loss is {theirs:g}, and {ours:g} here")
+                if who != OURS:
+                    torch_peer.check_same(lines[OURS][0]["first_loss"], lines[who][-1]["first_loss"], precision)
             except MetarunError as error:
                 if who == OURS:
                     raise
@@ -207,8 +203,6 @@ def _of_command(part: str, settings: Sequence[str]) -> Prepared:
 
 def _beside_a_peer(settings: Mapping[str, Any], folder: Path, precision: str) -> Prepared:
     import jax
-    import numpy as np
-    from flax.traverse_util import flatten_dict
 
     from bench import flops, recipe
     from metarun.compiled.task_map import default_layout
@@ -253,15 +247,7 @@ def _beside_a_peer(settings: Mapping[str, Any], folder: Path, precision: str) ->
     with matmul_precision(precision):
         first_loss = float(jax.jit(method.loss)(params, tasks[0], jax.random.key(0))[0])
     if not (folder / "settings.json").exists():
-        named = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
-        np.savez(folder / "start.npz", **named)
-        parts = {
-            f"{part}_{array}": np.stack([np.asarray(getattr(getattr(task, part), array)) for task in tasks])
-            for part in ("support", "query")
-            for array in ("x", "y")
-        }
-        np.savez(folder / "tasks.npz", **parts)
-        (folder / "settings.json").write_text(json.dumps(settings))
+        torch_peer.write(folder, settings, params, tasks)
     return Prepared(experiment, flops.count_flops(jax.grad(counted), params, tasks[0]), first_loss)
 
 

@@ -249,7 +249,7 @@ print(hotspots.profile(recipe.experiment(work, default_layout()), Path({str(tmp_
 
 
 def test_a_size_is_timed_and_its_memory_predicted():
-    point = scaling.measure(default_layout(), 0.01, {"meta-batch": [SMALL]})["meta-batch"][2]
+    point = scaling.measure(default_layout(), 0.01, sizes={"meta-batch": [SMALL]})["meta-batch"][2]
     held = jax.tree.leaves(recipe.dataset(SMALL, default_layout()).train.data)
     params = sum(leaf.size for leaf in jax.tree.leaves(recipe.weights(SMALL)))
     assert point.tasks_per_s > 0
@@ -257,13 +257,34 @@ def test_a_size_is_timed_and_its_memory_predicted():
     assert point.predicted_bytes > sum(leaf.nbytes for leaf in held) + 3 * 4 * params
 
 
+def test_of_the_peer_the_fastest_form_counts_that_computes_the_same(tmp_path, capsys):
+    task = jax.tree.map(lambda x: x[0], next(recipe.meta_batches(SMALL)))
+    loss = float(jax.jit(recipe.outer_loss(SMALL))(recipe.weights(SMALL), task))
+    lines = {"contiguous": (3.0, loss), "channels_last": (9.0, 1.02 * loss), "vmap": (5.0, loss)}
+    peer = tmp_path / "peer"
+    peer.write_text(
+        f"#!{sys.executable}\nimport json, sys\n"
+        f"rate, loss = {lines!r}[sys.argv[sys.argv.index('--mode') + 1]]\n"
+        "print(json.dumps({'tasks_per_s': rate, 'first_loss': loss}))"
+    )
+    peer.chmod(0o755)
+    found = scaling.measure(default_layout(), 0.01, str(peer), sizes={"meta-batch": [SMALL]})
+    assert found["meta-batch"][2].peer_tasks_per_s == 5.0
+    assert "channels_last, is left out" in capsys.readouterr().err
+
+
 def test_scaling_as_table_and_picture(tmp_path):
-    found = {"way": {2: scaling.Point(20.0, 2_000_000), 5: scaling.Point(10.0, 5_500_000)}}
+    found = {"way": {2: scaling.Point(20.0, 2_000_000), 5: scaling.Point(10.0, 5_500_000, 4.0)}}
     scaling.write(found, tmp_path, "a device")
     text = (tmp_path / "scaling.md").read_text()
-    assert "a device" in text and "| way | 5 | 10 | 5.5 |" in text
+    assert "a device" in text and "| way | 2 | 20 | | | 2.0 |" in text and "| way | 5 | 10 | 4 | 2.50 | 5.5 |" in text
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
-    assert scaling.plain(found)["way"][1] == {"value": 5, "tasks_per_s": 10.0, "predicted_bytes": 5_500_000}
+    assert scaling.plain(found)["way"][1] == {
+        "value": 5,
+        "tasks_per_s": 10.0,
+        "predicted_bytes": 5_500_000,
+        "peer_tasks_per_s": 4.0,
+    }
 
 
 def test_every_scaling_axis_varies_its_own_size():
