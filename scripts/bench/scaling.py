@@ -86,13 +86,15 @@ def _measure_peer(work: recipe.Work, python: str, seconds: float) -> float:
         settings = {**work._asdict(), "method": "maml", "network": "conv4", "outer_lr": recipe.OUTER_LR}
         torch_peer.write(Path(folder), settings, params, tasks)
         for mode, command in torch_peer.commands(python, Path(folder), "maml", seconds).items():
-            line = line_of(command, own=False)
             try:
+                line = line_of(command, own=False)
                 torch_peer.check_same(ours, line["first_loss"])
             except MetarunError as error:
                 print(f"{work}: PyTorch, {mode}, is left out: {error}", file=sys.stderr)
             else:
                 rates.append(line["tasks_per_s"])
+    if not rates:
+        raise MetarunError(f"--beside={python}: expected a Python with PyTorch that computes {work}.")
     return max(rates)
 
 
