@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import nnls
 
 META_BATCHES = (2, 8, 32)
-GRADIENTS = tuple(4**power for power in range(4, 12))  # bytes: 256 B to 4 MiB
+GRADIENTS = tuple(4**power for power in range(4, 14))  # bytes: 256 B to 64 MiB, more than a ResNet-12's
 # (processes, devices of each). On two cores, more than two devices show what sharding costs, and no speed.
 FORMS = ((1, 1), (1, 2), (2, 1), (1, 4), (1, 8))
 FILTERS = (64, 8)
@@ -77,17 +78,15 @@ def fitted(steps: Mapping[int, float], reduced: Mapping[int, float], gradient: i
     fixed, task = _line(steps)
     constant, slope = _line(reduced)
     # Between two: 2 latency + bytes / bandwidth.
-    return Model(fixed, task, constant / 2, 1 / slope, gradient)
+    return Model(fixed, task, constant / 2, 1 / slope if slope else math.inf, gradient)
 
 
 def _line(points: Mapping[int, float]) -> tuple[float, float]:
-    """Intercept, 0 or more, and slope, by least squares of relative errors."""
+    """Intercept and slope, each 0 or more, by least squares of relative errors."""
     x, y = np.array(list(points), float), np.array(list(points.values()))
-    weights = 1 / y
-    (intercept, slope), *_ = np.linalg.lstsq(np.stack([weights, weights * x], 1), weights * y, rcond=None)
-    if intercept < 0:
-        intercept, slope = 0.0, float(np.sum(weights**2 * x * y) / np.sum((weights * x) ** 2))
-    return float(intercept), float(slope)
+    scale = x.max()  # the two columns are then of one size, as the solver's tolerance asks
+    (intercept, slope), _ = nnls(np.stack([1 / y, x / scale / y], 1), np.ones_like(y))
+    return float(intercept), float(slope / scale)
 
 
 def measured(rounds: int, seconds: float) -> dict[str, Any]:
