@@ -5,7 +5,8 @@
 
 Each cell is `metarun-reproduce CELL` with a directory of its own below --output. What its first steps take tells whether it can
 end in the time that is left. If not, it is saved and set aside, and the next one has its turn; what time is left over goes to
-those set aside. A result becomes a row of --table, and its `result.json` is kept beside the table, in `runs/`.
+those set aside. A result becomes a row of --table, and its `result.json` is kept beside the table, in `runs/`. With --seeds a
+cell has its turn until its row is of so many; seeds that its directory holds already are not run again.
 
 Stop it however you like, and give the same command again: it takes in the results that it finds, and continues what was begun.
 Several campaigns, on one machine or on many, may share --output: a cell that one of them runs is passed over by the others.
@@ -16,8 +17,8 @@ Exits with 0, with 1 if a cell could not be run, or with 75 if it was stopped.
 
 import argparse
 import os
-import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ from metarun.config import search_path
 from metarun.config.composing import composed
 from metarun.config.directories import is_free
 from metarun.errors import ConfigError, DataError, MetarunError
-from metarun.system.files import one_at_a_time
+from metarun.system.files import one_at_a_time, write_bytes
 from metarun.training.result import METRICS, RESULT, read_metrics, read_result
 from metarun.training.stopping import REQUEUE
 from metarun.trust import measured
@@ -50,7 +51,6 @@ ORDER = (
     *("mishra2018/*", "li2017/*", "rajeswaran2019/*", "raghu2020/*", "antoniou2019/*", "*"),
 )
 REPRODUCE = str(Path(sys.executable).with_name("metarun-reproduce"))
-_SEED = "0"  # of a campaign's runs, and so the name of their directory
 _LINES = 2  # of the metrics, by whose distance a run's pace is told
 _POLL = 0.5  # seconds
 _PATIENCE = 600  # seconds within which a run has to tell its pace
@@ -65,6 +65,7 @@ class Asked(NamedTuple):
       overrides: cell -> settings that its command is given, which may not change what it is.
       at_once: how many runs at a time.
       device: what they run on, in words; "" for what the results say.
+      seeds: how many of each cell, from seed 0 on.
     """
 
     output: Path
@@ -72,10 +73,15 @@ class Asked(NamedTuple):
     overrides: Mapping[str, Sequence[str]]
     at_once: int = 1
     device: str = ""
+    seeds: int = 1
 
-    def directory(self, named: Named) -> Path:
-        """The directory of a cell's run."""
-        return self.output / named.name / _SEED
+    def directories(self, named: Named) -> list[Path]:
+        """The directories of a cell's runs, one for each seed."""
+        return [self.output / named.name / str(seed) for seed in range(self.seeds)]
+
+    def is_free(self, named: Named) -> bool:
+        """Whether nobody runs a cell."""
+        return all(map(is_free, self.directories(named)))
 
     def log(self, named: Named) -> Path:
         """The file of what a cell's command prints."""
@@ -83,30 +89,31 @@ class Asked(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """How a run comes on: the outer step it is at, of how many, tasks of a step, and seconds of a step."""
+    """How a run comes on: the outer step it is at, of how many, tasks of a step, seconds of a step, and seeds after it."""
 
     step: int
     steps: int
     tasks: int
     seconds: float
+    seeds_after: int = 0
 
     @property
     def left(self) -> float:
         """Seconds of training that are left."""
-        return (self.steps - self.step) * self.seconds
+        return (self.steps - self.step + self.seeds_after * self.steps) * self.seconds
 
 
 class Running(NamedTuple):
-    """A cell's command that runs: its process, its place among those at once, and the step from which it went on."""
+    """A cell's command that runs: its process, its place among those at once, and the step from which each seed went on."""
 
     named: Named
     process: subprocess.Popen[bytes]
     place: int
-    begun_at: int
+    begun_at: Sequence[int]
 
 
-def chosen(patterns: Sequence[str], table: Mapping[str, Measured]) -> list[Named]:
-    """The whole cells that have no row, in the order of the patterns that their names match first.
+def chosen(patterns: Sequence[str], table: Mapping[str, Measured], seeds: int = 1) -> list[Named]:
+    """The whole cells that have no row of so many seeds, in the order of the patterns that their names match first.
 
     Raises:
       MetarunError: a pattern matches no whole cell, be it with a row or without.
@@ -118,9 +125,13 @@ def chosen(patterns: Sequence[str], table: Mapping[str, Measured]) -> list[Named
     found: list[tuple[int, Named]] = []
     for named in whole:
         place = next((place for place, each in enumerate(patterns) if fnmatchcase(named.name, each)), None)
-        if place is not None and named.name not in table:
+        if place is not None and not _has_row(named, table, seeds):
             found.append((place, named))
     return [named for _, named in sorted(found, key=lambda pair: pair[0])]
+
+
+def _has_row(named: Named, table: Mapping[str, Measured], seeds: int) -> bool:
+    return named.name in table and table[named.name].seeds >= seeds
 
 
 def settings(named: Named, sources: Mapping[str, str], overrides: Sequence[str]) -> list[str]:
@@ -138,42 +149,63 @@ def settings(named: Named, sources: Mapping[str, str], overrides: Sequence[str])
     return own
 
 
-def pace(named: Named, directory: Path, begun_at: int = 0) -> Pace | None:
-    """How a cell's run comes on, by what it has written since a step; None while that is too little to tell."""
-    with suppress(OSError, DataError):
-        records, _ = read_metrics(directory / METRICS)
+def pace(named: Named, directories: Sequence[Path], begun_at: Sequence[int]) -> Pace | None:
+    """How a cell's run comes on, by what its last seed has written since a step; None while that is too little to tell.
+
+    Args:
+      named: the cell.
+      directories: of its seeds, of which those that have not begun write nothing.
+      begun_at: the step from which each seed went on.
+    """
+    for seed in reversed(range(len(directories))):
+        records = _records(directories[seed])
+        if not records:
+            continue
         timed = [
-            (step, of["seconds"]) for step, of in records.items() if step > begun_at and of.get("seconds") is not None
+            (step, of["seconds"])
+            for step, of in records.items()
+            if step > begun_at[seed] and of.get("seconds") is not None
         ]
         if len(timed) >= _LINES and timed[-1][1] > timed[0][1]:
             (first, began), (last, now) = timed[0], timed[-1]
-            return Pace(last, *_size(named.name, named.part), (now - began) / (last - first))
+            steps, tasks = _size(named.name, named.part)
+            return Pace(last, steps, tasks, (now - began) / (last - first), len(directories) - 1 - seed)
+        return None
     return None
 
 
-def row(result: Mapping[str, Any], kept: bytes, device: str, day: date) -> Measured:
-    """A result as a row of the table.
+def _records(directory: Path) -> Mapping[int, Mapping[str, Any]]:
+    """What a run has written of its steps; nothing where it has not."""
+    with suppress(OSError, DataError):
+        return read_metrics(directory / METRICS)[0]
+    return {}
+
+
+def row(results: Sequence[Mapping[str, Any]], kept: Sequence[bytes], device: str, day: date) -> Measured:
+    """What the seeds of a cell have found as a row of the table.
 
     Args:
-      result: of the run.
-      kept: its file, byte for byte.
-      device: what it ran on, in words.
-      day: when it ended.
+      results: of the seeds' runs.
+      kept: their files, byte for byte.
+      device: what they ran on, in words.
+      day: when the last ended.
     """
-    versions = result["versions"]
+    first, versions = results[0], results[0]["versions"]
+    values = [result["value"] for result in results]
     return Measured(
-        value=result["value"],
-        ci95=result["ci95"],
-        tasks=result["num_tasks"],
-        seeds=1,
-        steps=result["steps"],
-        minutes=max(1, round((result["seconds"] + result["compile_seconds"]) / 60)),
+        value=statistics.fmean(values),
+        ci95=max(result["ci95"] for result in results),
+        tasks=first["num_tasks"],
+        seeds=len(results),
+        steps=first["steps"],
+        minutes=max(1, round(sum(result["seconds"] + result["compile_seconds"] for result in results) / 60)),
         device=device,
         versions=", ".join(f"{name} {versions[name]}" for name in ("jax", "metarun")),
         commit=_commit(),
         date=day.isoformat(),
         note="",
-        result=measured.hash_of(kept),
+        result=" ".join(map(measured.hash_of, kept)),
+        by_seed=" ".join(f"{value:.4g}" for value in values) if len(values) > 1 else "",
     )
 
 
@@ -183,25 +215,27 @@ def collect(asked: Asked, pending: Iterable[Named]) -> Iterator[tuple[Named, str
     A result that is not finite, or whose checks have failed, is no figure, and becomes no row.
     """
     for named in pending:
-        file = asked.directory(named) / RESULT
-        if not file.exists():
+        files = [directory / RESULT for directory in asked.directories(named)]
+        if not all(file.exists() for file in files):
             continue
-        kept, result = file.read_bytes(), read_result(file)
-        failed = [name for name, check in result["checks"].items() if check["passed"] is False]
-        if result["value"] is None or result["ci95"] is None or failed:
+        kept, results = [file.read_bytes() for file in files], [read_result(file) for file in files]
+        failed = sorted(
+            {name for each in results for name, check in each["checks"].items() if check["passed"] is False}
+        )
+        if failed or any(each["value"] is None or each["ci95"] is None for each in results):
             yield named, f"no row: {'checks failed, ' + ', '.join(failed) if failed else 'the test is not finite'}"
             continue
         beside = f", beside {asked.at_once - 1} more" if asked.at_once > 1 else ""
-        device = asked.device or result["device"] + beside
-        mine = row(result, kept, device, date.fromtimestamp(file.stat().st_mtime))
-        copy = asked.table.parent / "runs" / f"{named.name}.json"
-        copy.parent.mkdir(parents=True, exist_ok=True)
+        device = asked.device or results[0]["device"] + beside
+        mine = row(results, kept, device, date.fromtimestamp(max(file.stat().st_mtime for file in files)))
         with one_at_a_time(asked.table):
-            shutil.copyfile(file, copy)
             rows = measured.read(asked.table) if asked.table.exists() else {}
-            if named.name not in rows:
-                measured.write(asked.table, {**rows, named.name: mine})
-        yield named, f"{named.verdict_on(mine)}: {mine.value:.4g} ± {mine.ci95:.2g}, in {mine.minutes:g} minutes"
+            if not _has_row(named, rows, asked.seeds):
+                for seed, content in enumerate(kept):
+                    write_bytes(asked.table.parent / measured.kept_as(named.name, seed), content)
+                note = rows[named.name].note if named.name in rows else ""
+                measured.write(asked.table, {**rows, named.name: mine._replace(note=note)})
+        yield named, f"{named.verdict_on(mine)}: {mine.value:.4g} ± {mine.interval:.2g}, in {mine.minutes:g} minutes"
 
 
 class Campaign:
@@ -250,13 +284,13 @@ class Campaign:
         """Sets a run aside that does not fit into the seconds that are left, and does away with one that has ended."""
         name, code = run.named.name, run.process.poll()
         if code is None:
-            now = pace(run.named, self.asked.directory(run.named), run.begun_at)
+            now = pace(run.named, self.asked.directories(run.named), run.begun_at)
             if now is None or now.left <= left or name in self.too_long:
                 return
             stop([run.process])
             self.say(f"{name}: {now.left / 60:.0f} minutes more do not fit; saved at step {now.step}")
             self.too_long.add(name)
-        elif name in self.waiting and code != REQUEUE and is_free(self.asked.directory(run.named)):
+        elif name in self.waiting and code != REQUEUE and self.asked.is_free(run.named):
             self.say(f"{name}: exit code {code}; see {self.asked.log(run.named)}")
             self.failed.append(name)
             del self.waiting[name]
@@ -267,26 +301,24 @@ class Campaign:
         for place in {*range(self.asked.at_once)} - {run.place for run in self.running}:
             busy = {run.named.name for run in self.running}
             in_turn = sorted(self.waiting.values(), key=lambda named: named.name in self.too_long)
-            ready = (each for each in in_turn if each.name not in busy and is_free(self.asked.directory(each)))
+            ready = (each for each in in_turn if each.name not in busy and self.asked.is_free(each))
             named = next(ready, None)
             if named is None:
                 return
             self.running.append(start(self.asked, named, place))
-            self.say(f"{named.name}: begun at step {self.running[-1].begun_at}")
+            self.say(f"{named.name}: begun at step {', '.join(map(str, self.running[-1].begun_at))}")
 
 
 def start(asked: Asked, named: Named, place: int) -> Running:
     """Begins or continues a cell's run, on its share of the machine."""
     log = asked.log(named)
     log.parent.mkdir(parents=True, exist_ok=True)
-    records: dict[int, Any] = {}
-    with suppress(OSError, DataError):
-        records, _ = read_metrics(asked.directory(named) / METRICS)
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / asked.at_once:.2f}", **os.environ}
     cores = sorted(os.sched_getaffinity(0))
     share = cores[place :: asked.at_once] or cores
-    command = [REPRODUCE, named.name, f"output={log.parent}", *asked.overrides[named.name]]
+    command = [REPRODUCE, named.name, f"seeds={asked.seeds}", f"output={log.parent}", *asked.overrides[named.name]]
     command += [f"--config-dir={folder}" for folder in search_path.added()]
+    begun_at = [max(_records(directory), default=0) for directory in asked.directories(named)]
     with log.open("ab") as written:
         process = subprocess.Popen(
             command,
@@ -296,7 +328,7 @@ def start(asked: Asked, named: Named, place: int) -> Running:
             start_new_session=True,  # Ctrl-C is for the campaign, which has its runs saved
             preexec_fn=lambda: os.sched_setaffinity(0, share),
         )
-    return Running(named, process, place, max(records, default=0))
+    return Running(named, process, place, begun_at)
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -322,15 +354,15 @@ def forecast(asked: Asked, pending: Sequence[Named], faster: float, say: Callabl
         run = start(asked, named, 0)
         until, found = time.monotonic() + _PATIENCE, None
         while run.process.poll() is None and found is None and time.monotonic() < until and not ending.wait(_POLL):
-            found = pace(named, asked.directory(named), run.begun_at)
+            found = pace(named, asked.directories(named), run.begun_at)
         stop([run.process])
         if ending.is_set():
             return
-        found = found or pace(named, asked.directory(named))
+        found = found or pace(named, asked.directories(named), [0] * asked.seeds)
         if found is None:
             say(f"{named.name:<48}  not told; see {asked.log(named)}")
             continue
-        minutes = found.steps * found.seconds / 60
+        minutes = found._replace(step=0).left / 60
         elsewhere = f"  {minutes / faster:9.1f}" if faster != 1 else ""
         say(f"{named.name:<48}  {found.tasks / found.seconds:8.4g}  {minutes:8.1f}{elsewhere}")
 
@@ -347,6 +379,7 @@ def main() -> NoReturn:
     )
     parser.add_argument("--source", action="append", default=[], metavar="DATASET=DIR", help="where a data set is")
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time, which share the device and the cores")
+    parser.add_argument("--seeds", type=int, default=1, help="of each cell, from seed 0 on; 1")
     parser.add_argument("--device", default="", help="what the table is to call it; by default as the results do")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="directory of the runs (%(default)s)")
     parser.add_argument("--table", type=Path, default=measured.table_file(), help="of results (%(default)s)")
@@ -367,17 +400,19 @@ def _acted(options: argparse.Namespace) -> int:
     """Does what the options ask for, and returns the exit code."""
     if options.at_once < 1:
         raise ConfigError("--at-once", options.at_once, "1 or more")
+    if options.seeds < 1:
+        raise ConfigError("--seeds", options.seeds, "1 or more")
     if not options.hours >= 0:
         raise ConfigError("--hours", options.hours, "0 or more")
     search_path.add(options.config_dir)
     table = measured.read(options.table) if options.table.exists() else {}
-    pending = chosen(options.cells.split(","), table)
+    pending = chosen(options.cells.split(","), table, options.seeds)
     if options.list:
         print(*(named.name for named in pending), sep="\n", flush=True)
         return 0
     sources = pairs(options.source)
     overrides = {each.name: settings(each, sources, options.overrides) for each in pending}
-    asked = Asked(options.output.absolute(), options.table, overrides, options.at_once, options.device)
+    asked = Asked(options.output.absolute(), options.table, overrides, options.at_once, options.device, options.seeds)
 
     def say(words: str) -> None:
         print(words if options.forecast else f"{time.strftime('%H:%M:%S')} {words}", flush=True)

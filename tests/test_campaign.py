@@ -11,12 +11,14 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import campaign
 from metarun.commands.reproduce import find
 from metarun.errors import MetarunError
 from metarun.trust import measured
+from metarun.trust.equivalence import verdict
 
 CELL = "finn2017/maml_sinusoid_1_step"
 RUN = {
@@ -42,8 +44,8 @@ def asked(tmp_path):
     return campaign.Asked(tmp_path / "runs", tmp_path / "table" / "table.csv", {}, at_once=2)
 
 
-def put(asked, name, text):
-    directory = asked.directory(find(CELL))
+def put(asked, name, text, seed=0):
+    directory = asked.directories(find(CELL))[seed]
     directory.mkdir(parents=True, exist_ok=True)
     (directory / name).write_text(text)
 
@@ -62,14 +64,17 @@ def test_a_pattern_of_no_cell_is_refused():
 
 
 def test_a_row_with_a_hash_stands_on_the_file_that_is_kept():
-    runs = measured.table_file().parent / "runs"
+    folder = measured.table_file().parent
     assert any(row.result for row in measured.table().values())
     for cell, row in measured.table().items():
         if row.result:
-            kept = (runs / f"{cell}.json").read_bytes()
-            result = json.loads(kept)
-            assert measured.hash_of(kept) == row.result, cell
-            assert (result["value"], result["ci95"]) == pytest.approx((row.value, row.ci95), rel=5e-3), cell
+            kept = [(folder / measured.kept_as(cell, seed)).read_bytes() for seed in range(row.seeds)]
+            results = [json.loads(content) for content in kept]
+            assert " ".join(map(measured.hash_of, kept)) == row.result, cell
+            assert [result["seed"] for result in results] == [*range(row.seeds)], cell
+            assert row.ours.values == pytest.approx([result["value"] for result in results], rel=5e-3), cell
+            assert np.mean(row.ours.values) == pytest.approx(row.value, rel=1e-3), cell
+            assert max(result["ci95"] for result in results) == pytest.approx(row.ci95, rel=5e-3), cell
 
 
 def test_a_setting_that_makes_it_another_run_is_refused():
@@ -80,11 +85,38 @@ def test_a_setting_that_makes_it_another_run_is_refused():
 
 
 def test_the_pace_is_that_of_the_steps_since_the_run_went_on(asked):
-    assert campaign.pace(find(CELL), asked.directory(find(CELL))) is None
+    cell = find(CELL)
+    assert campaign.pace(cell, asked.directories(cell), [0]) is None
     lines = [{"step": 100, "seconds": 0.0}, {"step": 200, "seconds": 50.0}, {"step": 300, "seconds": 51.0}]
     put(asked, "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    found = campaign.pace(find(CELL), asked.directory(find(CELL)), begun_at=100)
+    found = campaign.pace(cell, asked.directories(cell), [100])
     assert found.step == 300 and found.seconds == pytest.approx(0.01) and found.left == pytest.approx(697)
+    # The first of three seeds: two whole ones come after it.
+    found = campaign.pace(cell, asked._replace(seeds=3).directories(cell), [100, 0, 0])
+    assert found.left == pytest.approx(697 + 2 * 700)
+
+
+def test_a_row_of_several_seeds_is_their_mean_and_its_verdict_is_over_them(asked):
+    values = [0.584491, 0.612341, 0.571111]
+    asked = asked._replace(seeds=3)
+    [alone] = [campaign.row([{**RUN, "checks": {}}], [b""], "a card", date.today())]
+    asked.table.parent.mkdir()
+    measured.write(asked.table, {CELL: alone._replace(note="a note")})
+    assert [named.name for named in campaign.chosen([CELL], measured.read(asked.table), 3)] == [CELL]
+    for seed, value in enumerate(values[:2]):
+        put(asked, "result.json", json.dumps({**RUN, "value": value, "seed": seed, "checks": {}}), seed)
+    assert list(campaign.collect(asked, [find(CELL)])) == []
+    put(asked, "result.json", json.dumps({**RUN, "value": values[2], "seed": 2, "checks": {}}), 2)
+    [_] = campaign.collect(asked, [find(CELL)])
+    row = measured.read(asked.table)[CELL]
+    assert (row.value, row.seeds, row.minutes, row.note) == (0.5893, 3, 6, "a note")
+    assert row.ours.values == pytest.approx(values, rel=1e-3)
+    figure = find(CELL).published
+    found = verdict(row.ours, figure.value, figure.ci95, find(CELL).cell.margin)
+    assert find(CELL).verdict_on(row) == found.verdict and row.interval == found.ci95 > row.ci95
+    files = [asked.table.parent / measured.kept_as(CELL, seed) for seed in range(3)]
+    assert row.result.split() == [measured.hash_of(file.read_bytes()) for file in files] and len({*files}) == 3
+    assert campaign.chosen([CELL], {CELL: row}, 3) == []
 
 
 def test_a_result_becomes_a_row_once_and_its_file_is_kept(asked):

@@ -66,10 +66,9 @@ def said(named: Named) -> str:
 
 def with_interval(named: Named, value: float, ci95: float | None) -> str:
     """A figure with its interval: an accuracy in per cent, what else there is as it stands."""
-    form = "{:g}".format
     if is_accuracy(named):
-        value, ci95, form = 100 * value, ci95 and 100 * ci95, "{:.2f}".format
-    return form(value) + ("" if ci95 is None else f" ± {form(ci95)}")
+        return f"{100 * value:.2f}" + ("" if ci95 is None else f" ± {100 * ci95:.2f}")
+    return f"{value:.4g}" + ("" if ci95 is None else f" ± {ci95:.3g}")
 
 
 def _table(part: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -81,13 +80,13 @@ def _whole(named: Named, differs: str) -> tuple[str, ...]:
     figure, ours = named.published, named.measured
     published = with_interval(named, figure.value, figure.ci95)
     known = "; ".join(filter(None, [figure.note, "" if ours is None else ours.note]))
-    mine = [""] * 5 if ours is None else [with_interval(named, ours.value, ours.ci95), said(named), *_run(named)]
+    mine = [""] * 5 if ours is None else [with_interval(named, ours.value, ours.interval), said(named), *_run(named)]
     return *_what(named), published, *mine, differs, cell(known), cell(figure.source)
 
 
 def _short(named: Named) -> tuple[str, ...]:
     ours = named.measured
-    return *_what(named), with_interval(named, ours.value, ours.ci95), *_run(named)
+    return *_what(named), with_interval(named, ours.value, ours.interval), *_run(named)
 
 
 def _what(named: Named) -> tuple[str, str, str]:
@@ -104,8 +103,10 @@ def _what(named: Named) -> tuple[str, str, str]:
 def _run(named: Named) -> tuple[str, str, str]:
     """Of what gave a cell its figure: the minutes, its size in words, and on what and when it ran."""
     ours = named.measured
-    seeds = "1 seed" if ours.seeds == 1 else f"{ours.seeds} seeds"
-    size = f"{ours.steps:,} steps, {seeds}, {ours.tasks:,} test tasks"
+    values = ", ".join(with_interval(named, float(value), None) for value in ours.by_seed.split())
+    seeds = "1 seed" if ours.seeds == 1 else f"{ours.seeds} seeds ({values})"
+    steps = "1 step" if ours.steps == 1 else f"{ours.steps:,} steps"
+    size = f"{steps}, {seeds}, {ours.tasks:,} test tasks"
     return f"{ours.minutes:.0f}", size, cell(f"{ours.device}, {ours.date}")
 
 

@@ -84,14 +84,14 @@ class Named(NamedTuple):
         ours = self.measured
         if ours is None:
             raise MetarunError(f"{self.name}: a short version of which there is no figure of ours to hold it against.")
-        return Figure(ours.value, ours.ci95, f"ours, {ours.date}, {ours.device}")
+        return Figure(ours.value, ours.interval, f"ours, {ours.date}, {ours.device}")
 
     def verdict_on(self, ours: Measured) -> str:
         """The verdict on what a whole cell has given us; "" of a short version, which that is the measure of."""
         if self.is_short:
             return ""
-        of_it = Ours([ours.value], ours.ci95, num_tasks=ours.tasks)
-        return verdict(of_it, self.published.value, self.published.ci95, self.cell.margin, forecast=False).verdict
+        figure = self.published
+        return verdict(ours.ours, figure.value, figure.ci95, self.cell.margin, forecast=False).verdict
 
 
 class Reproduction(NamedTuple):
@@ -131,7 +131,7 @@ def listed(console: Console) -> None:
         accuracy = is_accuracy(named)
         mine = ("", "", "")
         if ours is not None:
-            mine = (_with_ci95(ours.value, ours.ci95, accuracy), named.verdict_on(ours), f"{ours.minutes:.0f}")
+            mine = (_with_ci95(ours.value, ours.interval, accuracy), named.verdict_on(ours), f"{ours.minutes:.0f}")
         heading = _HEADINGS[1 if named.is_short else 0 if ours is not None else 2]
         groups[heading].append((named.name, _with_ci95(figure.value, figure.ci95, accuracy), *mine, figure.source))
     header = ("cell", "published", "measured", "verdict", "minutes", "source")
@@ -300,7 +300,9 @@ def said(
         say(f"A short version, with {_share(named)}: it checks an installation, and reproduces nothing.")
     before = named.measured
     if before is not None and (own_keys or not named.is_short):
-        words = f"{_with_ci95(before.value, before.ci95, accuracy)} in {before.minutes:.0f} minutes on {before.device}"
+        words = (
+            f"{_with_ci95(before.value, before.interval, accuracy)} in {before.minutes:.0f} minutes on {before.device}"
+        )
         if own_keys:
             say(Text(f"Without {some(own_keys)}, the cell has given {words}: this is another command."))
         else:

@@ -2,13 +2,15 @@
 
 Columns:
   cell                    its name, as in `experiment=PAPER/CELL`
-  value, interval         in the unit of `result.json`, and half the width of the 95% interval over tasks
+  value, interval         in the unit of `result.json`, and half the width of the 95% interval over tasks; of several seeds
+                          their mean, and the widest of their intervals
   tasks, seeds, steps     test tasks, how many seeds, outer steps
   minutes, device         of the whole command, and what it ran on
   versions, commit, date  of the libraries, where they are known; with which commit the figure came here, and when
   note                    what has to be known of it
   result                  SHA-256 of the run's `result.json`, its first 16 digits; the file is `runs/PAPER/CELL.json` beside
-                          the table
+                          the table. Of several seeds one after the other; the second's is `runs/PAPER/CELL.1.json`
+  by_seed                 the values of several seeds, from the first on; empty for one
 A cell whose command is another's has no line of its own. An empty entry is not known.
 """
 
@@ -24,19 +26,21 @@ from metarun.config.experiments import run_of
 from metarun.config.search_path import conf_dir
 from metarun.errors import DataError
 from metarun.system.files import write_bytes
+from metarun.trust.equivalence import Ours, over_seeds
 
 
 class Measured(NamedTuple):
     """What a cell has given us.
 
     Attributes:
-      value, ci95: as of a published figure.
+      value, ci95: as of a published figure; of several seeds their mean, and the widest of their intervals over tasks.
       tasks, seeds, steps: test tasks, seeds and outer steps.
       minutes: of the whole command.
       device: in words.
       versions, commit, date: of the libraries; with which commit the figure came, and when; "" for not known.
       note: what has to be known of it; "" for nothing.
-      result: hash of the run's `result.json`, as `hash_of` gives it; "" where that is not kept.
+      result: hash of the run's `result.json`, as `hash_of` gives it, of each seed; "" where that is not kept.
+      by_seed: the values of several seeds, from the first on, with spaces between; "" for one.
     """
 
     value: float
@@ -51,6 +55,17 @@ class Measured(NamedTuple):
     date: str
     note: str
     result: str = ""
+    by_seed: str = ""
+
+    @property
+    def ours(self) -> Ours:
+        """What it is, to be held against a published figure."""
+        return Ours([float(value) for value in self.by_seed.split()] or [self.value], self.ci95, self.tasks)
+
+    @property
+    def interval(self) -> float:
+        """Half the width of the 95% interval over tasks, and over seeds where there are several."""
+        return over_seeds(self.ours)[1]
 
 
 @cache
@@ -94,6 +109,11 @@ def hash_of(result: bytes) -> str:
     return hashlib.sha256(result).hexdigest()[:16]
 
 
+def kept_as(cell: str, seed: int) -> str:
+    """Where the `result.json` of a cell's seed is kept, from the table's folder."""
+    return f"runs/{cell}.json" if seed == 0 else f"runs/{cell}.{seed}.json"
+
+
 def measured(cell: str, part: str) -> Measured | None:
     """What a cell has given us, or that whose command it shares; None if it has not been run to its end.
 
@@ -122,4 +142,5 @@ def _measured(line: dict[str, str]) -> Measured:
         steps=int(line["steps"]),
         minutes=float(line["minutes"]),
         **{key: line[key] for key in ("device", "versions", "commit", "date", "note", "result")},
+        by_seed=line.get("by_seed", ""),
     )
