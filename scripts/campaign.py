@@ -89,27 +89,26 @@ class Asked(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """How a run comes on: the outer step it is at, of how many, tasks of a step, seconds of a step, and seeds after it."""
+    """How a run comes on: the outer step it is at, of how many, tasks of a step, and seconds of a step."""
 
     step: int
     steps: int
     tasks: int
     seconds: float
-    seeds_after: int = 0
 
     @property
     def left(self) -> float:
         """Seconds of training that are left."""
-        return (self.steps - self.step + self.seeds_after * self.steps) * self.seconds
+        return (self.steps - self.step) * self.seconds
 
 
 class Running(NamedTuple):
-    """A cell's command that runs: its process, its place among those at once, and the step from which each seed went on."""
+    """A cell's command that runs: its process, its place among those at once, and the step from which it went on."""
 
     named: Named
     process: subprocess.Popen[bytes]
     place: int
-    begun_at: Sequence[int]
+    begun_at: int
 
 
 def chosen(patterns: Sequence[str], table: Mapping[str, Measured], seeds: int = 1) -> list[Named]:
@@ -149,28 +148,16 @@ def settings(named: Named, sources: Mapping[str, str], overrides: Sequence[str])
     return own
 
 
-def pace(named: Named, directories: Sequence[Path], begun_at: Sequence[int]) -> Pace | None:
-    """How a cell's run comes on, by what its last seed has written since a step; None while that is too little to tell.
+def pace(named: Named, directories: Sequence[Path], begun_at: int = 0) -> Pace | None:
+    """How a cell's run comes on, by what it has written since a step; None while that is too little to tell.
 
-    Args:
-      named: the cell.
-      directories: of its seeds, of which those that have not begun write nothing.
-      begun_at: the step from which each seed went on.
+    Seeds train together, so the last one's pace is that of all.
     """
-    for seed in reversed(range(len(directories))):
-        records = _records(directories[seed])
-        if not records:
-            continue
-        timed = [
-            (step, of["seconds"])
-            for step, of in records.items()
-            if step > begun_at[seed] and of.get("seconds") is not None
-        ]
-        if len(timed) >= _LINES and timed[-1][1] > timed[0][1]:
-            (first, began), (last, now) = timed[0], timed[-1]
-            steps, tasks = _size(named.name, named.part)
-            return Pace(last, steps, tasks, (now - began) / (last - first), len(directories) - 1 - seed)
-        return None
+    records = _records(directories[-1])
+    timed = [(step, of["seconds"]) for step, of in records.items() if step > begun_at and of.get("seconds") is not None]
+    if len(timed) >= _LINES and timed[-1][1] > timed[0][1]:
+        (first, began), (last, now) = timed[0], timed[-1]
+        return Pace(last, *_size(named.name, named.part), (now - began) / (last - first))
     return None
 
 
@@ -198,7 +185,7 @@ def row(results: Sequence[Mapping[str, Any]], kept: Sequence[bytes], device: str
         tasks=first["num_tasks"],
         seeds=len(results),
         steps=first["steps"],
-        minutes=max(1, round(sum(result["seconds"] + result["compile_seconds"] for result in results) / 60)),
+        minutes=max(1, round(max(result["seconds"] + result["compile_seconds"] for result in results) / 60)),
         device=device,
         versions=", ".join(f"{name} {versions[name]}" for name in ("jax", "metarun")),
         commit=_commit(),
@@ -306,7 +293,7 @@ class Campaign:
             if named is None:
                 return
             self.running.append(start(self.asked, named, place))
-            self.say(f"{named.name}: begun at step {', '.join(map(str, self.running[-1].begun_at))}")
+            self.say(f"{named.name}: begun at step {self.running[-1].begun_at}")
 
 
 def start(asked: Asked, named: Named, place: int) -> Running:
@@ -318,7 +305,7 @@ def start(asked: Asked, named: Named, place: int) -> Running:
     share = cores[place :: asked.at_once] or cores
     command = [REPRODUCE, named.name, f"seeds={asked.seeds}", f"output={log.parent}", *asked.overrides[named.name]]
     command += [f"--config-dir={folder}" for folder in search_path.added()]
-    begun_at = [max(_records(directory), default=0) for directory in asked.directories(named)]
+    begun_at = max(_records(asked.directories(named)[-1]), default=0)
     with log.open("ab") as written:
         process = subprocess.Popen(
             command,
@@ -358,11 +345,11 @@ def forecast(asked: Asked, pending: Sequence[Named], faster: float, say: Callabl
         stop([run.process])
         if ending.is_set():
             return
-        found = found or pace(named, asked.directories(named), [0] * asked.seeds)
+        found = found or pace(named, asked.directories(named))
         if found is None:
             say(f"{named.name:<48}  not told; see {asked.log(named)}")
             continue
-        minutes = found._replace(step=0).left / 60
+        minutes = found.steps * found.seconds / 60
         elsewhere = f"  {minutes / faster:9.1f}" if faster != 1 else ""
         say(f"{named.name:<48}  {found.tasks / found.seconds:8.4g}  {minutes:8.1f}{elsewhere}")
 

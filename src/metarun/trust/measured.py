@@ -5,7 +5,7 @@ Columns:
   value, interval         in the unit of `result.json`, and half the width of the 95% interval over tasks; of several seeds
                           their mean, and the widest of their intervals
   tasks, seeds, steps     test tasks, how many seeds, outer steps
-  minutes, device         of the whole command, and what it ran on
+  minutes, device         of the whole command, in which seeds train together, and what it ran on
   versions, commit, date  of the libraries, where they are known; with which commit the figure came here, and when
   note                    what has to be known of it
   result                  SHA-256 of the run's `result.json`, its first 16 digits; the file is `runs/PAPER/CELL.json` beside
