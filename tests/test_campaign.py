@@ -114,6 +114,10 @@ def test_a_row_of_several_seeds_is_their_mean_and_its_verdict_is_over_them(asked
     files = [asked.table.parent / measured.kept_as(CELL, seed) for seed in range(3)]
     assert row.result.split() == [measured.hash_of(file.read_bytes()) for file in files] and len({*files}) == 3
     assert campaign.chosen([CELL], {CELL: row}, 3) == []
+    for wrong in ("0.5 0.6", "0.5 0.6 much"):
+        measured.write(asked.table, {CELL: row._replace(by_seed=wrong)})
+        with pytest.raises(MetarunError, match="line 2 is no row of a table of results"):
+            measured.read(asked.table)
 
 
 def test_a_result_becomes_a_row_once_and_its_file_is_kept(asked):

@@ -134,7 +134,7 @@ def table_file() -> Path:
 
 
 def _measured(line: dict[str, str]) -> Measured:
-    return Measured(
+    row = Measured(
         value=float(line["value"]),
         ci95=float(line["interval"]),
         tasks=int(line["tasks"]),
@@ -142,5 +142,8 @@ def _measured(line: dict[str, str]) -> Measured:
         steps=int(line["steps"]),
         minutes=float(line["minutes"]),
         **{key: line[key] for key in ("device", "versions", "commit", "date", "note", "result")},
-        by_seed=line.get("by_seed", ""),
+        by_seed=line.get("by_seed") or "",
     )
+    if row.by_seed and len(row.ours.values) != row.seeds:
+        raise ValueError(f"by_seed={row.by_seed}: expected {row.seeds} values")
+    return row
