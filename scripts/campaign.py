@@ -222,7 +222,7 @@ def collect(asked: Asked, pending: Iterable[Named]) -> Iterator[tuple[Named, str
                     write_bytes(asked.table.parent / measured.kept_as(named.name, seed), content)
                 note = rows[named.name].note if named.name in rows else ""
                 measured.write(asked.table, {**rows, named.name: mine._replace(note=note)})
-        yield named, f"{named.verdict_on(mine)}: {mine.value:.4g} ± {mine.interval:.2g}, in {mine.minutes:g} minutes"
+        yield named, f"{named.verdict_on(mine)}: {mine.value:.4g} ± {mine.interval:.2g}, in {mine.minutes:g} min"
 
 
 class Campaign:

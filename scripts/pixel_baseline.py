@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))  # way, shot
+ARCHIVES = ("images_background.zip", "images_evaluation.zip")
 QUERIES = 5  # of each class
 TEST_CLASSES = 423  # of 1,623, which are shuffled
 SCALED = {"areas": Image.Resampling.BOX, "Lanczos": Image.Resampling.LANCZOS, "nearest pixel": Image.Resampling.NEAREST}
@@ -29,7 +30,7 @@ PUBLISHED = "| Vinyals et al. 2016 | | | cosine | 41.7 | 63.2 | 26.7 | 42.6 |"
 def drawings(folder: Path) -> list[list[Image.Image]]:
     """The drawings of each character of the test, paper white."""
     of_character: dict[str, list[Image.Image]] = {}
-    for name in ("images_background.zip", "images_evaluation.zip"):
+    for name in ARCHIVES:
         with zipfile.ZipFile(folder / name) as archive:
             for entry in archive.namelist():
                 if entry.endswith(".png"):
@@ -66,6 +67,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="with both archives of Omniglot")
     parser.add_argument("--tasks", type=int, default=1000, help="of each setting; 1000")
     options = parser.parse_args()
+    if missing := [name for name in ARCHIVES if not (options.folder / name).is_file()]:
+        parser.error(f"DIR={options.folder} has no {missing[0]}: expected a folder with {' and '.join(ARCHIVES)}")
     characters = drawings(options.folder)
     print("| scaled by | test classes | ink | measure | 5-way 1-shot | 5-way 5-shot | 20-way 1-shot | 20-way 5-shot |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

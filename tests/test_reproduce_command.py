@@ -65,6 +65,13 @@ def test_what_is_said_of_it():
     assert "steps: 16000, the paper's 60000" in words
 
 
+def test_of_what_learns_nothing_no_further_seeds_are_asked_for():
+    for sizes, asked in (({"meta_params": 9}, True), ({"meta_params": 0}, False)):
+        stream, outcome = io.StringIO(), judged(named(), [{**result(0.9865), "sizes": sizes}])
+        said(named(), outcome, [], Console(file=stream, width=200))
+        assert ("seeds=5 covers how much seeds differ" in stream.getvalue()) == asked
+
+
 def test_a_short_version_is_held_to_what_the_same_command_has_given():
     """Not to the published figure, which stands beside it."""
     ours = named(SHORT).measured.value

@@ -300,9 +300,8 @@ def said(
         say(f"A short version, with {_share(named)}: it checks an installation, and reproduces nothing.")
     before = named.measured
     if before is not None and (own_keys or not named.is_short):
-        words = (
-            f"{_with_ci95(before.value, before.interval, accuracy)} in {before.minutes:.0f} minutes on {before.device}"
-        )
+        minutes = "a minute" if before.minutes == 1 else f"{before.minutes:.0f} minutes"
+        words = f"{_with_ci95(before.value, before.interval, accuracy)} in {minutes} on {before.device}"
         if own_keys:
             say(Text(f"Without {some(own_keys)}, the cell has given {words}: this is another command."))
         else:
@@ -330,7 +329,10 @@ def _share(named: Named) -> str:
 
 def _why(outcome: Reproduction) -> str:
     verdict, seeds = outcome.verdict, len(outcome.results)
-    learnt = outcome.results[0]["steps"] > 0  # of what is not, every seed is the same
+    first = outcome.results[0]
+    learnt = (
+        first["steps"] > 0 and first.get("sizes", {}).get("meta_params") != 0
+    )  # of what is not, every seed is the same
     alone = " This is one seed's; seeds=5 covers how much seeds differ." if seeds == 1 and learnt else ""
     if outcome.failed:
         return f"Checks failed, so the number cannot be trusted: {', '.join(outcome.failed)}."
