@@ -62,6 +62,12 @@ def accuracies(x: np.ndarray, measure: str, way: int, shot: int, num_tasks: int)
     return np.array(found)
 
 
+def row(x: np.ndarray, measure: str, num_tasks: int) -> list[str]:
+    """The accuracy in each setting, in %, with its interval."""
+    of_tasks = [100 * accuracies(x, measure, way, shot, num_tasks) for way, shot in SETTINGS]
+    return [f"{each.mean():.1f} ± {1.96 * each.std(ddof=1) / num_tasks**0.5:.1f}" for each in of_tasks]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="with both archives of Omniglot")
@@ -77,12 +83,8 @@ def main() -> None:
             ink = pixels(characters, how, turned)
             # To the Euclidean distance it is the same which of them is 1.
             for words, x, measure in (("1", ink, "cosine"), ("0", 1 - ink, "cosine"), ("1 or 0", ink, "euclidean")):
-                cells = []
-                for way, shot in SETTINGS:
-                    found = 100 * accuracies(x, measure, way, shot, options.tasks)
-                    cells.append(f"{found.mean():.1f} ± {1.96 * found.std(ddof=1) / len(found) ** 0.5:.1f}")
-                row = [scaled, "turned, too" if turned else "upright", words, measure, *cells]
-                print(f"| {' | '.join(row)} |", flush=True)
+                convention = [scaled, "turned, too" if turned else "upright", words, measure]
+                print(f"| {' | '.join(convention + row(x, measure, options.tasks))} |", flush=True)
     print(PUBLISHED)
 
 

@@ -38,12 +38,9 @@ def by_images(encoder: Model, images: Array) -> Model:
 def images_of(source: TaskSource, number: int) -> Array:
     """So many inputs of tasks' support sets, `[number, *feature]`."""
     draw = jax.jit(lambda key: source.sample(source.data, key).support.x)
-    found: list[Array] = []
-    for key in jax.random.split(jax.random.key(1), number):
-        found.append(draw(key))
-        if sum(map(len, found)) >= number:
-            break
-    return jnp.concatenate(found)[:number]
+    of_task = len(draw(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), -(-number // of_task))
+    return jnp.concatenate([draw(key) for key in keys])[:number]
 
 
 def accuracies(method: Method, params: Any, source: TaskSource, num_tasks: int) -> np.ndarray:
@@ -74,7 +71,7 @@ def measured(run: metarun.Run, num_tasks: int, num_images: int) -> tuple[np.ndar
     if dataset.objective != "classification":
         raise ConfigError("RUN", run.directory, f"a run on classes; dataset={run.choices['dataset']} is of numbers")
     encoder = keys.call("model", num_outputs=None)
-    given = {"objective": dataset.objective, "num_outputs": dataset.num_outputs}
+    given = {name: getattr(dataset, name) for name in ("objective", "num_outputs", "num_train_classes")}
     make: Callable[[Model], Method] = lambda encoder: keys.call("method", encoder=encoder, **given)
     methods = make(encoder), make(by_images(encoder, images_of(dataset.train, num_images)))
     first, second = (accuracies(method, run.params, dataset.test, num_tasks) for method in methods)

@@ -68,7 +68,7 @@ def with_interval(named: Named, value: float, ci95: float | None) -> str:
     """A figure with its interval: an accuracy in per cent, what else there is as it stands."""
     if is_accuracy(named):
         return f"{100 * value:.2f}" + ("" if ci95 is None else f" ± {100 * ci95:.2f}")
-    return f"{value:.4g}" + ("" if ci95 is None else f" ± {ci95:.3g}")
+    return f"{value:g}" + ("" if ci95 is None else f" ± {ci95:.3g}")
 
 
 def _table(part: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -330,9 +330,8 @@ def _share(named: Named) -> str:
 def _why(outcome: Reproduction) -> str:
     verdict, seeds = outcome.verdict, len(outcome.results)
     first = outcome.results[0]
-    learnt = (
-        first["steps"] > 0 and first.get("sizes", {}).get("meta_params") != 0
-    )  # of what is not, every seed is the same
+    # Of what learns nothing every seed is the same.
+    learnt = first["steps"] > 0 and first.get("sizes", {}).get("meta_params") != 0
     alone = " This is one seed's; seeds=5 covers how much seeds differ." if seeds == 1 and learnt else ""
     if outcome.failed:
         return f"Checks failed, so the number cannot be trusted: {', '.join(outcome.failed)}."
